@@ -1,0 +1,66 @@
+"""What a handler raises, and what ``handle_session_error`` may be given.
+
+A session that ends badly is reported to the handler as an exception: either the very object that one of the
+handler's own methods raised, or one of the `SessionError` classes below, which popart makes.  No exception made
+here carries a password, a digest or any other octet that the client sent.
+"""
+
+from __future__ import annotations
+
+import re
+
+_RESPONSE_CODE = re.compile(r"[!-.0-\\^-~]+(/[!-.0-\\^-~]+)*")
+_MAX_RESPONSE_CODE = 64
+
+
+class ReportableError(Exception):
+    """A refusal that the client may read: ``-ERR [code] text``.
+
+    Raise it from any method of a handler.  Every other exception stays hidden behind a fixed text.
+
+    *text* is sent as one line of ASCII: line ends and other control octets become spaces, other characters ``?``,
+    and what does not fit into the 512 octets of a reply (RFC 1939 section 3) is cut off.
+
+    *code* is a response code without its brackets (RFC 2449 section 8): ``IN-USE``, ``LOGIN-DELAY``, ``AUTH``,
+    ``SYS/TEMP`` for a failure that will pass and ``SYS/PERM`` for one that needs a human (RFC 3206).
+
+    :raises ValueError: *code* is not a response code in RFC 2449's grammar, or is longer than 64 characters.
+    """
+
+    def __init__(self, text: str, *, code: str | None = None) -> None:
+        if code is not None and not (len(code) <= _MAX_RESPONSE_CODE and _RESPONSE_CODE.fullmatch(code)):
+            raise ValueError(f"not a POP3 response code: {code!r}")
+        super().__init__(text)
+        self.text = str(text)
+        self.code = code
+
+
+class BadCommandError(ReportableError):
+    """A command that is unknown, malformed or given in the wrong state.  Counted against ``max_bad_commands``."""
+
+
+class SessionError(Exception):
+    """Base of the errors that popart itself gives to ``handle_session_error``."""
+
+
+class HandlerError(SessionError):
+    """The handler broke its contract: a bad id, a negative size, a value of the wrong type.  The text says which."""
+
+
+class ClientGoneError(SessionError):
+    """The client's connection ended, closed or reset, before QUIT.  Nothing was deleted."""
+
+
+class ClientTimeoutError(SessionError):
+    """The client let a deadline pass: it sent no command in time, or stopped reading.  Nothing was deleted."""
+
+
+class LimitError(SessionError):
+    """The client reached ``max_bad_commands`` or ``max_failed_logins``."""
+
+
+class BrokenMessageError(SessionError):
+    """A message's reader failed after ``+OK`` was promised.
+
+    The handler is given the reader's own exception; this one only tells the connection to end without the final dot.
+    """

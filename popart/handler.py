@@ -1,0 +1,181 @@
+"""What an application implements: this file is the manual.
+
+popart speaks the protocol, a *handler* brings the mail.  ``Server`` asks its factory ``on_new_connection(peer)`` for
+one handler per connection, calls that handler from the connection's own thread only, one method at a time, and lets
+go of it when the session is over.  State that several handlers share is the application's to guard.
+
+The order of calls in a session::
+
+    set_banner                                  only with Server(apop=True), before the greeting
+    authenticate_pass or authenticate_apop      each time the client tries to sign in
+    lock_maildrop                               once a sign-in has succeeded
+    list_messages                               or get_message_count and get_message_size for each message
+    get_message_id, get_message_reader, get_top_reader          as the client asks
+    delete_messages                             at QUIT, if something is marked as deleted
+    unlock_maildrop                             once for each lock_maildrop that returned, however the session ends
+    close                                       once, last, also when nobody signed in
+
+Any method may raise.  A `ReportableError` is a refusal in words that the client is meant to read.  Whatever else is
+raised (SystemExit and KeyboardInterrupt too) is answered with ``-ERR [SYS/TEMP]`` and a fixed text, and given to
+`Handler.handle_session_error`; during sign-in and at QUIT it also ends the session.  A result of the wrong kind is
+answered with ``-ERR [SYS/PERM]`` and reported as a `HandlerError` in the same way.
+
+A handler may block: only its own client waits.  popart cannot interrupt it, so give a backend its own timeouts;
+closing the server waits for calls that are under way.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+
+class MessageReader(Protocol):
+    """A message's octets, read piece by piece.  Any binary file object will do.
+
+    Line ends may be LF or CRLF, or both: the client receives CRLF.  Everything else arrives as it was read.
+    """
+
+    def read(self, n: int, /) -> bytes:
+        """Return at most about *n* of the next octets; fewer is fine, none (``b""``) means the end.
+
+        The first call is made before ``+OK`` is sent, so that what it raises becomes an ``-ERR``.  When a later call
+        raises, the connection is dropped without the final dot, and the client knows that the message is cut off.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the message.  Called once for every reader, read to its end or not."""
+        ...
+
+
+class Handler(Protocol):
+    """The mail of one client, for one connection.  Derive from it: a subclass that forgets a method cannot be built."""
+
+    @abstractmethod
+    def set_banner(self, banner: str) -> None:
+        """Keep the timestamp of the greeting, angle brackets included, for `authenticate_apop` (RFC 1939 section 7).
+
+        Called before the greeting, and only by a server made with ``apop=True``.  An error turns the client away.
+        """
+
+    @abstractmethod
+    def authenticate_pass(self, username: str, password: str) -> None:
+        """Return if the password is right, otherwise raise (USER and PASS, RFC 1939 section 7).
+
+        Neither argument is ever empty; a password may hold spaces, also at its ends.  Say no with
+        `ReportableError`, best with the same text for an unknown user and a wrong password: without a code of its
+        own the client reads ``-ERR [AUTH]`` and may try again.  A result other than None counts as an error,
+        so that neither ``return False`` nor a coroutine lets anybody in.
+        """
+
+    @abstractmethod
+    def authenticate_apop(self, username: str, hexdigest: str) -> None:
+        """Return if *hexdigest* is right, otherwise raise (APOP, RFC 1939 section 7).
+
+        It is the MD5 digest, 32 lower-case hexadecimal digits, of the banner followed by the user's secret.
+        Compare with `hmac.compare_digest`.  Everything said of `authenticate_pass` holds here too.
+        """
+
+    @abstractmethod
+    def lock_maildrop(self) -> None:
+        """Take the exclusive-access lock on the maildrop of the user who just signed in (RFC 1939 section 4).
+
+        From here until `unlock_maildrop` no other session may change the maildrop.  When another session holds it,
+        raise `ReportableError`: without a code of its own the client reads ``-ERR [IN-USE]`` and may sign in again.
+        """
+
+    @abstractmethod
+    def get_message_count(self) -> int:
+        """Return how many messages the maildrop holds.
+
+        Asked once, after `lock_maildrop`; messages are numbered from 1 to this count until the session ends.
+        Not asked of a handler that satisfies `SupportsListing`.
+        """
+
+    @abstractmethod
+    def get_message_size(self, number: int) -> int:
+        """Return the octets of message *number* (1 or more) as they go over the wire (RFC 1939 section 11).
+
+        That is with CRLF line ends, one at the very end included, and without dot-stuffing.  Clients trust it: a size
+        larger than what is sent makes some of them wait for the rest.  Asked once for each message, at sign-in, and
+        not at all of a handler that satisfies `SupportsListing`.
+        """
+
+    @abstractmethod
+    def get_message_id(self, number: int) -> str:
+        """Return the unique-id of message *number* for UIDL (RFC 1939 section 7).
+
+        1 to 70 characters from ``!`` to ``~``, no two alike in a maildrop, the same in each session for as long as
+        the message exists, never used again for another: clients tell by it what they have fetched already.
+        Asked when a client first needs it, once for each message, unless the handler satisfies `SupportsListing`.
+        """
+
+    @abstractmethod
+    def get_message_reader(self, number: int) -> MessageReader:
+        """Open message *number* for RETR or TOP (RFC 1939 sections 5 and 7)."""
+
+    @abstractmethod
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        """Delete these messages for good: all of them, or raise and delete none (RFC 1939 section 6).
+
+        The only call that deletes.  It is made at QUIT, at most once a session, with ascending numbers that are never
+        none at all.  The client reads ``+OK`` only after this method and `unlock_maildrop` have returned; it reads
+        ``-ERR`` if either raises.  Return when the deletion is durable, from one transaction, one rename or whatever
+        your storage offers that survives a killed process: if popart dies in here, the client has had no ``+OK``
+        and will come back, and finds either all messages or none of the deleted ones.
+        """
+
+    @abstractmethod
+    def unlock_maildrop(self) -> None:
+        """Release the lock.  Called exactly once for each `lock_maildrop` that returned, however the session ends.
+
+        A killed process calls nothing: take a lock that its owner's death frees (`fcntl.flock`, a database's
+        session-level advisory lock), or one that expires.
+        """
+
+    @abstractmethod
+    def handle_session_error(self, error: BaseException) -> None:
+        """Learn of a failure: popart logs nothing itself.
+
+        *error* is an exception of this handler's own that was not a `ReportableError`, or one of the
+        `SessionError` classes: `HandlerError`, `ClientGoneError`, `ClientTimeoutError`, `LimitError`.  Each failure
+        is told once.  A client that connects and leaves without a command is no failure.  What this method raises
+        is dropped.
+        """
+
+
+@runtime_checkable
+class SupportsListing(Protocol):
+    """A handler that knows its whole maildrop at once."""
+
+    def list_messages(self) -> Iterable[tuple[int, str]]:
+        """Yield the size and the unique-id of each message, message 1 first.
+
+        One call right after `Handler.lock_maildrop`, in place of one for the count and two for each message.
+        Sizes and ids are what `Handler.get_message_size` and `Handler.get_message_id` say of them.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsTop(Protocol):
+    """A handler that can read the beginning of a message without opening all of it."""
+
+    def get_top_reader(self, number: int, lines: int) -> MessageReader:
+        """Open message *number* for TOP: its header, the blank line and the first *lines* lines of its body.
+
+        Returning more is harmless, as popart cuts off what is too much.  Some clients fetch whole messages with
+        ``TOP n 99999999``.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsClose(Protocol):
+    """A handler that holds something for as long as its session lasts."""
+
+    def close(self) -> None:
+        """Learn that the session is over, signed in or not.  The last call to the handler, made exactly once."""
+        ...

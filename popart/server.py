@@ -1,0 +1,534 @@
+"""Sockets, TLS, threads, deadlines and limits.
+
+`Server` accepts, counts, starts a thread per connection and ends them all; `Connection` moves octets between its
+socket and its `Session`.  Every wait for a client has a deadline that no octet extends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import math
+import re
+import secrets
+import selectors
+import socket
+import socketserver
+import ssl
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
+from popart.handler import Handler
+from popart.session import Session, State
+from popart.wire import LineReader, Reply, encode_message, err
+
+READ_SIZE = 4096
+"""Octets asked of a socket at a time.  Kept small, as each waiting thread holds a buffer of this size."""
+
+WRITE_SIZE = 131_072
+"""Octets that are written under one deadline, and about what is gathered before it is sent."""
+
+LINGER = 2.0
+"""Seconds that a closing connection goes on reading, lest unread input turn the last reply into a reset."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds to wait when the system is short of what a connection needs: the listening socket stays readable."""
+
+WAKE_PAUSE = 0.002
+"""Seconds that a session gets to end before the next is woken: thousands at once would fight for the interpreter."""
+
+MAX_TIMEOUT = 86_400.0
+"""Seconds.  The most that ``Server(timeout=...)`` takes; sockets cannot count much further than to 24 days."""
+
+_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_HOSTNAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_MAX_HOSTNAME = 255
+_IMPLEMENTATION = re.compile(r"[!-~]+( [!-~]+)*")
+_MAX_IMPLEMENTATION = 400  # a capability line has 512 octets, RFC 2449 section 5
+_EXPIRE = re.compile(r"(NEVER|[0-9]{1,9})( USER)?")
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """A POP3 server on one listening socket, used as any `socketserver` server.
+
+    *on_new_connection* is called with the client's socket address, in the connection's own thread and after the TLS
+    handshake; it returns the connection's `Handler`, or None to turn the client away.  What it raises is given to
+    `handle_error`, but for a `ReportableError`, which the client reads.
+
+    *hostname* is the name in APOP's timestamp (default: this machine's).  *timeout* is how many seconds a client may
+    take for a command, and for reading each 128 KiB of a reply, before it is logged out without a word (RFC 1939
+    section 3).  *implementation* and *expire* are announced by CAPA (RFC 2449 sections 6.9 and 6.7).
+    With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from
+    its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.
+
+    :raises ValueError: an argument that cannot stand on the wire, or a *timeout* below `minimum_timeout`.
+    :raises OSError: the address cannot be bound.
+    """
+
+    minimum_timeout: float = 600
+    """Seconds: an autologout timer must be of at least ten minutes (RFC 1939 section 3)."""
+
+    max_connections: int | None = 2000
+    """Connections at a time; one more is refused with ``-ERR [SYS/TEMP]``, or closed before a TLS handshake."""
+
+    max_connections_per_peer: int | None = 1000
+    """The same for one IPv4 address or one IPv6 /64, and half as many, so that no peer alone takes every place."""
+
+    max_bad_commands: int | None = 50
+    """Unknown, malformed or misplaced commands in a row; the session ends with the answer to the last of them."""
+
+    max_failed_logins: int | None = 5
+    """Refused sign-ins of a connection; the session ends with the answer to the last of them."""
+
+    handshake_timeout: float | None = 30
+    """Seconds for the whole TLS handshake."""
+
+    login_timeout: float | None = 180
+    """Seconds for the whole AUTHORIZATION state."""
+
+    shutdown_grace: float | None = 5
+    """Seconds that `server_close` gives to running commands before it cuts their connections."""
+
+    allow_reuse_address = True
+    request_queue_size = 1024
+    # Threads that die with the interpreter would never call unlock_maildrop.
+    daemon_threads = False
+
+    def __init__(
+        self,
+        server_address: tuple[str, int],
+        on_new_connection: Callable[[Any], Handler | None],
+        *,
+        hostname: str | None = None,
+        timeout: float = 600.0,
+        implementation: str = "popart",
+        expire: str = "NEVER",
+        apop: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        bind_and_activate: bool = True,
+    ) -> None:
+        if not self.minimum_timeout <= timeout <= MAX_TIMEOUT:
+            raise ValueError(f"timeout must be {self.minimum_timeout} to {MAX_TIMEOUT} seconds, not {timeout!r}")
+        if hostname is None:
+            hostname = socket.gethostname()
+            if not _HOSTNAME.fullmatch(hostname):
+                hostname = "localhost"
+        self.on_new_connection = on_new_connection
+        self.hostname = _checked("hostname", hostname, _HOSTNAME, _MAX_HOSTNAME)
+        self.command_timeout = float(timeout)
+        self.implementation = _checked("implementation", implementation, _IMPLEMENTATION, _MAX_IMPLEMENTATION)
+        self.expire = _checked("expire", expire, _EXPIRE, 32)
+        self.apop = apop
+        self.ssl_context = ssl_context
+        self.closing = threading.Event()
+        # Reentrant, as a signal handler may close the server while its thread is accepting.
+        self._lock = threading.RLock()
+        self._sockets: dict[threading.Thread, socket.socket] = {}
+        self._peers: Counter[str] = Counter()
+        self._finished: deque[threading.Thread] = deque()
+        self._stopping = False
+        self._serving: threading.Thread | None = None
+        self._served = threading.Event()
+        self._waker: socket.socket | None = None
+        if ":" in server_address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(server_address, Connection, bind_and_activate)
+
+    # Accepting.
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Accept connections until `shutdown` or `server_close`; return at once if either was called before.
+
+        `service_actions` is called at least every *poll_interval* seconds.
+        """
+        self._served.clear()
+        self._serving = threading.current_thread()
+        try:
+            wakened, self._waker = socket.socketpair()
+            with wakened, self._waker, selectors.DefaultSelector() as selector:
+                if not self.closing.is_set():
+                    # A client may be gone before it is accepted, and then accept would wait for the next.
+                    self.socket.setblocking(False)
+                    selector.register(self.socket, selectors.EVENT_READ)
+                    selector.register(wakened, selectors.EVENT_READ)
+                while not (self._stopping or self.closing.is_set()):
+                    selector.select(poll_interval)
+                    self._accept_waiting()
+                    self.service_actions()
+        finally:
+            self._stopping = False
+            self._serving = None
+            self._served.set()
+
+    def shutdown(self) -> None:
+        """Make `serve_forever` return, and wait until it has, unless this is its own thread.
+
+        Sessions go on; `server_close` ends them.  Before `serve_forever`, it makes that return at once.
+        """
+        self._stopping = True
+        if self._waker is not None:
+            with contextlib.suppress(OSError):
+                self._waker.send(b"\0")
+        if self._serving not in (None, threading.current_thread()):
+            self._served.wait()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection without a TLS handshake, even where `socket` is an SSLSocket that would make one."""
+        try:
+            # SSLSocket.accept shakes hands: one silent client would stop the server.
+            return socket.socket.accept(self.socket)
+        except OSError as error:
+            if error.errno in _SHORTAGE:
+                time.sleep(ACCEPT_PAUSE)
+            raise
+
+    def _accept_waiting(self) -> None:
+        while not self._stopping:
+            try:
+                request, client_address = self.get_request()
+            except OSError:
+                return  # none is left, or this one is lost
+            try:
+                if self.verify_request(request, client_address):
+                    self.process_request(request, client_address)
+                else:
+                    self.close_request(request)
+            except Exception:
+                self.handle_error(request, client_address)
+                self.close_request(request)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start the connection's thread, or refuse the connection when a limit is reached or no thread can start."""
+        while self._finished:
+            self._finished.popleft().join()
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
+        )
+        if not self._admit(thread, request, _peer(client_address)):
+            self._refuse(request, "too many connections, please try again later")
+            return
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            self._forget(thread, client_address)
+            self._refuse(request, "short of resources, please try again later")
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Hold a connection from its first octet to its last.  The body of its thread."""
+        try:
+            self.finish_request(request, client_address)
+        except BaseException:
+            self.handle_error(request, client_address)
+        finally:
+            thread = threading.current_thread()
+            self.close_request(self._forget(thread, client_address))
+            self._finished.append(thread)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Learn, in an ``except`` block, of a failure that has no handler to tell: TLS, *on_new_connection*.
+
+        It does nothing; override it to log `sys.exc_info()`.
+        """
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection.  The end of its octets was seen to by `Connection`."""
+        self.close_request(request)
+
+    # The registry of live connections.
+
+    def _admit(self, thread: threading.Thread, request: socket.socket, peer: str) -> bool:
+        with self._lock:
+            if (
+                self.closing.is_set()
+                or (self.max_connections is not None and len(self._sockets) >= self.max_connections)
+                or (self.max_connections_per_peer is not None and self._peers[peer] >= self.max_connections_per_peer)
+            ):
+                return False
+            self._sockets[thread] = request
+            self._peers[peer] += 1
+            return True
+
+    def _forget(self, thread: threading.Thread, client_address: Any) -> socket.socket:
+        peer = _peer(client_address)
+        with self._lock:
+            self._peers[peer] -= 1
+            if not self._peers[peer]:
+                del self._peers[peer]
+            return self._sockets.pop(thread)
+
+    def _refuse(self, request: socket.socket, text: str) -> None:
+        """Refuse from the accepting thread, which never waits for a client."""
+        with contextlib.suppress(OSError):
+            request.setblocking(False)
+            if self.tls_context is None:
+                request.send(err(text, "SYS/TEMP").status)
+                request.recv(READ_SIZE)  # unread input would turn the reply into a reset
+        self.close_request(request)
+
+    @property
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context that makes connections TLS: ``ssl_context``, or that of a wrapped ``server.socket``."""
+        if self.ssl_context is not None:
+            return self.ssl_context
+        return self.socket.context if isinstance(self.socket, ssl.SSLSocket) else None
+
+    def replace_socket(self, request: socket.socket) -> None:
+        """Register the socket that the current connection goes on with."""
+        with self._lock:
+            self._sockets[threading.current_thread()] = request
+
+    def server_close(self) -> None:
+        """End the service: refuse new connections, end idle sessions at once, wait for the others.
+
+        A command that is running may finish within `shutdown_grace` seconds, then its connection is cut.  A call to
+        a handler cannot be interrupted and is always waited for: a commit completes, every maildrop is unlocked and
+        no thread is left.  Called by a handler's method, it does not wait, as that session would wait for itself.
+        Calling it twice, from any thread or before `serve_forever` is fine.
+        """
+        if not self.closing.is_set():
+            self.closing.set()
+        self.shutdown()
+        self.socket.close()
+        deadline = _deadline(self.shutdown_grace)
+        with self._lock:
+            threads = list(self._sockets)
+        waits = threading.current_thread() not in threads
+        for thread in threads:
+            self._shut(thread, socket.SHUT_RD)
+            if waits and time.monotonic() < deadline:
+                thread.join(WAKE_PAUSE)
+        if not waits:
+            return
+        for thread in threads:
+            thread.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                self._shut(thread, socket.SHUT_RDWR)
+        for thread in threads + list(self._finished):
+            thread.join()
+
+    def _shut(self, thread: threading.Thread, how: int) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if thread in self._sockets:
+                # SSLSocket.shutdown would drop the TLS object: what is written later would go out in the clear.
+                socket.socket.shutdown(self._sockets[thread], how)
+
+
+class Connection(socketserver.StreamRequestHandler):
+    """One client: moves octets between its socket and its session."""
+
+    server: Server
+    request: socket.socket
+
+    def setup(self) -> None:
+        """Make no file objects: they would be one more layer of buffers, and are unusable after a timeout."""
+        self._replies: list[bytes] = []
+        self._waiting_octets = 0
+        self._had_command = False
+        self._login_deadline = math.inf
+
+    def finish(self) -> None:
+        """Do nothing: the server closes the socket."""
+
+    def handle(self) -> None:
+        """Hold the whole connection."""
+        if self.request.family != getattr(socket, "AF_UNIX", None):
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        if (context := self.server.tls_context) is not None:
+            self._shake_hands(context)
+        handler = self._make_handler()
+        if handler is not None:
+            self._hold_session(handler)
+
+    def _shake_hands(self, context: ssl.SSLContext) -> None:
+        self.request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
+        self.server.replace_socket(self.request)
+        if self.server.closing.is_set():
+            raise ConnectionAbortedError("the server is closing")
+        self.request.settimeout(self.server.handshake_timeout)
+        self.request.do_handshake()
+
+    def _make_handler(self) -> Handler | None:
+        try:
+            handler = self.server.on_new_connection(self.client_address)
+        except ReportableError as refusal:
+            handler, answer = None, err(refusal.text, refusal.code)
+        except BaseException:
+            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
+            raise
+        else:
+            answer = err("connection refused")
+        if handler is None:
+            self._turn_away(answer)
+        return handler
+
+    def _turn_away(self, answer: Reply) -> None:
+        with contextlib.suppress(SessionError):
+            self._send(answer)
+            self._flush()
+            self._hang_up(complete=True)
+
+    def _hold_session(self, handler: Handler) -> None:
+        server = self.server
+        session = Session(
+            handler,
+            implementation=server.implementation,
+            expire=server.expire,
+            banner=_make_banner(server.hostname) if server.apop else None,
+            max_bad_commands=server.max_bad_commands,
+            max_failed_logins=server.max_failed_logins,
+        )
+        try:
+            complete = self._converse(session)
+        except (ClientGoneError, ClientTimeoutError) as error:
+            if self._had_command and not server.closing.is_set():
+                session.report(error)
+            return
+        finally:
+            session.close()
+        self._hang_up(complete)
+
+    def _converse(self, session: Session) -> bool:
+        """Exchange commands and replies until the session is over.  Return False if a message was left incomplete."""
+        lines = LineReader()
+        self._login_deadline = _deadline(self.server.login_timeout)
+        self._send(session.greet())
+        while not (session.over or self.server.closing.is_set()):
+            line = lines.next_line()
+            if line is None:
+                self._flush()
+                deadline = self._next_deadline()
+                while line is None:
+                    lines.feed(self._receive(deadline))
+                    line = lines.next_line()
+                if self.server.closing.is_set():
+                    break
+            self._had_command = True
+            reply = session.respond(line)
+            if session.state is State.TRANSACTION:
+                self._login_deadline = math.inf
+            try:
+                self._send(reply)
+            except BrokenMessageError:
+                with contextlib.suppress(SessionError):
+                    self._flush()
+                return False
+        self._flush()
+        return True
+
+    def _receive(self, deadline: float) -> bytes:
+        self._limit_wait(deadline)
+        try:
+            octets = self.request.recv(READ_SIZE)
+        except TimeoutError:
+            raise ClientTimeoutError("the client sent no command in time") from None
+        except OSError as error:
+            raise ClientGoneError("the connection broke") from error
+        if not octets:
+            raise ClientGoneError("the client left without QUIT")
+        return octets
+
+    def _send(self, reply: Reply) -> None:
+        """Send a reply, or keep it until more is there or the thread would wait for the client: see `_flush`.
+
+        :raises BrokenMessageError: the message's reader failed; what was read before is kept or sent.
+        """
+        if reply.delay:
+            self._flush()
+            self.server.closing.wait(reply.delay)
+        if reply.message is None:
+            self._keep(reply.head())
+            return
+        with contextlib.closing(reply.message) as chunks:
+            self._keep(reply.head())
+            for octets in encode_message(chunks, reply.top):
+                self._keep(octets)
+
+    def _keep(self, octets: bytes) -> None:
+        self._replies.append(octets)
+        self._waiting_octets += len(octets)
+        if self._waiting_octets >= WRITE_SIZE:
+            self._flush()
+
+    def _flush(self) -> None:
+        octets = memoryview(b"".join(self._replies))
+        self._replies.clear()
+        self._waiting_octets = 0
+        for start in range(0, len(octets), WRITE_SIZE):
+            self._write(octets[start : start + WRITE_SIZE])
+
+    def _write(self, octets: memoryview) -> None:
+        deadline = self._next_deadline()
+        while octets:
+            self._limit_wait(deadline)
+            try:
+                octets = octets[self.request.send(octets) :]
+            except TimeoutError:
+                raise ClientTimeoutError("the client stopped reading") from None
+            except OSError as error:
+                raise ClientGoneError("the connection broke") from error
+
+    def _next_deadline(self) -> float:
+        """Return when the client's next step, a command or reading one write, must be done."""
+        return min(_deadline(self.server.command_timeout), self._login_deadline)
+
+    def _limit_wait(self, deadline: float) -> None:
+        """Let the socket's next call last until *deadline* at most."""
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise ClientTimeoutError("the client was too slow")
+        self.request.settimeout(None if remaining == math.inf else remaining)
+
+    def _hang_up(self, complete: bool) -> None:
+        """End the connection so that all that was sent arrives; over TLS with close_notify if it is *complete*."""
+        with contextlib.suppress(OSError, ValueError, SessionError):
+            deadline = _deadline(LINGER)
+            if complete and isinstance(self.request, ssl.SSLSocket):
+                self._notify_close(self.request)
+            socket.socket.shutdown(self.request, socket.SHUT_WR)
+            while True:
+                self._limit_wait(deadline)
+                if not socket.socket.recv(self.request, READ_SIZE):
+                    break
+
+    def _notify_close(self, request: ssl.SSLSocket) -> None:
+        request.settimeout(0)  # allowed to wait, unwrap() would wait for the peer's close_notify too
+        try:
+            request.unwrap()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLWantWriteError:
+            request.settimeout(LINGER)  # the client has yet to read what was sent before
+            request.unwrap()
+
+
+def _checked(name: str, value: object, pattern: re.Pattern[str], longest: int) -> str:
+    if not (isinstance(value, str) and len(value) <= longest and pattern.fullmatch(value)):
+        raise ValueError(f"{name} cannot be {value!r}")
+    return value
+
+
+def _deadline(seconds: float | None) -> float:
+    return math.inf if seconds is None else time.monotonic() + seconds
+
+
+def _make_banner(hostname: str) -> str:
+    """Make APOP's timestamp (RFC 1939 section 7): process and clock would repeat, random digits do not."""
+    return f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{hostname}>"
+
+
+def _peer(client_address: Any) -> str:
+    """Return what counts as one peer: an IPv4 address, an IPv6 /64, or all clients of a UNIX socket."""
+    if not isinstance(client_address, tuple):
+        return ""
+    host: str = client_address[0]
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(int(address) >> 64)

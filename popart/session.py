@@ -1,0 +1,499 @@
+"""The protocol: states, commands and their replies (RFC 1939, RFC 2449).
+
+A `Session` knows no sockets, threads or clocks.  It is given one command line at a time and returns the reply; what
+can fail in a command fails before the reply exists, so a message is opened and first read here.  Commands never write.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from operator import index
+from typing import Any
+
+from popart.errors import (
+    BadCommandError,
+    BrokenMessageError,
+    HandlerError,
+    LimitError,
+    ReportableError,
+)
+from popart.handler import Handler, MessageReader, SupportsClose, SupportsListing, SupportsTop
+from popart.wire import MAX_LINE, Reply, err, ok
+
+CHUNK_SIZE = 65_536
+"""Octets asked of a message's reader at a time."""
+
+MAX_MESSAGES = 10_000_000
+"""Messages in a maildrop.  Far above any real one: it ends the loop over a handler that counts wrongly."""
+
+MAX_SIZE = 2**63 - 1
+"""Octets of a message.  What 64 bits hold, as clients keep sizes in such numbers."""
+
+MAX_DIGITS = 10
+"""Digits of a number in a command: enough for TOP's 99999999 and for any message."""
+
+FIRST_LOGIN_DELAY = 0.25
+"""Seconds that the answer to a first failed login is held back; each further one takes twice as long."""
+
+_UNIQUE_ID = re.compile(r"[!-~]{1,70}")  # RFC 1939 section 7
+_HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
+_NUMBER = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
+# What other protocols' clients send first.  Reading on would let a web page post commands to a POP3 port.
+_OTHER_PROTOCOL = re.compile(rb"\x16\x03|[A-Z]+ \S+ HTTP/")
+
+
+class State(enum.Flag):
+    """RFC 1939's states.  The UPDATE state lasts as long as QUIT does."""
+
+    AUTHORIZATION = enum.auto()
+    TRANSACTION = enum.auto()
+    ANY = AUTHORIZATION | TRANSACTION
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What the table of commands holds for each keyword."""
+
+    run: Callable[..., Reply]
+    states: State
+    fewest: int
+    most: int
+
+
+COMMANDS: dict[bytes, Command] = {}
+
+
+def command(states: State) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
+    """Declare a command: the keyword is the method's name after ``do_``, the arity its signature.
+
+    The last parameter takes the rest of the line, spaces included.
+    """
+
+    def declare(method: Callable[..., Reply]) -> Callable[..., Reply]:
+        most = method.__code__.co_argcount - 1
+        fewest = most - len(method.__defaults__ or ())
+        COMMANDS[method.__name__.removeprefix("do_").encode()] = Command(method, states, fewest, most)
+        return method
+
+    return declare
+
+
+class Session:
+    """One client's session with one handler."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        implementation: str,
+        expire: str,
+        banner: str | None = None,
+        max_bad_commands: int | None = None,
+        max_failed_logins: int | None = None,
+    ) -> None:
+        self.state = State.AUTHORIZATION
+        self.over = False
+        """True when the connection is to be closed after the reply that was just returned."""
+        self._handler = handler
+        self._implementation = implementation
+        self._expire = expire
+        self._banner = banner
+        self._max_bad_commands = max_bad_commands
+        self._max_failed_logins = max_failed_logins
+        self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
+        self._failed_logins = 0
+        self._username: str | None = None
+        self._locked = False
+        self._maildrop = Maildrop([], [], handler.get_message_id)
+        self._top_reader = handler.get_top_reader if isinstance(handler, SupportsTop) else None
+
+    # What the connection calls.
+
+    def greet(self) -> Reply:
+        """Return the greeting (RFC 1939 section 4)."""
+        reply = self._guard(self._greet)
+        self.over = reply.status.startswith(b"-")
+        return reply
+
+    def respond(self, line: bytes) -> Reply:
+        """Run one command line, given without its line end, and return the reply."""
+        reply = self._guard(self._run, line)
+        if self._bad_commands == self._max_bad_commands and not self.over:
+            self.over = True
+            self.report(LimitError("too many bad commands"))
+        return reply
+
+    def close(self) -> None:
+        """End the session: release what is still held.  Nothing is deleted here."""
+        self.over = True
+        self._release()
+        if isinstance(self._handler, SupportsClose):
+            self._report_failure(self._handler.close)
+
+    def report(self, error: BaseException) -> None:
+        """Tell the handler of a failure.  What it raises then has nowhere to go."""
+        with suppress(BaseException):
+            self._handler.handle_session_error(error)
+
+    # The one place where errors become replies.
+
+    def _guard(self, action: Callable[..., Reply], *arguments: bytes) -> Reply:
+        try:
+            return action(*arguments)
+        except BadCommandError as refusal:
+            self._bad_commands += 1
+            return err(refusal.text)
+        except ReportableError as refusal:
+            return err(refusal.text, refusal.code)
+        except HandlerError as error:
+            self.report(error)
+            return err("the mailbox is broken, please tell its administrator", "SYS/PERM")
+        except BaseException as error:
+            self.report(error)
+            return err("internal error, please try again later", "SYS/TEMP")
+
+    def _greet(self) -> Reply:
+        if self._banner is None:
+            return ok("POP3 server ready")
+        self._call(self._handler.set_banner, self._banner)
+        return ok(f"POP3 server ready {self._banner}")
+
+    def _run(self, line: bytes) -> Reply:
+        if len(line) > MAX_LINE:
+            raise BadCommandError("line too long")
+        if _OTHER_PROTOCOL.match(line):
+            self.over = True
+            raise BadCommandError("this is a POP3 server")
+        if b"\0" in line:
+            raise BadCommandError("a command holds no NUL")
+        keyword, _, rest = line.partition(b" ")
+        found = COMMANDS.get(keyword.upper())
+        if found is None:
+            raise BadCommandError("unknown command")
+        if self.state not in found.states:
+            raise BadCommandError("sign in first" if self.state is State.AUTHORIZATION else "you are signed in already")
+        arguments = rest.split(b" ", found.most - 1) if rest and found.most else []
+        if len(arguments) < found.fewest:
+            raise BadCommandError("missing argument")
+        if rest and not found.most:
+            raise BadCommandError("this command takes no argument")
+        try:
+            words = [argument.decode() for argument in arguments]
+        except UnicodeDecodeError:
+            # Not chained: that exception's text would carry the line, and the line may be PASS.
+            words = None
+        if words is None:
+            raise BadCommandError("arguments must be UTF-8")
+        reply = found.run(self, *words)
+        self._bad_commands = 0
+        return reply
+
+    # RFC 1939 sections 4 and 7, RFC 2449 section 5: signing in.
+
+    @command(State.ANY)
+    def do_CAPA(self) -> Reply:
+        """RFC 2449 section 5: the same list before and after sign-in, but for what may be known of the user then."""
+        expire = self._expire if self.state is State.AUTHORIZATION else self._expire.removesuffix(" USER")
+        reply = ok("capability list follows")
+        reply.lines = (
+            "TOP\r\n"
+            "UIDL\r\n"
+            "USER\r\n"
+            "PIPELINING\r\n"
+            "RESP-CODES\r\n"
+            "AUTH-RESP-CODE\r\n"
+            f"EXPIRE {expire}\r\n"
+            f"IMPLEMENTATION {self._implementation}\r\n"
+        ).encode()
+        return reply
+
+    @command(State.AUTHORIZATION)
+    def do_USER(self, name: str) -> Reply:
+        """RFC 1939 section 7.  Any name is welcome: a refusal would tell which ones exist (section 13)."""
+        self._username = name
+        return ok("send PASS")
+
+    @command(State.AUTHORIZATION)
+    def do_PASS(self, password: str) -> Reply:
+        """RFC 1939 section 7: the rest of the line is the password, spaces included."""
+        username, self._username = self._username, None
+        if username is None:
+            raise BadCommandError("USER comes before PASS")
+        return self._sign_in(self._handler.authenticate_pass, username, password)
+
+    @command(State.AUTHORIZATION)
+    def do_APOP(self, name: str, digest: str) -> Reply:
+        """RFC 1939 section 7."""
+        if self._banner is None:
+            raise BadCommandError("APOP is not offered here")
+        if not name or not _HEX_DIGEST.fullmatch(digest):
+            raise BadCommandError("APOP takes a name and an MD5 digest")
+        return self._sign_in(self._handler.authenticate_apop, name, digest.lower())
+
+    def _sign_in(self, authenticate: Callable[[str, str], None], username: str, secret: str) -> Reply:
+        try:
+            try:
+                self._call(authenticate, username, secret)
+            except ReportableError as refusal:
+                return self._refuse_login(refusal)
+            try:
+                self._call(self._handler.lock_maildrop)
+            except ReportableError as refusal:
+                raise ReportableError(refusal.text, code=refusal.code or "IN-USE") from None
+            self._locked = True
+            self._maildrop = Maildrop.open(self._handler)
+        except ReportableError:
+            self._release()
+            raise
+        except BaseException:
+            self.over = True
+            self._release()
+            raise
+        self.state = State.TRANSACTION
+        return ok(f"maildrop has {self._maildrop}")
+
+    def _refuse_login(self, refusal: ReportableError) -> Reply:
+        reply = err(refusal.text, refusal.code or "AUTH")
+        reply.delay = FIRST_LOGIN_DELAY * 2.0**self._failed_logins
+        self._failed_logins += 1
+        if self._failed_logins == self._max_failed_logins:
+            self.over = True
+            self.report(LimitError("too many failed logins"))
+        return reply
+
+    # RFC 1939 sections 5 to 7: the TRANSACTION state.
+
+    @command(State.TRANSACTION)
+    def do_STAT(self) -> Reply:
+        return ok(f"{self._maildrop.count} {self._maildrop.octets}")
+
+    @command(State.TRANSACTION)
+    def do_LIST(self, number: str | None = None) -> Reply:
+        maildrop = self._maildrop
+        if number is not None:
+            n = maildrop.find(number)
+            return ok(f"{n} {maildrop.sizes[n - 1]}")
+        reply = ok(str(maildrop))
+        reply.lines = "".join([f"{n} {maildrop.sizes[n - 1]}\r\n" for n in maildrop.numbers()]).encode()
+        return reply
+
+    @command(State.TRANSACTION)
+    def do_UIDL(self, number: str | None = None) -> Reply:
+        maildrop = self._maildrop
+        if number is not None:
+            n = maildrop.find(number)
+            return ok(f"{n} {maildrop.unique_id(n)}")
+        reply = ok("unique-id listing follows")
+        reply.lines = "".join([f"{n} {maildrop.unique_id(n)}\r\n" for n in maildrop.numbers()]).encode()
+        return reply
+
+    @command(State.TRANSACTION)
+    def do_RETR(self, number: str) -> Reply:
+        n = self._maildrop.find(number)
+        reply = ok(f"{self._maildrop.sizes[n - 1]} octets")
+        reply.message = self._open(self._handler.get_message_reader(n))
+        return reply
+
+    @command(State.TRANSACTION)
+    def do_TOP(self, number: str, lines: str) -> Reply:
+        n = self._maildrop.find(number)
+        if not _NUMBER.fullmatch(lines):
+            raise BadCommandError("bad number of lines")
+        reply = ok("top of message follows")
+        reply.top = int(lines)
+        if self._top_reader is None:
+            reply.message = self._open(self._handler.get_message_reader(n))
+        else:
+            reply.message = self._open(self._top_reader(n, reply.top))
+        return reply
+
+    @command(State.TRANSACTION)
+    def do_DELE(self, number: str) -> Reply:
+        n = self._maildrop.find(number)
+        self._maildrop.delete(n)
+        return ok(f"message {n} deleted")
+
+    @command(State.ANY)
+    def do_NOOP(self) -> Reply:
+        """In any state: clients use it to keep a connection alive before they sign in, too."""
+        return ok("nothing done")
+
+    @command(State.TRANSACTION)
+    def do_RSET(self) -> Reply:
+        self._maildrop.undelete()
+        return ok(f"maildrop has {self._maildrop}")
+
+    @command(State.ANY)
+    def do_QUIT(self) -> Reply:
+        """RFC 1939 section 6, the UPDATE state: commit, unlock, and only then say so."""
+        self.over = True
+        numbers = self._maildrop.deleted()
+        if numbers:
+            try:
+                self._call(self._handler.delete_messages, numbers)
+            except BaseException:
+                self._release()
+                raise
+        self._unlock()
+        return ok("goodbye")
+
+    # The handler's side.
+
+    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
+        """Call a method whose only good result is None: a False, or a coroutine, must not pass for success."""
+        result: object = method(*arguments)  # type: ignore[func-returns-value]
+        if result is not None:
+            raise HandlerError(f"{method.__name__} returned {type(result).__name__}, not None")
+
+    def _unlock(self) -> None:
+        if self._locked:
+            self._locked = False
+            self._call(self._handler.unlock_maildrop)
+
+    def _release(self) -> None:
+        """Unlock where another failure is being handled, or nobody is left to be told of this one."""
+        self._report_failure(self._unlock)
+
+    def _report_failure(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException as error:
+            self.report(error)
+
+    def _open(self, reader: MessageReader) -> Generator[bytes, None, None]:
+        """Start reading, so that a message that cannot be read is refused before ``+OK``."""
+        if not (callable(getattr(reader, "read", None)) and callable(getattr(reader, "close", None))):
+            raise HandlerError(f"a message's reader cannot be a {type(reader).__name__}")
+        chunks = self._chunks(reader)
+        next(chunks)
+        return chunks
+
+    def _chunks(self, reader: MessageReader) -> Generator[bytes, None, None]:
+        """Yield nothing (``b""``) once the first chunk is there, then each chunk; close the reader in any case."""
+        try:
+            chunk = _read(reader)
+            yield b""
+            while chunk:
+                yield chunk
+                try:
+                    chunk = _read(reader)
+                except BaseException as error:
+                    self.report(error)
+                    raise BrokenMessageError("the message's reader failed") from None
+        finally:
+            self._report_failure(reader.close)
+
+
+def _read(reader: MessageReader) -> bytes:
+    chunk: object = reader.read(CHUNK_SIZE)
+    if not isinstance(chunk, bytes):
+        raise HandlerError(f"a message's reader returned {type(chunk).__name__}, not bytes")
+    return chunk
+
+
+class Maildrop:
+    """What a session knows of its messages: numbers, sizes and ids, frozen at sign-in, and the marks of DELE."""
+
+    def __init__(self, sizes: list[int], ids: list[str] | None, ask_id: Callable[[int], str]) -> None:
+        self.sizes = sizes
+        self.count = self._all_count = len(sizes)
+        self.octets = self._all_octets = sum(sizes)
+        self._deleted: set[int] = set()
+        self._ask_id = ask_id
+        self._listed_ids = ids  # not checked yet
+        self._ids: dict[int, str] = {}
+        self._known_ids: set[str] = set()
+
+    @classmethod
+    def open(cls, handler: Handler) -> Maildrop:
+        """Ask the handler for its messages.
+
+        :raises HandlerError: the count, a size or the listing is not what it must be.
+        """
+        ids: list[str] | None = None
+        if isinstance(handler, SupportsListing):
+            listing = handler.list_messages()
+            if not isinstance(listing, Iterable):
+                raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
+            entries = list(islice(listing, MAX_MESSAGES + 1))
+            _check_number(len(entries), MAX_MESSAGES, "the count of messages")
+            try:
+                sizes, ids = map(list, zip(*entries, strict=True)) if entries else ([], [])
+            except (TypeError, ValueError):
+                raise HandlerError("list_messages returned something else than pairs of size and id") from None
+        else:
+            count = _check_number(handler.get_message_count(), MAX_MESSAGES, "the count of messages")
+            sizes = [handler.get_message_size(number) for number in range(1, count + 1)]
+        return cls([_check_number(size, MAX_SIZE, "a message's size") for size in sizes], ids, handler.get_message_id)
+
+    def __str__(self) -> str:
+        return f"{self.count} message{'' if self.count == 1 else 's'} ({self.octets} octets)"
+
+    def find(self, argument: str) -> int:
+        """Return the message number that a command's argument stands for."""
+        if not _NUMBER.fullmatch(argument):
+            raise BadCommandError("bad message number")
+        number = int(argument)
+        if not 1 <= number <= self._all_count:
+            raise ReportableError(f"no such message, the maildrop was opened with {self._all_count}")
+        if number in self._deleted:
+            raise ReportableError(f"message {number} is deleted")
+        return number
+
+    def numbers(self) -> Iterable[int]:
+        """Return the numbers of the messages that are not marked as deleted."""
+        numbers = range(1, self._all_count + 1)
+        return [number for number in numbers if number not in self._deleted] if self._deleted else numbers
+
+    def unique_id(self, number: int) -> str:
+        """Return a message's unique-id, asked for when first needed and kept.
+
+        :raises HandlerError: the id, or with a listing any of the ids, cannot stand on the wire or is not unique.
+        """
+        if self._listed_ids is not None:
+            self._known_ids.clear()
+            for n, identifier in enumerate(self._listed_ids, 1):
+                self._keep_id(n, identifier)
+            self._listed_ids = None
+        if number not in self._ids:
+            self._keep_id(number, self._ask_id(number))
+        return self._ids[number]
+
+    def _keep_id(self, number: int, identifier: object) -> None:
+        if not isinstance(identifier, str) or not _UNIQUE_ID.fullmatch(identifier):
+            raise HandlerError(f"the unique-id of message {number} is not 1 to 70 characters from '!' to '~'")
+        if identifier in self._known_ids:
+            raise HandlerError(f"message {number} has the unique-id of another message")
+        self._known_ids.add(identifier)
+        self._ids[number] = identifier
+
+    def delete(self, number: int) -> None:
+        """Mark a message as deleted.  Numbers never move (RFC 1939 section 5)."""
+        self._deleted.add(number)
+        self.count -= 1
+        self.octets -= self.sizes[number - 1]
+
+    def deleted(self) -> list[int]:
+        """Return the marked messages' numbers, ascending."""
+        return sorted(self._deleted)
+
+    def undelete(self) -> None:
+        """Take back all marks."""
+        self._deleted.clear()
+        self.count = self._all_count
+        self.octets = self._all_octets
+
+
+def _check_number(value: object, most: int, what: str) -> int:
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise HandlerError(f"{what} cannot be a {type(value).__name__}") from None
+    if not 0 <= number <= most:
+        raise HandlerError(f"{what} cannot be {'negative' if number < 0 else f'more than {most}'}")
+    return number

@@ -1,0 +1,176 @@
+"""Octets: replies, command lines and messages as they stand on the wire, and the RFCs' lengths.
+
+Everything here is pure: bytes in, bytes out, no sockets and no handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+
+MAX_REPLY_LINE = 512
+"""Octets of a reply's first line, its CRLF included (RFC 1939 section 3, RFC 2449 section 4)."""
+
+MAX_LINE = 1024
+"""Octets of a command line that are accepted.  RFC 2449 section 4 wants 255; long names and passwords want more."""
+
+MAX_AUTH_LINE = 12_288
+"""Octets of a line of AUTH that are accepted, as RFC 4954 section 4 has it for SMTP: OAuth tokens are that long."""
+
+CRLF = b"\r\n"
+TERMINATOR = b".\r\n"
+
+_CONTROLS_TO_SPACES = bytes(0x20 if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
+_TLS_HANDSHAKE = b"\x16\x03"
+
+
+def status_line(indicator: bytes, text: str, code: str | None = None) -> bytes:
+    """Make the first line of a reply from any text: always one line of ASCII of at most 512 octets, CRLF included."""
+    octets = text.encode("ascii", "replace").translate(_CONTROLS_TO_SPACES)
+    if code is not None:
+        octets = b"[%s] %s" % (code.encode("ascii"), octets)
+    else:
+        # RFC 2449 section 6.4: a text that begins with a bracket would be taken for a response code.
+        octets = octets.lstrip(b" [")
+    return (indicator + b" " + octets)[: MAX_REPLY_LINE - len(CRLF)] + CRLF
+
+
+@dataclass(slots=True)
+class Reply:
+    """What a command answers: a status line, and either nothing more, finished lines, or a message."""
+
+    status: bytes
+    """The first line, with its CRLF."""
+
+    lines: bytes | None = None
+    """The further lines of a multi-line reply, each with its CRLF, without the final dot."""
+
+    message: Generator[bytes, None, None] | None = None
+    """The chunks of a message as the handler's reader returns them.  Whoever sends the reply closes the generator."""
+
+    top: int | None = None
+    """How many lines of the message's body are sent; None for all."""
+
+    delay: float = 0.0
+    """Seconds to wait before the reply is sent."""
+
+    def head(self) -> bytes:
+        """Return the octets of the reply, but for a message's."""
+        if self.lines is None:
+            return self.status
+        return self.status + self.lines + TERMINATOR
+
+
+def ok(text: str) -> Reply:
+    """Make a ``+OK`` reply of one line."""
+    return Reply(status_line(b"+OK", text))
+
+
+def err(text: str, code: str | None = None) -> Reply:
+    """Make an ``-ERR`` reply, with a response code or without."""
+    return Reply(status_line(b"-ERR", text, code))
+
+
+class LineReader:
+    """Cuts what arrives into lines, whatever the cuts of the network.  CRLF or LF ends a line; a lone CR does not.
+
+    It never keeps more than MAX_AUTH_LINE octets besides what was last fed to it.  A longer line is returned once,
+    cut to one octet more than that limit, so that the session refuses it; the rest of it is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []  # the last is the next one
+        self._rest = b""
+        self._skipping = False
+
+    def feed(self, octets: bytes) -> None:
+        """Take octets as they came.  Call it only when `next_line` has returned None."""
+        if self._skipping:
+            _, newline, octets = octets.partition(b"\n")
+            if not newline:
+                return
+            self._skipping = False
+        *self._lines, self._rest = (self._rest + octets).split(b"\n")
+        self._lines.reverse()
+        if len(self._rest) > MAX_AUTH_LINE or self._rest.startswith(_TLS_HANDSHAKE):
+            # A TLS client would wait for an answer without ever ending its line.
+            self._lines.insert(0, self._rest[: MAX_AUTH_LINE + 1])
+            self._rest = b""
+            self._skipping = True
+
+    def next_line(self) -> bytes | None:
+        """Return the next whole line without its end, or None when more octets are needed."""
+        if not self._lines:
+            return None
+        line = self._lines.pop()
+        return line[:-1] if line.endswith(b"\r") else line
+
+
+def encode_message(chunks: Iterable[bytes], top: int | None = None) -> Iterator[bytes]:
+    """Turn a message into the octets that follow the status line, final dot included (RFC 1939 section 3).
+
+    With *top*, only the header, the blank line and that many lines of the body are sent (RFC 1939 section 7).
+    The final dot is never alone in a piece: some clients misread a terminator that comes in a packet of its own.
+    """
+    lines = normalise_line_ends(chunks)
+    if top is not None:
+        lines = cut_to_top(lines, top)
+    pending = b""
+    at_line_start = True
+    for octets in lines:
+        if pending:
+            yield pending
+        pending = octets.replace(b"\n.", b"\n..")
+        if at_line_start and octets.startswith(b"."):
+            pending = b"." + pending
+        at_line_start = octets.endswith(b"\n")
+    yield pending + TERMINATOR
+
+
+def normalise_line_ends(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Make each LF without a CR before it a CRLF, and end the message with a CRLF; a lone CR stays as it is.
+
+    No CRLF is ever split between two of the chunks that come out.  A message without octets stays so.
+    """
+    held = b""  # a CR at the end of a chunk: only the next chunk tells whether it begins a CRLF
+    ended = True
+    for chunk in chunks:
+        octets = held + chunk
+        held = b"\r" if octets.endswith(b"\r") else b""
+        if held:
+            octets = octets[:-1]
+        if octets:
+            ended = octets.endswith(b"\n")
+            yield octets.replace(CRLF, b"\n").replace(b"\n", CRLF)
+    if held or not ended:
+        yield held + CRLF
+
+
+def cut_to_top(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
+    """Pass the header, the blank line and *count* lines of the body of a message with normalised line ends."""
+    in_header = True
+    at_line_start = True
+    for octets in lines:
+        if in_header:
+            if at_line_start and octets.startswith(CRLF):
+                end = len(CRLF)
+            else:
+                end = octets.find(b"\n" + CRLF) + 1
+                end = end and end + len(CRLF)
+            at_line_start = octets.endswith(b"\n")
+            if not end:
+                yield octets
+                continue
+            in_header = False
+        else:
+            end = 0
+        here = octets.count(b"\n", end)
+        if here < count:
+            count -= here
+            yield octets
+            continue
+        for _ in range(count):
+            end = octets.index(b"\n", end) + 1
+        if end:
+            yield octets[:end]
+        return

@@ -1,0 +1,225 @@
+"""What the tests share: a handler with its mail in memory, servers that are ready, raw clients, a check for leaks."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import trustme
+
+import popart
+from popart.server import Server
+from popart.session import Session
+
+PATIENCE = 10.0
+"""Seconds after which a test gives up waiting for what should come at once."""
+
+
+class Mail:
+    """A maildrop in memory, its lock, and a record of all calls from all sessions.  Tests look at it afterwards."""
+
+    def __init__(self, *messages: bytes) -> None:
+        self.messages = list(messages)
+        self.calls: list[tuple[Any, ...]] = []
+        self.errors: list[BaseException] = []
+        self.locked = False
+
+    def count(self, name: str) -> int:
+        return sum(call[0] == name for call in self.calls)
+
+
+class MemoryHandler(popart.Handler):
+    """Serves a `Mail` to alice with the password "secret"; tests override what they want to see fail."""
+
+    def __init__(self, mail: Mail) -> None:
+        self.mail = mail
+
+    def set_banner(self, banner: str) -> None:
+        self.mail.calls.append(("set_banner", banner))
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        self.mail.calls.append(("authenticate_pass", username, password))
+        if (username, password) != ("alice", "secret"):
+            raise popart.ReportableError("wrong name or password")
+
+    def authenticate_apop(self, username: str, hexdigest: str) -> None:
+        self.mail.calls.append(("authenticate_apop", username, hexdigest))
+
+    def lock_maildrop(self) -> None:
+        if self.mail.locked:
+            raise popart.ReportableError("another session has the maildrop")
+        self.mail.locked = True
+        self.mail.calls.append(("lock_maildrop",))
+
+    def get_message_count(self) -> int:
+        self.mail.calls.append(("get_message_count",))
+        return len(self.mail.messages)
+
+    def get_message_size(self, number: int) -> int:
+        self.mail.calls.append(("get_message_size", number))
+        return len(self.mail.messages[number - 1])
+
+    def get_message_id(self, number: int) -> str:
+        self.mail.calls.append(("get_message_id", number))
+        return f"id-{number}"
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        self.mail.calls.append(("get_message_reader", number))
+        return io.BytesIO(self.mail.messages[number - 1])
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        self.mail.calls.append(("delete_messages", list(numbers)))
+
+    def unlock_maildrop(self) -> None:
+        self.mail.locked = False
+        self.mail.calls.append(("unlock_maildrop",))
+
+    def handle_session_error(self, error: BaseException) -> None:
+        self.mail.errors.append(error)
+
+
+class ClosingHandler(MemoryHandler):
+    """Also records the end of its session, and lets a test wait for it."""
+
+    def __init__(self, mail: Mail) -> None:
+        super().__init__(mail)
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        self.mail.calls.append(("close",))
+        self.closed.set()
+
+
+class Client:
+    """A client of raw octets.  Every wait ends after `PATIENCE` seconds with an error."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sock.settimeout(PATIENCE)
+        self.file = sock.makefile("rb")
+
+    def send(self, octets: bytes) -> None:
+        self.sock.sendall(octets)
+
+    def line(self) -> bytes:
+        """Read one line, with its end; b"" when the server has closed the connection."""
+        return self.file.readline()
+
+    def lines(self) -> bytes:
+        """Read the rest of a multi-line reply, final dot included."""
+        octets = b""
+        while not (octets == b".\r\n" or octets.endswith(b"\r\n.\r\n")):
+            line = self.line()
+            assert line, f"the connection ended within a reply: {octets[-100:]!r}"
+            octets += line
+        return octets
+
+    def ask(self, command: bytes) -> bytes:
+        """Send a command line without its end, read one line."""
+        self.send(command + b"\r\n")
+        return self.line()
+
+    def sign_in(self) -> None:
+        assert self.ask(b"USER alice").startswith(b"+OK")
+        assert self.ask(b"PASS secret").startswith(b"+OK")
+
+    def rest(self) -> bytes:
+        """Read all that comes until the server closes the connection."""
+        return self.file.read()
+
+    def close(self) -> None:
+        self.file.close()
+        self.sock.close()
+
+
+class QuickServer(Server):
+    """A server whose client may be timed out in a test's time."""
+
+    minimum_timeout = 0.01
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Serve in a thread; closed, with every session ended, when left."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def connected(server: Server, context: ssl.SSLContext | None = None) -> Iterator[Client]:
+    """Connect a raw client, over TLS with a *context*.  The greeting has not been read."""
+    with socket.create_connection(server.server_address[:2], timeout=PATIENCE) as raw:
+        sock = raw if context is None else context.wrap_socket(raw, server_hostname="localhost")
+        client = Client(sock)
+        try:
+            yield client
+        finally:
+            client.close()
+
+
+@contextmanager
+def signed_in(server: Server, context: ssl.SSLContext | None = None) -> Iterator[Client]:
+    """Connect a raw client and sign in as alice."""
+    with connected(server, context) as client:
+        assert client.line().startswith(b"+OK")
+        client.sign_in()
+        yield client
+
+
+def make_session(handler: popart.Handler, **options: Any) -> Session:
+    """Make a session without a socket."""
+    return Session(handler, **{"implementation": "popart", "expire": "NEVER", **options})
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does and tells nobody, such as closing a descriptor."""
+    pause = threading.Event()
+    for _ in range(round(PATIENCE / 0.01)):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it never came true")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """After each test no thread and no descriptor is left, and nothing was printed (promise 6)."""
+    threads = set(threading.enumerate())
+    descriptors = set(os.listdir("/dev/fd"))
+    yield
+    assert not [thread for thread in threading.enumerate() if thread not in threads]
+    assert len(os.listdir("/dev/fd")) <= len(descriptors)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
