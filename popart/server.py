@@ -1,7 +1,9 @@
 """Sockets, TLS, threads, deadlines and limits.
 
 `Server` accepts, counts, starts a thread per connection and ends them all; `Connection` moves octets between its
-socket and its `Session`.  Every wait for a client has a deadline that no octet extends.
+socket and its `Session`.  Every wait for a client has a deadline that no octet extends: the thread notes it in its
+`Line` and blocks, and one watchdog thread cuts the connections whose deadline has passed.  Timeouts of the sockets'
+own would bound one system call each, not a command, and cost three system calls where blocking costs one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
@@ -51,6 +54,43 @@ _MAX_HOSTNAME = 255
 _IMPLEMENTATION = re.compile(r"[!-~]+( [!-~]+)*")
 _MAX_IMPLEMENTATION = 400  # a capability line has 512 octets, RFC 2449 section 5
 _EXPIRE = re.compile(r"(NEVER|[0-9]{1,9})( USER)?")
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """What the server holds of a live connection."""
+
+    socket: socket.socket
+    peer: str
+    deadline: float = math.inf
+    """On the monotonic clock: when the client must have done what its thread waits for."""
+
+    late: bool = False
+    """True when the watchdog has cut the connection."""
+
+    def until(self, deadline: float) -> Line:
+        """Wait for the client in a ``with`` block that the watchdog ends at *deadline*.
+
+        :raises ClientTimeoutError: it did.
+        :raises ClientGoneError: the connection is broken.
+        """
+        self.deadline = deadline
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.deadline = math.inf
+        if self.late:
+            raise ClientTimeoutError("the client was too slow") from None
+        if isinstance(error, OSError):
+            raise ClientGoneError("the connection broke") from error
+
+    def shut(self, how: int) -> None:
+        """Wake the connection's thread where it reads or writes."""
+        with contextlib.suppress(OSError):
+            # SSLSocket.shutdown would drop the TLS object: what is written later would go out in the clear.
+            socket.socket.shutdown(self.socket, how)
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -128,8 +168,10 @@ class Server(socketserver.ThreadingTCPServer):
         self.closing = threading.Event()
         # Reentrant, as a signal handler may close the server while its thread is accepting.
         self._lock = threading.RLock()
-        self._sockets: dict[threading.Thread, socket.socket] = {}
+        self._lines: dict[threading.Thread, Line] = {}
         self._peers: Counter[str] = Counter()
+        self._watchdog: threading.Thread | None = None
+        self._ended = threading.Event()
         self._finished: deque[threading.Thread] = deque()
         self._stopping = False
         self._serving: threading.Thread | None = None
@@ -161,6 +203,8 @@ class Server(socketserver.ThreadingTCPServer):
                     self._accept_waiting()
                     self.service_actions()
         finally:
+            with contextlib.suppress(OSError):
+                self.socket.setblocking(True)  # as handle_request wants it
             self._stopping = False
             self._serving = None
             self._served.set()
@@ -181,11 +225,13 @@ class Server(socketserver.ThreadingTCPServer):
         """Accept a connection without a TLS handshake, even where `socket` is an SSLSocket that would make one."""
         try:
             # SSLSocket.accept shakes hands: one silent client would stop the server.
-            return socket.socket.accept(self.socket)
+            request, client_address = socket.socket.accept(self.socket)
         except OSError as error:
             if error.errno in _SHORTAGE:
                 time.sleep(ACCEPT_PAUSE)
             raise
+        request.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
+        return request, client_address
 
     def _accept_waiting(self) -> None:
         while not self._stopping:
@@ -204,30 +250,36 @@ class Server(socketserver.ThreadingTCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the connection's thread, or refuse the connection when a limit is reached or no thread can start."""
-        while self._finished:
-            self._finished.popleft().join()
+        while self._finished and not self._finished[0].is_alive():
+            self._finished.popleft()
         thread = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
         )
-        if not self._admit(thread, request, _peer(client_address)):
+        if not self._admit(thread, Line(request, _peer(client_address))):
             self._refuse(request, "too many connections, please try again later")
             return
         try:
+            if self._watchdog is None:
+                watchdog = threading.Thread(target=self._watch, daemon=True)
+                watchdog.start()
+                self._watchdog = watchdog
             thread.start()
-        except (RuntimeError, MemoryError):
-            self._forget(thread, client_address)
-            self._refuse(request, "short of resources, please try again later")
+        except BaseException as error:
+            if thread.ident is None:
+                self._forget(thread)
+                self._refuse(request, "short of resources, please try again later")
+            if not isinstance(error, (RuntimeError, MemoryError)):
+                raise  # a signal handler's
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Hold a connection from its first octet to its last.  The body of its thread."""
         try:
             self.finish_request(request, client_address)
         except BaseException:
-            self.handle_error(request, client_address)
+            with contextlib.suppress(BaseException):
+                self.handle_error(request, client_address)
         finally:
-            thread = threading.current_thread()
-            self.close_request(self._forget(thread, client_address))
-            self._finished.append(thread)
+            self.close_request(self._forget(threading.current_thread()))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Learn, in an ``except`` block, of a failure that has no handler to tell: TLS, *on_new_connection*.
@@ -241,25 +293,49 @@ class Server(socketserver.ThreadingTCPServer):
 
     # The registry of live connections.
 
-    def _admit(self, thread: threading.Thread, request: socket.socket, peer: str) -> bool:
+    def _admit(self, thread: threading.Thread, line: Line) -> bool:
         with self._lock:
             if (
                 self.closing.is_set()
-                or (self.max_connections is not None and len(self._sockets) >= self.max_connections)
-                or (self.max_connections_per_peer is not None and self._peers[peer] >= self.max_connections_per_peer)
+                or (self.max_connections is not None and len(self._lines) >= self.max_connections)
+                or (
+                    self.max_connections_per_peer is not None
+                    and self._peers[line.peer] >= self.max_connections_per_peer
+                )
             ):
                 return False
-            self._sockets[thread] = request
-            self._peers[peer] += 1
+            self._lines[thread] = line
+            self._peers[line.peer] += 1
             return True
 
-    def _forget(self, thread: threading.Thread, client_address: Any) -> socket.socket:
-        peer = _peer(client_address)
+    def _forget(self, thread: threading.Thread) -> socket.socket:
         with self._lock:
-            self._peers[peer] -= 1
-            if not self._peers[peer]:
-                del self._peers[peer]
-            return self._sockets.pop(thread)
+            self._finished.append(thread)
+            line = self._lines.pop(thread)
+            self._peers[line.peer] -= 1
+            if not self._peers[line.peer]:
+                del self._peers[line.peer]
+            return line.socket
+
+    def current_line(self) -> Line:
+        """Return the line of the calling thread's connection."""
+        return self._lines[threading.current_thread()]
+
+    def _watch(self) -> None:
+        """Cut the connections that are late, until the server has ended.  The body of the watchdog's thread."""
+        pause = 0.0
+        while not (self._ended.wait(pause) or (self.closing.is_set() and not self._lines)):
+            now = time.monotonic()
+            # A deadline that is set from now on lies one of these limits ahead, or what is left of the login_timeout.
+            limits = (self.command_timeout, self.handshake_timeout, self.login_timeout, LINGER)
+            pause = min(limit for limit in limits if limit is not None) / 4
+            with self._lock:
+                for line in self._lines.values():
+                    if line.deadline <= now:
+                        line.late = True
+                        line.shut(socket.SHUT_RDWR)
+                    else:
+                        pause = min(pause, line.deadline - now)
 
     def _refuse(self, request: socket.socket, text: str) -> None:
         """Refuse from the accepting thread, which never waits for a client."""
@@ -277,11 +353,6 @@ class Server(socketserver.ThreadingTCPServer):
             return self.ssl_context
         return self.socket.context if isinstance(self.socket, ssl.SSLSocket) else None
 
-    def replace_socket(self, request: socket.socket) -> None:
-        """Register the socket that the current connection goes on with."""
-        with self._lock:
-            self._sockets[threading.current_thread()] = request
-
     def server_close(self) -> None:
         """End the service: refuse new connections, end idle sessions at once, wait for the others.
 
@@ -296,7 +367,8 @@ class Server(socketserver.ThreadingTCPServer):
         self.socket.close()
         deadline = _deadline(self.shutdown_grace)
         with self._lock:
-            threads = list(self._sockets)
+            # A signal may have come while a thread is being started.  It ends by itself, and a later call waits for it.
+            threads = [thread for thread in (*self._lines, *self._finished) if thread.is_alive()]
         waits = threading.current_thread() not in threads
         for thread in threads:
             self._shut(thread, socket.SHUT_RD)
@@ -308,14 +380,17 @@ class Server(socketserver.ThreadingTCPServer):
             thread.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 self._shut(thread, socket.SHUT_RDWR)
-        for thread in threads + list(self._finished):
+        for thread in threads:
             thread.join()
+        self._ended.set()
+        if self._watchdog is not None and self._watchdog.is_alive():
+            self._watchdog.join()
 
     def _shut(self, thread: threading.Thread, how: int) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            if thread in self._sockets:
-                # SSLSocket.shutdown would drop the TLS object: what is written later would go out in the clear.
-                socket.socket.shutdown(self._sockets[thread], how)
+        # Under the lock, as afterwards the descriptor may be somebody else's.
+        with self._lock:
+            if thread in self._lines:
+                self._lines[thread].shut(how)
 
 
 class Connection(socketserver.StreamRequestHandler):
@@ -330,6 +405,7 @@ class Connection(socketserver.StreamRequestHandler):
         self._waiting_octets = 0
         self._had_command = False
         self._login_deadline = math.inf
+        self._line = self.server.current_line()
 
     def finish(self) -> None:
         """Do nothing: the server closes the socket."""
@@ -340,31 +416,38 @@ class Connection(socketserver.StreamRequestHandler):
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         if (context := self.server.tls_context) is not None:
             self._shake_hands(context)
-        handler = self._make_handler()
-        if handler is not None:
-            self._hold_session(handler)
+        session = self._make_session()
+        if session is not None:
+            self._hold_session(session)
 
     def _shake_hands(self, context: ssl.SSLContext) -> None:
         self.request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
-        self.server.replace_socket(self.request)
+        self._line.socket = self.request
         if self.server.closing.is_set():
             raise ConnectionAbortedError("the server is closing")
-        self.request.settimeout(self.server.handshake_timeout)
-        self.request.do_handshake()
+        with self._line.until(_deadline(self.server.handshake_timeout)):
+            self.request.do_handshake()
 
-    def _make_handler(self) -> Handler | None:
+    def _make_session(self) -> Session | None:
+        server = self.server
         try:
-            handler = self.server.on_new_connection(self.client_address)
+            handler = server.on_new_connection(self.client_address)
+            if handler is None:
+                raise ReportableError("connection refused")
+            return Session(
+                handler,
+                implementation=server.implementation,
+                expire=server.expire,
+                banner=_make_banner(server.hostname) if server.apop else None,
+                max_bad_commands=server.max_bad_commands,
+                max_failed_logins=server.max_failed_logins,
+            )
         except ReportableError as refusal:
-            handler, answer = None, err(refusal.text, refusal.code)
+            self._turn_away(err(refusal.text, refusal.code))
+            return None
         except BaseException:
             self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
             raise
-        else:
-            answer = err("connection refused")
-        if handler is None:
-            self._turn_away(answer)
-        return handler
 
     def _turn_away(self, answer: Reply) -> None:
         with contextlib.suppress(SessionError):
@@ -372,20 +455,11 @@ class Connection(socketserver.StreamRequestHandler):
             self._flush()
             self._hang_up(complete=True)
 
-    def _hold_session(self, handler: Handler) -> None:
-        server = self.server
-        session = Session(
-            handler,
-            implementation=server.implementation,
-            expire=server.expire,
-            banner=_make_banner(server.hostname) if server.apop else None,
-            max_bad_commands=server.max_bad_commands,
-            max_failed_logins=server.max_failed_logins,
-        )
+    def _hold_session(self, session: Session) -> None:
         try:
             complete = self._converse(session)
         except (ClientGoneError, ClientTimeoutError) as error:
-            if self._had_command and not server.closing.is_set():
+            if self._had_command and not self.server.closing.is_set():
                 session.report(error)
             return
         finally:
@@ -421,13 +495,8 @@ class Connection(socketserver.StreamRequestHandler):
         return True
 
     def _receive(self, deadline: float) -> bytes:
-        self._limit_wait(deadline)
-        try:
+        with self._line.until(deadline):
             octets = self.request.recv(READ_SIZE)
-        except TimeoutError:
-            raise ClientTimeoutError("the client sent no command in time") from None
-        except OSError as error:
-            raise ClientGoneError("the connection broke") from error
         if not octets:
             raise ClientGoneError("the client left without QUIT")
         return octets
@@ -439,7 +508,7 @@ class Connection(socketserver.StreamRequestHandler):
         """
         if reply.delay:
             self._flush()
-            self.server.closing.wait(reply.delay)
+            self.server.closing.wait(min(reply.delay, self._login_deadline - time.monotonic()))
         if reply.message is None:
             self._keep(reply.head())
             return
@@ -459,51 +528,32 @@ class Connection(socketserver.StreamRequestHandler):
         self._replies.clear()
         self._waiting_octets = 0
         for start in range(0, len(octets), WRITE_SIZE):
-            self._write(octets[start : start + WRITE_SIZE])
-
-    def _write(self, octets: memoryview) -> None:
-        deadline = self._next_deadline()
-        while octets:
-            self._limit_wait(deadline)
-            try:
-                octets = octets[self.request.send(octets) :]
-            except TimeoutError:
-                raise ClientTimeoutError("the client stopped reading") from None
-            except OSError as error:
-                raise ClientGoneError("the connection broke") from error
+            with self._line.until(self._next_deadline()):
+                self.request.sendall(octets[start : start + WRITE_SIZE])
 
     def _next_deadline(self) -> float:
         """Return when the client's next step, a command or reading one write, must be done."""
         return min(_deadline(self.server.command_timeout), self._login_deadline)
 
-    def _limit_wait(self, deadline: float) -> None:
-        """Let the socket's next call last until *deadline* at most."""
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise ClientTimeoutError("the client was too slow")
-        self.request.settimeout(None if remaining == math.inf else remaining)
-
     def _hang_up(self, complete: bool) -> None:
         """End the connection so that all that was sent arrives; over TLS with close_notify if it is *complete*."""
-        with contextlib.suppress(OSError, ValueError, SessionError):
-            deadline = _deadline(LINGER)
+        with contextlib.suppress(SessionError), self._line.until(_deadline(LINGER)):
             if complete and isinstance(self.request, ssl.SSLSocket):
                 self._notify_close(self.request)
-            socket.socket.shutdown(self.request, socket.SHUT_WR)
-            while True:
-                self._limit_wait(deadline)
-                if not socket.socket.recv(self.request, READ_SIZE):
-                    break
+            self._line.shut(socket.SHUT_WR)
+            while socket.socket.recv(self.request, READ_SIZE):
+                pass
 
     def _notify_close(self, request: ssl.SSLSocket) -> None:
-        request.settimeout(0)  # allowed to wait, unwrap() would wait for the peer's close_notify too
-        try:
-            request.unwrap()
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLWantWriteError:
-            request.settimeout(LINGER)  # the client has yet to read what was sent before
-            request.unwrap()
+        # Allowed to wait, unwrap() would wait for the peer's close_notify too.
+        request.setblocking(False)
+        with contextlib.suppress(ssl.SSLError):  # of what it reads then
+            try:
+                request.unwrap()
+            except ssl.SSLWantWriteError:
+                request.setblocking(True)  # the client has yet to read what was sent before
+                request.unwrap()
+        request.setblocking(True)
 
 
 def _checked(name: str, value: object, pattern: re.Pattern[str], longest: int) -> str:

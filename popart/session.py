@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from operator import index
-from typing import Any
+from typing import SupportsIndex
 
 from popart.errors import (
     BadCommandError,
@@ -34,17 +34,22 @@ MAX_MESSAGES = 10_000_000
 MAX_SIZE = 2**63 - 1
 """Octets of a message.  What 64 bits hold, as clients keep sizes in such numbers."""
 
+MAX_UNIQUE_ID = 70
+"""Characters of a unique-id (RFC 1939 section 7)."""
+
 MAX_DIGITS = 10
 """Digits of a number in a command: enough for TOP's 99999999 and for any message."""
 
 FIRST_LOGIN_DELAY = 0.25
-"""Seconds that the answer to a first failed login is held back; each further one takes twice as long."""
+"""Seconds that the answer to a first failed login is held back; each further one takes twice as long..."""
 
-_UNIQUE_ID = re.compile(r"[!-~]{1,70}")  # RFC 1939 section 7
+LOGIN_DELAY_DOUBLINGS = 6
+"""... up to 16 seconds."""
+
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 _NUMBER = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
 # What other protocols' clients send first.  Reading on would let a web page post commands to a POP3 port.
-_OTHER_PROTOCOL = re.compile(rb"\x16\x03|[A-Z]+ \S+ HTTP/")
+_OTHER_PROTOCOL = re.compile(rb"\x16\x03|(CONNECT|DELETE|GET|HEAD|OPTIONS|PATCH|POST|PRI|PUT|TRACE) ")
 
 
 class State(enum.Flag):
@@ -60,12 +65,12 @@ class Command:
     """What the table of commands holds for each keyword."""
 
     run: Callable[..., Reply]
-    states: State
     fewest: int
     most: int
 
 
-COMMANDS: dict[bytes, Command] = {}
+COMMANDS: dict[State, dict[bytes, Command]] = {State.AUTHORIZATION: {}, State.TRANSACTION: {}}
+"""The table of commands: for each state, what its keywords do."""
 
 
 def command(states: State) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
@@ -77,7 +82,9 @@ def command(states: State) -> Callable[[Callable[..., Reply]], Callable[..., Rep
     def declare(method: Callable[..., Reply]) -> Callable[..., Reply]:
         most = method.__code__.co_argcount - 1
         fewest = most - len(method.__defaults__ or ())
-        COMMANDS[method.__name__.removeprefix("do_").encode()] = Command(method, states, fewest, most)
+        for state, commands in COMMANDS.items():
+            if state in states:
+                commands[method.__name__.removeprefix("do_").encode()] = Command(method, fewest, most)
         return method
 
     return declare
@@ -122,11 +129,7 @@ class Session:
 
     def respond(self, line: bytes) -> Reply:
         """Run one command line, given without its line end, and return the reply."""
-        reply = self._guard(self._run, line)
-        if self._bad_commands == self._max_bad_commands and not self.over:
-            self.over = True
-            self.report(LimitError("too many bad commands"))
-        return reply
+        return self._guard(self._run, line)
 
     def close(self) -> None:
         """End the session: release what is still held.  Nothing is deleted here."""
@@ -144,12 +147,12 @@ class Session:
 
     def _guard(self, action: Callable[..., Reply], *arguments: bytes) -> Reply:
         try:
-            return action(*arguments)
-        except BadCommandError as refusal:
-            self._bad_commands += 1
-            return err(refusal.text)
-        except ReportableError as refusal:
-            return err(refusal.text, refusal.code)
+            try:
+                return action(*arguments)
+            except ReportableError as refusal:
+                if isinstance(refusal, BadCommandError):
+                    self._count_bad_command()
+                return err(refusal.text, refusal.code)
         except HandlerError as error:
             self.report(error)
             return err("the mailbox is broken, please tell its administrator", "SYS/PERM")
@@ -157,41 +160,41 @@ class Session:
             self.report(error)
             return err("internal error, please try again later", "SYS/TEMP")
 
+    def _count_bad_command(self) -> None:
+        self._bad_commands += 1
+        if self._bad_commands == self._max_bad_commands:
+            self.over = True
+            self.report(LimitError("too many bad commands"))
+
     def _greet(self) -> Reply:
         if self._banner is None:
             return ok("POP3 server ready")
-        self._call(self._handler.set_banner, self._banner)
+        _expect_none("set_banner", self._handler.set_banner(self._banner))
         return ok(f"POP3 server ready {self._banner}")
 
     def _run(self, line: bytes) -> Reply:
-        if len(line) > MAX_LINE:
-            raise BadCommandError("line too long")
-        if _OTHER_PROTOCOL.match(line):
-            self.over = True
-            raise BadCommandError("this is a POP3 server")
-        if b"\0" in line:
-            raise BadCommandError("a command holds no NUL")
         keyword, _, rest = line.partition(b" ")
-        found = COMMANDS.get(keyword.upper())
+        found = COMMANDS[self.state].get(keyword.upper())
         if found is None:
-            raise BadCommandError("unknown command")
-        if self.state not in found.states:
-            raise BadCommandError("sign in first" if self.state is State.AUTHORIZATION else "you are signed in already")
-        arguments = rest.split(b" ", found.most - 1) if rest and found.most else []
-        if len(arguments) < found.fewest:
+            raise self._explain_unknown(line, keyword)
+        if rest:
+            reply = found.run(self, *_arguments(found, line, rest))
+        elif found.fewest:
             raise BadCommandError("missing argument")
-        if rest and not found.most:
-            raise BadCommandError("this command takes no argument")
-        try:
-            words = [argument.decode() for argument in arguments]
-        except UnicodeDecodeError:
-            # Not chained: that exception's text would carry the line, and the line may be PASS.
-            words = None
-        if words is None:
-            raise BadCommandError("arguments must be UTF-8")
-        reply = found.run(self, *words)
+        else:
+            reply = found.run(self)
         self._bad_commands = 0
         return reply
+
+    def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
+        if _OTHER_PROTOCOL.match(line):
+            self.over = True
+            return BadCommandError("this is a POP3 server")
+        if keyword.upper() in COMMANDS[State.AUTHORIZATION]:
+            return BadCommandError("you are signed in already")
+        if keyword.upper() in COMMANDS[State.TRANSACTION]:
+            return BadCommandError("sign in first")
+        return BadCommandError("unknown command")
 
     # RFC 1939 sections 4 and 7, RFC 2449 section 5: signing in.
 
@@ -235,17 +238,13 @@ class Session:
             raise BadCommandError("APOP takes a name and an MD5 digest")
         return self._sign_in(self._handler.authenticate_apop, name, digest.lower())
 
-    def _sign_in(self, authenticate: Callable[[str, str], None], username: str, secret: str) -> Reply:
+    def _sign_in(self, authenticate: Callable[[str, str], object], username: str, secret: str) -> Reply:
         try:
             try:
-                self._call(authenticate, username, secret)
+                _expect_none("authenticate", authenticate(username, secret))
             except ReportableError as refusal:
                 return self._refuse_login(refusal)
-            try:
-                self._call(self._handler.lock_maildrop)
-            except ReportableError as refusal:
-                raise ReportableError(refusal.text, code=refusal.code or "IN-USE") from None
-            self._locked = True
+            self._lock()
             self._maildrop = Maildrop.open(self._handler)
         except ReportableError:
             self._release()
@@ -259,7 +258,7 @@ class Session:
 
     def _refuse_login(self, refusal: ReportableError) -> Reply:
         reply = err(refusal.text, refusal.code or "AUTH")
-        reply.delay = FIRST_LOGIN_DELAY * 2.0**self._failed_logins
+        reply.delay = FIRST_LOGIN_DELAY * 2 ** min(self._failed_logins, LOGIN_DELAY_DOUBLINGS)
         self._failed_logins += 1
         if self._failed_logins == self._max_failed_logins:
             self.over = True
@@ -287,9 +286,12 @@ class Session:
         maildrop = self._maildrop
         if number is not None:
             n = maildrop.find(number)
-            return ok(f"{n} {maildrop.unique_id(n)}")
+            (unique_id,) = maildrop.unique_ids([n])
+            return ok(f"{n} {unique_id}")
+        numbers = maildrop.numbers()
         reply = ok("unique-id listing follows")
-        reply.lines = "".join([f"{n} {maildrop.unique_id(n)}\r\n" for n in maildrop.numbers()]).encode()
+        ids = maildrop.unique_ids(numbers)
+        reply.lines = "".join([f"{n} {unique_id}\r\n" for n, unique_id in zip(numbers, ids, strict=True)]).encode()
         return reply
 
     @command(State.TRANSACTION)
@@ -335,7 +337,7 @@ class Session:
         numbers = self._maildrop.deleted()
         if numbers:
             try:
-                self._call(self._handler.delete_messages, numbers)
+                _expect_none("delete_messages", self._handler.delete_messages(numbers))
             except BaseException:
                 self._release()
                 raise
@@ -344,16 +346,18 @@ class Session:
 
     # The handler's side.
 
-    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
-        """Call a method whose only good result is None: a False, or a coroutine, must not pass for success."""
-        result: object = method(*arguments)  # type: ignore[func-returns-value]
-        if result is not None:
-            raise HandlerError(f"{method.__name__} returned {type(result).__name__}, not None")
+    def _lock(self) -> None:
+        try:
+            result: object = self._handler.lock_maildrop()
+        except ReportableError as refusal:
+            raise ReportableError(refusal.text, code=refusal.code or "IN-USE") from None
+        self._locked = True
+        _expect_none("lock_maildrop", result)
 
     def _unlock(self) -> None:
         if self._locked:
             self._locked = False
-            self._call(self._handler.unlock_maildrop)
+            _expect_none("unlock_maildrop", self._handler.unlock_maildrop())
 
     def _release(self) -> None:
         """Unlock where another failure is being handled, or nobody is left to be told of this one."""
@@ -369,14 +373,18 @@ class Session:
         """Start reading, so that a message that cannot be read is refused before ``+OK``."""
         if not (callable(getattr(reader, "read", None)) and callable(getattr(reader, "close", None))):
             raise HandlerError(f"a message's reader cannot be a {type(reader).__name__}")
-        chunks = self._chunks(reader)
-        next(chunks)
+        try:
+            first = _read(reader)
+        except BaseException:
+            self._report_failure(reader.close)
+            raise
+        chunks = self._chunks(reader, first)
+        next(chunks)  # a generator that never starts never cleans up
         return chunks
 
-    def _chunks(self, reader: MessageReader) -> Generator[bytes, None, None]:
-        """Yield nothing (``b""``) once the first chunk is there, then each chunk; close the reader in any case."""
+    def _chunks(self, reader: MessageReader, chunk: bytes) -> Generator[bytes, None, None]:
+        """Yield nothing (``b""``) at the start, then each chunk; close the reader in any case."""
         try:
-            chunk = _read(reader)
             yield b""
             while chunk:
                 yield chunk
@@ -387,6 +395,30 @@ class Session:
                     raise BrokenMessageError("the message's reader failed") from None
         finally:
             self._report_failure(reader.close)
+
+
+def _expect_none(method: str, result: object) -> None:
+    """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
+    if result is not None:
+        raise HandlerError(f"{method} returned {type(result).__name__}, not None")
+
+
+def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
+    if len(line) > MAX_LINE:
+        raise BadCommandError("line too long")
+    if not found.most:
+        raise BadCommandError("this command takes no argument")
+    arguments = rest.split(b" ", found.most - 1)
+    if len(arguments) < found.fewest:
+        raise BadCommandError("missing argument")
+    if b"\0" in rest:
+        raise BadCommandError("a command holds no NUL")
+    try:
+        return [argument.decode() for argument in arguments]
+    except UnicodeDecodeError:
+        pass
+    # Outside of the except block: that exception's text carries the line, and the line may be PASS.
+    raise BadCommandError("arguments must be UTF-8")
 
 
 def _read(reader: MessageReader) -> bytes:
@@ -405,7 +437,7 @@ class Maildrop:
         self.octets = self._all_octets = sum(sizes)
         self._deleted: set[int] = set()
         self._ask_id = ask_id
-        self._listed_ids = ids  # not checked yet
+        self._unchecked_ids = ids
         self._ids: dict[int, str] = {}
         self._known_ids: set[str] = set()
 
@@ -421,15 +453,15 @@ class Maildrop:
             if not isinstance(listing, Iterable):
                 raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
             entries = list(islice(listing, MAX_MESSAGES + 1))
-            _check_number(len(entries), MAX_MESSAGES, "the count of messages")
+            _check_numbers([len(entries)], MAX_MESSAGES, "the count of messages")
             try:
                 sizes, ids = map(list, zip(*entries, strict=True)) if entries else ([], [])
             except (TypeError, ValueError):
                 raise HandlerError("list_messages returned something else than pairs of size and id") from None
         else:
-            count = _check_number(handler.get_message_count(), MAX_MESSAGES, "the count of messages")
+            (count,) = _check_numbers([handler.get_message_count()], MAX_MESSAGES, "the count of messages")
             sizes = [handler.get_message_size(number) for number in range(1, count + 1)]
-        return cls([_check_number(size, MAX_SIZE, "a message's size") for size in sizes], ids, handler.get_message_id)
+        return cls(_check_numbers(sizes, MAX_SIZE, "a message's size"), ids, handler.get_message_id)
 
     def __str__(self) -> str:
         return f"{self.count} message{'' if self.count == 1 else 's'} ({self.octets} octets)"
@@ -450,23 +482,22 @@ class Maildrop:
         numbers = range(1, self._all_count + 1)
         return [number for number in numbers if number not in self._deleted] if self._deleted else numbers
 
-    def unique_id(self, number: int) -> str:
-        """Return a message's unique-id, asked for when first needed and kept.
+    def unique_ids(self, numbers: Iterable[int]) -> Iterable[str]:
+        """Return the messages' unique-ids, asked for when first needed and kept.
 
-        :raises HandlerError: the id, or with a listing any of the ids, cannot stand on the wire or is not unique.
+        :raises HandlerError: an id, or with a listing any of the ids, cannot stand on the wire or is not unique.
         """
-        if self._listed_ids is not None:
-            self._known_ids.clear()
-            for n, identifier in enumerate(self._listed_ids, 1):
-                self._keep_id(n, identifier)
-            self._listed_ids = None
-        if number not in self._ids:
-            self._keep_id(number, self._ask_id(number))
-        return self._ids[number]
+        if self._unchecked_ids:
+            self._ids = dict(enumerate(_check_ids(self._unchecked_ids), 1))
+            self._unchecked_ids = None
+        if len(self._ids) < self._all_count:
+            for number in numbers:
+                if number not in self._ids:
+                    self._ask_for(number)
+        return map(self._ids.__getitem__, numbers)
 
-    def _keep_id(self, number: int, identifier: object) -> None:
-        if not isinstance(identifier, str) or not _UNIQUE_ID.fullmatch(identifier):
-            raise HandlerError(f"the unique-id of message {number} is not 1 to 70 characters from '!' to '~'")
+    def _ask_for(self, number: int) -> None:
+        (identifier,) = _check_ids([self._ask_id(number)])
         if identifier in self._known_ids:
             raise HandlerError(f"message {number} has the unique-id of another message")
         self._known_ids.add(identifier)
@@ -489,11 +520,27 @@ class Maildrop:
         self.octets = self._all_octets
 
 
-def _check_number(value: object, most: int, what: str) -> int:
+def _check_numbers(values: Iterable[SupportsIndex], most: int, what: str) -> list[int]:
     try:
-        number = index(value)  # type: ignore[arg-type]
+        numbers = list(map(index, values))
     except TypeError:
-        raise HandlerError(f"{what} cannot be a {type(value).__name__}") from None
-    if not 0 <= number <= most:
-        raise HandlerError(f"{what} cannot be {'negative' if number < 0 else f'more than {most}'}")
-    return number
+        raise HandlerError(f"{what} must be an integer") from None
+    if numbers and not (min(numbers) >= 0 and max(numbers) <= most):
+        raise HandlerError(f"{what} must be 0 to {most}")
+    return numbers
+
+
+def _check_ids(ids: Sequence[str]) -> list[str]:
+    # All at once, in C: ten times as fast as matching a pattern for each of 100,000 ids.
+    try:
+        text = " ".join(ids)
+    except TypeError:
+        raise HandlerError("a unique-id must be a str") from None
+    plain = text.split(" ")
+    if not (text.isascii() and text.isprintable() and len(plain) == len(ids)):
+        raise HandlerError("a unique-id holds characters from '!' to '~' only")
+    if not (all(plain) and max(map(len, plain)) <= MAX_UNIQUE_ID):
+        raise HandlerError(f"a unique-id has 1 to {MAX_UNIQUE_ID} characters")
+    if len(set(plain)) != len(plain):
+        raise HandlerError("two messages have the same unique-id")
+    return plain
