@@ -152,6 +152,8 @@ class Session:
             except ReportableError as refusal:
                 if isinstance(refusal, BadCommandError):
                     self._count_bad_command()
+                else:
+                    self._bad_commands = 0
                 return err(refusal.text, refusal.code)
         except HandlerError as error:
             self.report(error)

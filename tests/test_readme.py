@@ -1,0 +1,104 @@
+"""What the README shows is so."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+import popart
+from tests.conftest import PATIENCE, Mail, MemoryHandler, connected, signed_in
+
+README = Path(__file__).parent.parent.joinpath("README.rst").read_text(encoding="utf-8")
+
+
+def blocks(introduction: str) -> list[str]:
+    """Return the indented blocks after lines that match *introduction*."""
+    found = re.findall(rf"{introduction}\n\n((?:    .*\n|\n)+)", README)
+    return [textwrap.dedent(block).strip() + "\n" for block in found]
+
+
+def code_blocks() -> list[str]:
+    return blocks(r"\.\. code-block:: python")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> SimpleQueue[popart.Server]:
+    """The servers that example code starts, each with a free port instead of the one that it names."""
+    servers: SimpleQueue[popart.Server] = SimpleQueue()
+
+    class FreePortServer(popart.Server):
+        def __init__(self, server_address: tuple[str, int], *args: Any, **options: Any) -> None:
+            super().__init__((server_address[0], 0), *args, **options)
+            servers.put(self)
+
+    monkeypatch.setattr(popart, "Server", FreePortServer)
+    return servers
+
+
+@contextmanager
+def run_beside(serve: Callable[[], None], started: SimpleQueue[popart.Server]) -> Iterator[popart.Server]:
+    """Run an example in a thread until its server has been used."""
+    thread = threading.Thread(target=serve)
+    thread.start()
+    server = started.get(timeout=PATIENCE)
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+def test_the_first_server_gives_the_session_that_is_shown(
+    started: SimpleQueue[popart.Server], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first example runs as it stands, and the session below it is what a client sees."""
+    (transcript,) = (block for block in blocks(r".*::") if "C: USER alice" in block)
+    with run_beside(lambda: exec(code_blocks()[0], {}), started) as server, connected(server) as client:
+        for line in transcript.splitlines():
+            side, said = line[:2], line[3:].encode() + b"\r\n"
+            if side == "C:":
+                client.send(said)
+            else:
+                assert client.line() == said
+        assert client.rest() == b""
+    assert capfd.readouterr().out == "to be deleted: [1]\n"
+
+
+def test_the_tls_example_serves_over_tls(
+    started: SimpleQueue[popart.Server], authority: Any, client_context: Any, tmp_path: Path
+) -> None:
+    """The TLS example runs as it stands, given a certificate."""
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(str(tmp_path / "cert.pem"), append=True)
+    example: dict[str, Any] = {}
+    exec(code_blocks()[1], example)
+    mail = Mail(b"Subject: x\r\n\r\n")
+
+    def serve() -> None:
+        example["serve_with_tls"](lambda peer: MemoryHandler(mail), tmp_path / "cert.pem", tmp_path / "key.pem")
+
+    with run_beside(serve, started) as server, signed_in(server, client_context) as client:
+        assert client.ask(b"STAT") == b"+OK 1 14\r\n"
+
+
+def test_the_table_of_limits_is_the_servers() -> None:
+    """Each limit stands in the README with the default that the class has, and none is missing."""
+    table = dict(re.findall(r"^``(\w+)``\s+(\d+)\s", README, re.MULTILINE))
+    limits = [name for name in vars(popart.Server) if name.startswith(("max_", "minimum_"))]
+    limits += ["handshake_timeout", "login_timeout", "shutdown_grace"]
+    assert table == {name: str(getattr(popart.Server, name)) for name in limits}
+
+
+def test_all_python_of_the_readme_is_executed() -> None:
+    """An example that is added needs a test above."""
+    assert len(code_blocks()) == 2

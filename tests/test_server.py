@@ -1,0 +1,660 @@
+"""The server: construction, accepting, limits, closing.  All over real sockets."""
+
+from __future__ import annotations
+
+import errno
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import popart
+from popart.server import Server, _peer
+from tests.conftest import (
+    PATIENCE,
+    Client,
+    ClosingHandler,
+    Mail,
+    MemoryHandler,
+    QuickServer,
+    connected,
+    running,
+    signed_in,
+    wait_until,
+)
+
+HOST = ("127.0.0.1", 0)
+MESSAGE = b"Subject: hello\r\n\r\nHow do you do?\r\n"
+
+
+class Held:
+    """Stands in for a method, and stops in it until it is let go."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self._method = getattr(owner, name)
+        setattr(owner, name, self)
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.entered.set()
+        assert self.go_on.wait(PATIENCE)
+        return self._method(*arguments)
+
+
+class TalkingServer(QuickServer):
+    """Keeps what `handle_error` is told of."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.told: list[BaseException | None] = []
+        super().__init__(*arguments, **options)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        self.told.append(sys.exc_info()[1])
+        super().handle_error(request, client_address)
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """Let a test that hangs fail, as most of these are about waiting for threads."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, 6 * PATIENCE, 1)  # again and again, for the clean-up may hang too
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def refused(server: Server) -> bool:
+    try:
+        socket.create_connection(server.server_address[:2], timeout=PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+# Construction.
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(
+            ("hostname", value)
+            for value in ["", "a b", "a@b", "<a>", "a\r\n", "a\n", "a..b", "\xf6", "a\0", "a" * 256, 5]
+        ),
+        *(("implementation", value) for value in ["", " a", "a ", "a\r\nb", "a\n", "\xf6", "a\0", "a" * 401, None]),
+        *(("expire", value) for value in ["", "never", "-1", "1.5", "NEVER\n", "3 users", "\u0663", "0\r\nX", 30]),
+        *(("timeout", value) for value in [599.9, 0, -1, float("nan"), float("inf"), float("-inf"), 1e9]),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_bound(option: str, value: Any) -> None:
+    """What cannot stand on the wire, or breaks RFC 1939 section 3's ten minutes, is a ValueError; no socket is left."""
+    with socket.create_server(HOST) as other, pytest.raises(ValueError):
+        # The port is taken: had it been tried, that would be the error.
+        popart.Server(other.getsockname(), lambda peer: None, **{option: value})
+
+
+def test_a_strange_machine_name_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without *hostname*, a machine whose own name cannot stand in a timestamp is called localhost."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "Bob's <box>")
+    with popart.Server(HOST, lambda peer: None) as server:
+        assert server.hostname == "localhost"
+
+
+def test_a_port_in_use_is_an_oserror() -> None:
+    """An address that is taken is an OSError, and no descriptor is left behind."""
+    with socket.create_server(HOST) as other, pytest.raises(OSError) as caught:
+        popart.Server(other.getsockname(), lambda peer: None)
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+def test_without_bind_and_activate() -> None:
+    """bind_and_activate=False leaves both to the caller, as in socketserver."""
+    server = QuickServer(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)), bind_and_activate=False)
+    assert server.socket.getsockname()[1] == 0
+    server.server_bind()
+    server.server_activate()
+    with running(server), signed_in(server) as client:
+        assert client.ask(b"STAT") == b"+OK 1 34\r\n"
+
+
+def test_ipv6() -> None:
+    """A host with a colon is an IPv6 address."""
+    peers: list[Any] = []
+    try:
+        server = QuickServer(("::1", 0), peers.append)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with running(server), connected(server) as client:
+        assert client.line().startswith(b"-ERR")
+    assert peers[0][0] == "::1"
+
+
+# Serving.
+
+
+@pytest.mark.parametrize("served_before", [False, True])
+def test_handle_request_serves_one_connection(served_before: bool) -> None:
+    """handle_request() waits for one client and accepts it, as in socketserver, also after serve_forever()."""
+    with QuickServer(HOST, lambda peer: MemoryHandler(Mail())) as server, ThreadPoolExecutor() as others:
+        if served_before:
+            serving = others.submit(server.serve_forever)
+            with signed_in(server):
+                server.shutdown()
+            serving.result(PATIENCE)
+        done = others.submit(server.handle_request)
+        with pytest.raises(TimeoutError):
+            done.result(0.1)
+        with signed_in(server) as client:
+            done.result(PATIENCE)
+            assert client.ask(b"QUIT").startswith(b"+OK")
+
+
+def test_serving_again_after_shutdown() -> None:
+    """shutdown() ends serve_forever(), not the sessions; serve_forever() may be called again."""
+    with QuickServer(HOST, lambda peer: MemoryHandler(Mail())) as server, ThreadPoolExecutor() as others:
+        serving = others.submit(server.serve_forever)
+        with signed_in(server) as client:
+            server.shutdown()
+            serving.result(PATIENCE)
+            assert client.ask(b"NOOP").startswith(b"+OK")
+            serving = others.submit(server.serve_forever)
+            with connected(server) as second:
+                assert second.line().startswith(b"+OK")
+            server.shutdown()
+            serving.result(PATIENCE)
+
+
+def test_shutdown_before_serve_forever() -> None:
+    """shutdown() before serve_forever() returns, and makes that return; stock socketserver hangs in it."""
+    with QuickServer(HOST, lambda peer: None) as server:
+        server.shutdown()
+        server.shutdown()
+        server.serve_forever()
+
+
+@pytest.mark.parametrize("end", ["shutdown", "server_close"])
+def test_ended_by_its_own_thread(end: str) -> None:
+    """shutdown() and server_close() called by serve_forever's own thread do not wait for themselves."""
+
+    class OwnThread(QuickServer):
+        def service_actions(self) -> None:
+            getattr(self, end)()
+
+    with OwnThread(HOST, lambda peer: None) as server:
+        server.serve_forever(poll_interval=0.01)
+
+
+def test_one_thread_for_all() -> None:
+    """The factory and every method of the handler run in the connection's own thread."""
+    seen: set[threading.Thread] = set()
+
+    class Noting(MemoryHandler):
+        def __getattribute__(self, name: str) -> Any:
+            seen.add(threading.current_thread())
+            return super().__getattribute__(name)
+
+    with running(QuickServer(HOST, lambda peer: Noting(Mail(MESSAGE)))) as server:
+        before = threading.enumerate()
+        with signed_in(server) as client:
+            client.send(b"RETR 1\r\nDELE 1\r\nQUIT\r\n")
+            client.rest()
+    assert len(seen) == 1
+    assert seen.isdisjoint(before)
+
+
+# The factory.
+
+
+def refuse(error: BaseException) -> Callable[[Any], None]:
+    def factory(peer: Any) -> None:
+        raise error
+
+    return factory
+
+
+INTERNAL = rb"-ERR \[SYS/TEMP\] internal error, please try again later"
+
+
+@pytest.mark.parametrize(
+    ("factory", "answer", "told"),
+    [
+        (lambda peer: None, rb"-ERR connection refused", None),
+        (refuse(popart.ReportableError("not\r\ntoday")), rb"-ERR not  today", None),
+        (refuse(popart.ReportableError("no", code="SYS/PERM")), rb"-ERR \[SYS/PERM\] no", None),
+        (refuse(OSError("the password is hunter2")), INTERNAL, OSError),
+        (refuse(ConnectionResetError("by the database")), INTERNAL, ConnectionResetError),
+        (refuse(SystemExit(3)), INTERNAL, SystemExit),
+        (refuse(KeyboardInterrupt()), INTERNAL, KeyboardInterrupt),
+    ],
+    ids=["none", "reportable", "code", "error", "reset", "exit", "interrupt"],
+)
+def test_clients_turned_away(factory: Callable[[Any], None], answer: bytes, told: type[BaseException] | None) -> None:
+    """A factory turns a client away in one line; its exceptions go to handle_error alone, and nothing is printed."""
+    with running(TalkingServer(HOST, factory)) as server:
+        for _ in range(2):
+            with connected(server) as client:
+                assert re.fullmatch(answer + b"\r\n", client.rest())
+    assert isinstance(server, TalkingServer)
+    assert [type(error) for error in server.told] == [told] * 2 * bool(told)
+
+
+# Shortage.
+
+
+def test_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no thread can start, the client is told to come back; the server and its server_close() are unharmed."""
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail()))) as server:
+        server.max_connections = 2
+        for _ in range(2):  # the server may start threads of its own at first
+            monkeypatch.setattr(threading.Thread, "start", fail)
+            for _ in range(3):
+                with connected(server) as client:
+                    assert re.fullmatch(rb"-ERR \[SYS/TEMP\] short of .*\r\n", client.rest())
+            monkeypatch.setattr(threading.Thread, "start", start)
+            with signed_in(server) as client:
+                assert client.ask(b"QUIT").startswith(b"+OK")
+        server.server_close()
+
+
+@pytest.mark.parametrize("code", ["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"])
+def test_accept_does_not_spin_in_a_shortage(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """While the system is short of descriptors or memory, accept is tried a few times a second, and then goes on."""
+    accept = socket.socket.accept
+    failures = 0
+
+    def short(sock: socket.socket) -> Any:
+        nonlocal failures
+        failures += 1
+        raise OSError(getattr(errno, code), "short")
+
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail()))) as server:
+        monkeypatch.setattr(socket.socket, "accept", short)
+        with connected(server) as client:
+            client.sock.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                client.sock.recv(1)
+            assert 1 <= failures < 20
+            monkeypatch.setattr(socket.socket, "accept", accept)
+            client.sock.settimeout(PATIENCE)
+            assert client.sock.recv(3) == b"+OK"
+
+
+def test_clients_gone_before_they_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ECONNABORTED loses that connection only, and a socket with nobody left to accept is not waited for."""
+    accept = socket.socket.accept
+
+    def aborted(sock: socket.socket) -> Any:
+        monkeypatch.setattr(socket.socket, "accept", robbed)
+        accept(sock)[0].close()
+        raise ConnectionAbortedError(errno.ECONNABORTED, "aborted")
+
+    def robbed(sock: socket.socket) -> Any:
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        accept(sock)[0].close()
+        return accept(sock)
+
+    with running(TalkingServer(HOST, lambda peer: MemoryHandler(Mail()))) as server:
+        monkeypatch.setattr(socket.socket, "accept", aborted)
+        for _ in range(2):
+            with connected(server) as client:
+                assert client.rest() == b""
+    assert isinstance(server, TalkingServer)
+    assert server.told == []
+
+
+SHORTAGE = """
+    import resource, threading, time
+    import popart
+
+    done = threading.Event()
+    server = popart.Server(("127.0.0.1", 0), lambda peer: None if done.wait() else None)
+    threading.Thread(target=server.serve_forever).start()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+    print(server.server_address[1], flush=True)
+    input()
+    before = time.process_time()
+    time.sleep(0.5)
+    print(time.process_time() - before, flush=True)
+    done.set()
+    input()
+    server.server_close()
+"""
+
+
+def test_a_real_shortage_of_descriptors() -> None:
+    """Out of descriptors the server idles, and once some are free again everybody who waited is served."""
+    pytest.importorskip("resource")
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SHORTAGE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        cwd=Path(popart.__file__).parents[1],
+    )
+    with child:
+        assert child.stdin is not None and child.stdout is not None
+        address = ("127.0.0.1", int(child.stdout.readline()))
+        clients = [socket.create_connection(address, timeout=PATIENCE) for _ in range(40)]
+        child.stdin.write("\n")
+        assert float(child.stdout.readline()) < 0.1
+        for client in clients:
+            assert client.recv(100) == b"-ERR connection refused\r\n"
+            client.close()
+        child.stdin.write("\n")
+    assert child.returncode == 0
+
+
+# Limits.
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("192.0.2.1", 1), ("192.0.2.1", 2), True),
+        (("192.0.2.1", 1), ("192.0.2.2", 1), False),
+        (("2001:db8::1", 1, 0, 0), ("2001:db8::ffff:2", 1, 0, 0), True),
+        (("2001:db8::1", 1, 0, 0), ("2001:db8:0:1::1", 1, 0, 0), False),
+        (("::ffff:192.0.2.1", 1, 0, 0), ("::ffff:192.0.2.2", 1, 0, 0), False),
+        (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 1), True),
+        (("fe80::1%eth0", 1, 0, 2), ("fe80::2%eth0", 1, 0, 2), True),
+        ("", b"", True),
+    ],
+)
+def test_what_counts_as_one_peer(one: Any, other: Any, same: bool) -> None:
+    """A peer is an IPv4 address, mapped into IPv6 or not, or an IPv6 /64, of which one client owns all addresses."""
+    assert (_peer(one) == _peer(other)) is same
+
+
+@pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_peer"])
+def test_one_connection_too_many(limit: str) -> None:
+    """Past a limit a connection is refused in one line; when another has ended there is room again."""
+    with QuickServer(HOST, lambda peer: MemoryHandler(Mail())) as server:
+        setattr(server, limit, 2)
+
+        def greeting() -> bytes:
+            with connected(server) as client:
+                return client.line()
+
+        with running(server), signed_in(server) as first, signed_in(server):
+            for _ in range(3):
+                assert greeting().startswith(b"-ERR [SYS/TEMP] too many")
+            with socket.create_connection(server.server_address[:2], PATIENCE, ("127.0.0.2", 0)) as elsewhere:
+                assert elsewhere.recv(3) == (b"-ER" if limit == "max_connections" else b"+OK")
+            assert first.ask(b"QUIT").startswith(b"+OK")
+            first.close()
+            wait_until(lambda: greeting().startswith(b"+OK"))
+
+
+def test_limits_over_tls(server_context: ssl.SSLContext) -> None:
+    """Over TLS a connection too many is closed before the handshake."""
+    with QuickServer(HOST, lambda peer: None, ssl_context=server_context) as server:
+        server.max_connections = 1
+        with running(server), connected(server), connected(server) as second:
+            assert second.rest() == b""
+
+
+def test_limits_switched_off() -> None:
+    """None switches every limit off."""
+
+    class Boundless(QuickServer):
+        max_connections = max_connections_per_peer = max_bad_commands = max_failed_logins = None
+        handshake_timeout = login_timeout = shutdown_grace = None
+
+    with running(Boundless(HOST, lambda peer: MemoryHandler(Mail()))) as server, connected(server) as client:
+        client.line()
+        client.send(b"BAD\r\n" * 200)
+        assert all(client.line().startswith(b"-ERR") for _ in range(200))
+        client.sign_in()
+
+
+# Closing.
+
+
+def idle(client: Client) -> None:
+    client.line()
+
+
+def idle_signed_in(client: Client) -> None:
+    client.line()
+    client.sign_in()
+    assert client.ask(b"DELE 1").startswith(b"+OK")
+
+
+def half_a_command(client: Client) -> None:
+    idle_signed_in(client)
+    client.send(b"QUIT")
+
+
+@pytest.mark.parametrize("state", [idle, idle_signed_in, half_a_command])
+@pytest.mark.parametrize("grace", [60, 0, None])
+def test_closing_ends_idle_sessions_at_once(state: Callable[[Client], None], grace: float | None) -> None:
+    """An idle client hears nothing but the end; nothing is deleted, the maildrop is unlocked, the port is closed."""
+    mail = Mail(MESSAGE)
+    with running(QuickServer(HOST, lambda peer: ClosingHandler(mail))) as server, connected(server) as client:
+        server.shutdown_grace = grace
+        state(client)
+        with ThreadPoolExecutor() as others:
+            others.submit(server.server_close).result(PATIENCE)
+        assert refused(server)
+        assert client.rest() == b""
+        assert mail.count("lock_maildrop") == mail.count("unlock_maildrop")
+        assert (mail.count("close"), mail.count("delete_messages"), mail.errors) == (1, 0, [])
+
+
+def test_closing_many_idle_sessions() -> None:
+    """A few hundred idle sessions end together."""
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail()))) as server:
+        clients = [socket.create_connection(server.server_address[:2], timeout=PATIENCE) for _ in range(200)]
+        for client in clients:
+            assert client.recv(100).startswith(b"+OK")
+        server.server_close()
+        for client in clients:
+            assert client.recv(100) == b""
+            client.close()
+
+
+@pytest.mark.parametrize(
+    "where", ["on_new_connection", "authenticate_pass", "delete_messages", "unlock_maildrop", "close", "close_request"]
+)
+def test_closing_waits_for_what_cannot_be_interrupted(where: str) -> None:
+    """A commit that runs when the server closes completes, however long it takes; no call, no thread is left alone."""
+    mail = Mail(MESSAGE)
+    handler = ClosingHandler(mail)
+    server = QuickServer(HOST, lambda peer: handler)
+    server.shutdown_grace = 0.1
+    held = Held(server if hasattr(server, where) else handler, where)
+    with running(server), connected(server) as client, ThreadPoolExecutor() as others:
+        client.send(b"USER alice\r\nPASS secret\r\nDELE 1\r\nQUIT\r\n")
+        client.sock.shutdown(socket.SHUT_WR)
+        assert held.entered.wait(PATIENCE)
+        closing = others.submit(server.server_close)
+        try:
+            with pytest.raises(TimeoutError):
+                closing.result(0.3)
+            assert refused(server)
+        finally:
+            held.go_on.set()
+        closing.result(PATIENCE)
+        assert mail.count("delete_messages") == (where not in ("on_new_connection", "authenticate_pass"))
+        assert mail.count("lock_maildrop") == mail.count("unlock_maildrop")
+        assert mail.calls[-1] == ("close",)
+
+
+def test_a_running_command_may_finish_within_the_grace() -> None:
+    """Closing lets a command end and its reply be read; what was pipelined behind it is not run."""
+    mail = Mail(MESSAGE)
+    handler = ClosingHandler(mail)
+    held = Held(handler, "get_message_reader")
+    with running(QuickServer(HOST, lambda peer: handler)) as server, signed_in(server) as client:
+        client.send(b"DELE 1\r\nRSET\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n")
+        assert held.entered.wait(PATIENCE)
+        with ThreadPoolExecutor() as others:
+            closing = others.submit(server.server_close)
+            wait_until(server.closing.is_set)
+            held.go_on.set()
+            closing.result(PATIENCE)
+        assert client.rest().endswith(b"+OK 34 octets\r\n" + MESSAGE + b".\r\n")
+        assert (mail.count("unlock_maildrop"), mail.count("delete_messages")) == (1, 0)
+
+
+def test_a_client_that_does_not_read_is_cut_after_the_grace() -> None:
+    """A message that nobody reads keeps the server for shutdown_grace seconds, no longer, and stays incomplete."""
+    mail = Mail(b"x" * 20_000_000)
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(mail))) as server, signed_in(server) as client:
+        server.shutdown_grace = 0.2
+        assert client.ask(b"RETR 1").startswith(b"+OK")
+        with ThreadPoolExecutor() as others:
+            others.submit(server.server_close).result(PATIENCE)
+        assert mail.count("unlock_maildrop") == 1
+        with suppress(ConnectionResetError):
+            assert not client.rest().endswith(b".\r\n")
+
+
+def test_closing_in_the_delay_of_a_failed_login() -> None:
+    """The delay after a wrong password does not hold up the server's end, and no further password is tried."""
+    mail = Mail()
+    with running(QuickServer(HOST, lambda peer: ClosingHandler(mail))) as server, connected(server) as client:
+        client.send(b"USER alice\r\nPASS 1\r\n" * 4)
+        wait_until(lambda: mail.count("authenticate_pass") == 2)
+        server.server_close()
+        assert [call[0] for call in mail.calls] == ["authenticate_pass"] * 2 + ["close"]
+
+
+def test_closing_before_serving_and_twice() -> None:
+    """server_close() before serve_forever(), and again; serve_forever() then returns at once."""
+    server = QuickServer(HOST, lambda peer: None)
+    server.server_close()
+    server.server_close()
+    server.serve_forever()
+    assert refused(server)
+
+
+def test_closing_from_many_threads_at_once() -> None:
+    """server_close() from several threads at once: each returns when all sessions are over."""
+    mail = Mail(MESSAGE)
+    barrier = threading.Barrier(4)
+    with running(QuickServer(HOST, lambda peer: ClosingHandler(mail))) as server, signed_in(server) as client:
+
+        def close() -> int:
+            barrier.wait(PATIENCE)
+            server.server_close()
+            return mail.count("close")
+
+        with ThreadPoolExecutor() as others:
+            assert [done.result(PATIENCE) for done in [others.submit(close) for _ in range(4)]] == [1] * 4
+        assert client.rest() == b""
+
+
+@pytest.mark.parametrize("where", ["authenticate_pass", "get_message_reader", "delete_messages", "close"])
+def test_closing_from_a_handler(where: str) -> None:
+    """A handler may close its own server: that call does not wait for its own session, and its command finishes."""
+    mail = Mail(MESSAGE)
+
+    class Closing(ClosingHandler):
+        def __init__(self) -> None:
+            super().__init__(mail)
+            method = getattr(self, where)
+
+            def closing(*arguments: Any) -> Any:
+                server.server_close()
+                mail.calls.append(("closing",))
+                return method(*arguments)
+
+            setattr(self, where, closing)
+
+    with running(QuickServer(HOST, lambda peer: Closing())) as server, connected(server) as client:
+        client.send(b"USER alice\r\nPASS secret\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n")
+        client.rest()
+        wait_until(lambda: mail.count("close") == 1)
+        assert refused(server)
+        assert mail.count("closing") == mail.count("lock_maildrop") == mail.count("unlock_maildrop") == 1
+
+
+@contextmanager
+def closed_on_signal(server: Server) -> Iterator[list[str]]:
+    """Close the server on SIGUSR1; the list tells when that is done."""
+    done: list[str] = []
+
+    def close(*_: object) -> None:
+        server.server_close()
+        done.append("closed")
+
+    before = signal.signal(signal.SIGUSR1, close)
+    try:
+        yield done
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_closing_from_a_signal_handler() -> None:
+    """A signal handler may close the server whose serve_forever() it interrupts."""
+    mail = Mail(MESSAGE)
+    main = threading.get_ident()
+    server = QuickServer(HOST, lambda peer: ClosingHandler(mail))
+
+    def visit() -> bytes:
+        with signed_in(server) as client:
+            signal.pthread_kill(main, signal.SIGUSR1)
+            return client.rest()
+
+    with server, closed_on_signal(server) as done, ThreadPoolExecutor() as others:
+        visited = others.submit(visit)
+        visited.add_done_callback(lambda _: server.shutdown())
+        server.serve_forever(poll_interval=60)
+        assert done == ["closed"]
+        assert mail.calls[-2:] == [("unlock_maildrop",), ("close",)]
+        assert refused(server)
+        assert visited.result(PATIENCE) == b""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, number: int, late: bool) -> None:
+    """A signal may come at any moment, also between a connection's registration and the start of its thread."""
+    start = threading.Thread.start
+    threads = threading.active_count()
+
+    def interrupted(thread: threading.Thread) -> None:
+        if late:
+            start(thread)
+        if "process_request" in thread.name:
+            monkeypatch.setattr(threading.Thread, "start", start)
+            signal.raise_signal(number)
+        if not late:
+            start(thread)
+
+    server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()))
+    with server, connected(server) as client, closed_on_signal(server) as done:
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            assert number == signal.SIGINT
+        else:
+            assert done == ["closed"]
+        server.server_close()
+        with suppress(ConnectionResetError):
+            client.rest()
+        wait_until(lambda: threading.active_count() == threads)

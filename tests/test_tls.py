@@ -1,0 +1,277 @@
+"""TLS: in the connection's own thread, from the first octet to the last, and ended as the session was."""
+
+from __future__ import annotations
+
+import poplib
+import socket
+import ssl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import trustme
+
+import popart
+from popart.server import Server
+from tests.conftest import PATIENCE, ClosingHandler, Mail, MemoryHandler, QuickServer, connected, running, signed_in
+from tests.test_server import HOST, MESSAGE, Held, TalkingServer
+
+Make = Callable[[Callable[[Any], popart.Handler], ssl.SSLContext], TalkingServer]
+
+
+def by_argument(factory: Callable[[Any], popart.Handler], context: ssl.SSLContext) -> TalkingServer:
+    return TalkingServer(HOST, factory, ssl_context=context)
+
+
+def by_wrapping(factory: Callable[[Any], popart.Handler], context: ssl.SSLContext) -> TalkingServer:
+    server = TalkingServer(HOST, factory)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return server
+
+
+both_ways = pytest.mark.parametrize("make", [by_argument, by_wrapping])
+
+
+def client_hello(context: ssl.SSLContext) -> bytes:
+    """Return the first octets of a handshake."""
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+class TLSClient:
+    """A client, signed in, that keeps the server's octets as they came and tells close_notify from a bare end."""
+
+    def __init__(self, server: Server, authority: trustme.CA) -> None:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        # Python has OpenSSL 3 take a bare end for close_notify; other clients do not.
+        context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+        self.raw = b""
+        self.sock = socket.create_connection(server.server_address[:2], timeout=PATIENCE)
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+        self.wait_for(self.tls.do_handshake)
+        self.wait_for(self.tls.read, 1000)
+        assert self.ask(b"USER alice").startswith(b"+OK")
+        assert self.ask(b"PASS secret").startswith(b"+OK")
+
+    def __enter__(self) -> TLSClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def wait_for(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        while True:
+            try:
+                return step(*arguments)
+            except ssl.SSLWantReadError:
+                self.flush()
+                octets = self.sock.recv(65_536)
+                self.raw += octets
+                self.incoming.write(octets) if octets else self.incoming.write_eof()
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.sock.sendall(self.outgoing.read())
+
+    def send(self, octets: bytes) -> None:
+        self.tls.write(octets)
+        self.flush()
+
+    def ask(self, command: bytes) -> bytes:
+        self.send(command + b"\r\n")
+        return self.wait_for(self.tls.read, 65_536)
+
+    def rest(self) -> tuple[bytes, bool]:
+        """Read to the end, and tell whether that was close_notify."""
+        octets = b""
+        try:
+            while piece := self.wait_for(self.tls.read, 65_536):
+                octets += piece
+        except ssl.SSLZeroReturnError:
+            return octets, True
+        except (ssl.SSLEOFError, ConnectionResetError):
+            return octets, False
+        return octets, True
+
+    def all_encrypted(self) -> bool:
+        """Is every octet that came part of a TLS record?"""
+        raw = self.raw
+        while raw:
+            if not (raw[0] in range(20, 24) and raw[1:3] == b"\x03\x03"[: len(raw) - 1]):
+                return False
+            raw = raw[5 + int.from_bytes(raw[3:5], "big") :]
+        return True
+
+
+@both_ways
+def test_a_session(make: Make, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """A session with the standard library's client, TLS from its first octet."""
+    mail = Mail(MESSAGE)
+    with running(make(lambda peer: MemoryHandler(mail), server_context)) as server:
+        client = poplib.POP3_SSL("localhost", server.server_address[1], timeout=PATIENCE, context=client_context)
+        client.user("alice")
+        client.pass_("secret")
+        assert b"\r\n".join(client.retr(1)[1]) + b"\r\n" == MESSAGE
+        client.dele(1)
+        assert client.quit().startswith(b"+OK")
+    assert mail.count("delete_messages") == mail.count("unlock_maildrop") == 1
+    assert mail.errors == []
+
+
+@both_ways
+def test_a_silent_client(make: Make, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """The handshake is made in the connection's own thread: clients that never end theirs hold up nobody."""
+    with running(make(lambda peer: MemoryHandler(Mail(MESSAGE)), server_context)) as server:
+        with connected(server), connected(server) as stuck:
+            stuck.send(client_hello(client_context)[:50])
+            with signed_in(server, client_context) as client:
+                assert client.ask(b"RETR 1").startswith(b"+OK")
+
+
+@both_ways
+@pytest.mark.parametrize("trickles", [False, True], ids=["silent", "trickling"])
+def test_the_handshake_has_one_deadline(
+    make: Make, server_context: ssl.SSLContext, client_context: ssl.SSLContext, trickles: bool
+) -> None:
+    """handshake_timeout bounds the whole handshake: octets that arrive do not extend it."""
+    server = make(lambda peer: MemoryHandler(Mail()), server_context)
+    server.handshake_timeout = 0.3
+    with running(server), connected(server) as client:
+        client.sock.settimeout(0.05)
+        for octet in client_hello(client_context)[:100]:
+            if trickles:
+                client.send(bytes([octet]))
+            try:
+                assert client.sock.recv(1) == b""
+                break
+            except TimeoutError:
+                continue
+        else:
+            pytest.fail("the handshake went on")
+    assert len(server.told) == 1
+
+
+@both_ways
+def test_closing_amid_a_handshake(make: Make, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """A handshake that waits for the client ends at once when the server closes; no handler is made."""
+    mail = Mail()
+    with running(make(lambda peer: ClosingHandler(mail), server_context)) as server, connected(server) as client:
+        server.shutdown_grace = 60
+        client.send(client_hello(client_context))
+        assert client.sock.recv(1)
+        with ThreadPoolExecutor() as others:
+            others.submit(server.server_close).result(PATIENCE)
+    assert mail.calls == []
+
+
+@both_ways
+def test_a_new_certificate(make: Make, client_context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """load_cert_chain() on the live context counts for the next connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serials = []
+    with running(make(lambda peer: MemoryHandler(Mail()), context)) as server:
+        for _ in range(2):
+            authority.issue_cert("localhost").configure_cert(context)
+            with connected(server, client_context) as client:
+                assert isinstance(client.sock, ssl.SSLSocket)
+                serials.append((client.sock.getpeercert() or {})["serialNumber"])
+    assert serials[0] != serials[1]
+
+
+@both_ways
+def test_close_notify_at_a_normal_end(make: Make, server_context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """QUIT is answered and followed by close_notify, without waiting for the client's (RFC 8446 section 6.1)."""
+    handler = ClosingHandler(Mail())
+    with running(make(lambda peer: handler, server_context)) as server, TLSClient(server, authority) as client:
+        client.send(b"QUIT\r\n")
+        assert client.rest() == (b"+OK goodbye\r\n", True)
+        client.sock.settimeout(1)
+        assert client.sock.recv(1) == b""
+        assert client.all_encrypted()
+
+
+@pytest.mark.parametrize("commands", [b"QUIT\r\n", b"BAD\r\n" * 3, b"GET / HTTP/1.1\r\n"])
+def test_the_last_reply_survives_unread_input(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, commands: bytes
+) -> None:
+    """What a client sends behind its last command is read and dropped: no reset eats the last reply."""
+    server = by_argument(lambda peer: MemoryHandler(Mail()), server_context)
+    server.max_bad_commands = 3
+    with running(server), connected(server, client_context) as client:
+        client.send(commands + b"x" * 10_000_000)
+        assert client.rest().count(b"\r\n") == 1 + commands.count(b"\r\n")
+
+
+def test_close_notify_from_the_client(server_context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """A client that ends TLS behind its commands still reads the replies; without QUIT nothing is deleted."""
+    mail = Mail(MESSAGE)
+    server = by_argument(lambda peer: MemoryHandler(mail), server_context)
+    with running(server), TLSClient(server, authority) as client:
+        client.send(b"DELE 1\r\nNOOP\r\nQUIT")
+        with suppress(ssl.SSLWantReadError):
+            client.tls.unwrap()
+        client.flush()
+        before = len(client.raw)
+        while octets := client.sock.recv(65_536):
+            client.raw += octets
+        assert len(client.raw) - before > len(b"+OK message 1 deleted\r\n+OK nothing done\r\n")
+        assert client.all_encrypted()
+    assert (mail.count("unlock_maildrop"), mail.count("delete_messages")) == (1, 0)
+
+
+@both_ways
+def test_a_reply_while_closing(make: Make, server_context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """The reply to a command that runs while the server closes goes out over TLS, and ends with close_notify."""
+    handler = MemoryHandler(Mail(MESSAGE))
+    held = Held(handler, "get_message_reader")
+    with running(make(lambda peer: handler, server_context)) as server, TLSClient(server, authority) as client:
+        client.send(b"RETR 1\r\n")
+        assert held.entered.wait(PATIENCE)
+        with ThreadPoolExecutor() as others:
+            closing = others.submit(server.server_close)
+            with pytest.raises(TimeoutError):
+                closing.result(0.1)
+            held.go_on.set()
+            assert client.rest() == (b"+OK 34 octets\r\n" + MESSAGE + b".\r\n", True)
+            closing.result(PATIENCE)
+        assert client.all_encrypted()
+
+
+def test_a_message_cut_by_closing(server_context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """A client that reads too late gets a part of the message over TLS, no close_notify, and nothing in the clear."""
+    server = by_argument(lambda peer: MemoryHandler(Mail(b"x" * 20_000_000)), server_context)
+    server.shutdown_grace = 0.1
+    with running(server), TLSClient(server, authority) as client:
+        client.send(b"RETR 1\r\n")
+        client.wait_for(client.tls.read, 100)
+        server.server_close()
+        octets, notified = client.rest()
+        assert not notified and not octets.endswith(b".\r\n")
+        assert client.all_encrypted()
+
+
+@both_ways
+def test_a_plain_client_on_a_tls_port(make: Make, server_context: ssl.SSLContext) -> None:
+    """A client without TLS is let go at once, and hears nothing of POP3."""
+    server = make(lambda peer: MemoryHandler(Mail()), server_context)
+    with running(server), connected(server) as client:
+        client.send(b"USER alice\r\n")
+        with suppress(ConnectionResetError):
+            assert b"OK" not in client.rest()
+    assert len(server.told) == 1
+
+
+def test_a_tls_client_on_a_plain_port(client_context: ssl.SSLContext) -> None:
+    """A TLS client is refused at once, although it never ends its line."""
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail()))) as server:
+        with pytest.raises(ssl.SSLError), connected(server, client_context):
+            pass
+        with connected(server) as client:
+            client.send(client_hello(client_context) + b"x" * 2000)
+            assert client.rest().count(b"-ERR") == 1
