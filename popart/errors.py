@@ -27,18 +27,15 @@ class ReportableError(Exception):
     :raises ValueError: *code* is not a response code in RFC 2449's grammar, or is longer than 64 characters.
     """
 
+    text: str = "refused"
     code: str | None = None
 
     def __init__(self, text: str, *, code: str | None = None) -> None:
         if code is not None and not (len(code) <= _MAX_RESPONSE_CODE and _RESPONSE_CODE.fullmatch(code)):
             raise ValueError(f"not a POP3 response code: {code!r}")
         super().__init__(text)
+        self.text = str(text)
         self.code = code
-
-    @property
-    def text(self) -> str:
-        """What the client is told."""
-        return str(self)
 
 
 class BadCommandError(ReportableError):

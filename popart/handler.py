@@ -139,10 +139,10 @@ class Handler(Protocol):
     def handle_session_error(self, error: BaseException) -> None:
         """Learn of a failure: popart logs nothing itself.
 
-        *error* is an exception of this handler's own that was not a `ReportableError`, or one of the
-        `SessionError` classes: `HandlerError`, `ClientGoneError`, `ClientTimeoutError`, `LimitError`.  Each failure
-        is told once.  A client that connects and leaves without a command is no failure.  What this method raises
-        is dropped.
+        *error* is an exception of this handler's own, but for a `ReportableError` that the client was told of, or one
+        of the `SessionError` classes: `HandlerError`, `ClientGoneError`, `ClientTimeoutError`, `LimitError`.  Each
+        failure is told once.  A client that connects and leaves without a command is no failure.  What this method
+        raises is dropped.
         """
 
 

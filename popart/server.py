@@ -1,6 +1,6 @@
 """Sockets, TLS, threads, deadlines and limits.
 
-`Server` accepts, counts, starts a thread per connection and ends them all; `Connection` moves octets between its
+`Server` accepts, counts, gives each connection a thread and ends them all; `Connection` moves octets between its
 socket and its `Session`.  Every wait for a client has a deadline that no octet extends: the thread notes it in its
 `Line` and blocks, and one watchdog thread cuts the connections whose deadline has passed.  Timeouts of the sockets'
 own would bound one system call each, not a command, and cost three system calls where blocking costs one.
@@ -23,6 +23,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
@@ -44,6 +45,9 @@ ACCEPT_PAUSE = 0.1
 
 WAKE_PAUSE = 0.002
 """Seconds that a session gets to end before the next is woken: thousands at once would fight for the interpreter."""
+
+SPARE_SECONDS = 1.0
+"""Seconds that a thread waits for another connection when its own has ended."""
 
 MAX_TIMEOUT = 86_400.0
 """Seconds.  The most that ``Server(timeout=...)`` takes; sockets cannot count much further than to 24 days."""
@@ -168,8 +172,12 @@ class Server(socketserver.ThreadingTCPServer):
         self.closing = threading.Event()
         # Reentrant, as a signal handler may close the server while its thread is accepting.
         self._lock = threading.RLock()
-        self._lines: dict[threading.Thread, Line] = {}
+        self._lines: dict[socket.socket, Line] = {}
+        self._line_gone = threading.Condition(self._lock)
         self._peers: Counter[str] = Counter()
+        self._threads: set[threading.Thread] = set()
+        self._spare_threads = 0
+        self._jobs: SimpleQueue[tuple[Any, Any] | None] = SimpleQueue()
         self._watchdog: threading.Thread | None = None
         self._ended = threading.Event()
         self._finished: deque[threading.Thread] = deque()
@@ -249,37 +257,70 @@ class Server(socketserver.ThreadingTCPServer):
                 self.close_request(request)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the connection's thread, or refuse the connection when a limit is reached or no thread can start."""
-        while self._finished and not self._finished[0].is_alive():
-            self._finished.popleft()
-        thread = threading.Thread(
-            target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
-        )
-        if not self._admit(thread, Line(request, _peer(client_address))):
+        """Give the connection a thread, or refuse it when a limit is reached or no thread can start."""
+        if not self._admit(request, client_address):
             self._refuse(request, "too many connections, please try again later")
             return
+        with self._lock:
+            spare = self._spare_threads > 0
+            self._spare_threads -= spare
+        if spare:
+            self._jobs.put((request, client_address))
+            return
+        while self._finished and not self._finished[0].is_alive():
+            self._finished.popleft()
+        thread = threading.Thread(target=self._work, args=(request, client_address), daemon=self.daemon_threads)
         try:
             if self._watchdog is None:
                 watchdog = threading.Thread(target=self._watch, daemon=True)
                 watchdog.start()
                 self._watchdog = watchdog
+            self._threads.add(thread)
             thread.start()
         except BaseException as error:
             if thread.ident is None:
-                self._forget(thread)
+                self._threads.discard(thread)
+                self._forget(request)
                 self._refuse(request, "short of resources, please try again later")
             if not isinstance(error, (RuntimeError, MemoryError)):
                 raise  # a signal handler's
 
+    def _work(self, request: Any, client_address: Any) -> None:
+        """Hold a connection, then others that come while this thread is spare.  The body of a thread.
+
+        A new thread for each connection took a third of a short session's processor time.
+        """
+        while True:
+            self.process_request_thread(request, client_address)
+            with self._lock:
+                if self.closing.is_set():
+                    break
+                self._spare_threads += 1
+            try:
+                job = self._jobs.get(timeout=SPARE_SECONDS)
+            except Empty:
+                with self._lock:
+                    if self._spare_threads:
+                        self._spare_threads -= 1
+                        break
+                job = self._jobs.get()  # it was promised to this thread meanwhile
+            if job is None:
+                break
+            request, client_address = job
+        with self._lock:
+            thread = threading.current_thread()
+            self._finished.append(thread)
+            self._threads.discard(thread)
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Hold a connection from its first octet to its last.  The body of its thread."""
+        """Hold a connection from its first octet to its last."""
         try:
             self.finish_request(request, client_address)
         except BaseException:
             with contextlib.suppress(BaseException):
                 self.handle_error(request, client_address)
         finally:
-            self.close_request(self._forget(threading.current_thread()))
+            self.close_request(self._forget(request))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Learn, in an ``except`` block, of a failure that has no handler to tell: TLS, *on_new_connection*.
@@ -293,33 +334,31 @@ class Server(socketserver.ThreadingTCPServer):
 
     # The registry of live connections.
 
-    def _admit(self, thread: threading.Thread, line: Line) -> bool:
+    def _admit(self, request: socket.socket, client_address: Any) -> bool:
+        peer = _peer(client_address)
         with self._lock:
             if (
                 self.closing.is_set()
                 or (self.max_connections is not None and len(self._lines) >= self.max_connections)
-                or (
-                    self.max_connections_per_peer is not None
-                    and self._peers[line.peer] >= self.max_connections_per_peer
-                )
+                or (self.max_connections_per_peer is not None and self._peers[peer] >= self.max_connections_per_peer)
             ):
                 return False
-            self._lines[thread] = line
-            self._peers[line.peer] += 1
+            self._lines[request] = Line(request, peer)
+            self._peers[peer] += 1
             return True
 
-    def _forget(self, thread: threading.Thread) -> socket.socket:
+    def _forget(self, request: socket.socket) -> socket.socket:
         with self._lock:
-            self._finished.append(thread)
-            line = self._lines.pop(thread)
+            line = self._lines.pop(request)
+            self._line_gone.notify()
             self._peers[line.peer] -= 1
             if not self._peers[line.peer]:
                 del self._peers[line.peer]
             return line.socket
 
-    def current_line(self) -> Line:
-        """Return the line of the calling thread's connection."""
-        return self._lines[threading.current_thread()]
+    def line_of(self, request: socket.socket) -> Line:
+        """Return what the server holds of the connection that was accepted as *request*."""
+        return self._lines[request]
 
     def _watch(self) -> None:
         """Cut the connections that are late, until the server has ended.  The body of the watchdog's thread."""
@@ -367,30 +406,34 @@ class Server(socketserver.ThreadingTCPServer):
         self.socket.close()
         deadline = _deadline(self.shutdown_grace)
         with self._lock:
+            lines = list(self._lines)
             # A signal may have come while a thread is being started.  It ends by itself, and a later call waits for it.
-            threads = [thread for thread in (*self._lines, *self._finished) if thread.is_alive()]
+            threads = [thread for thread in (*self._threads, *self._finished) if thread.is_alive()]
+            for _ in range(self._spare_threads):
+                self._jobs.put(None)
+            self._spare_threads = 0
         waits = threading.current_thread() not in threads
-        for thread in threads:
-            self._shut(thread, socket.SHUT_RD)
-            if waits and time.monotonic() < deadline:
-                thread.join(WAKE_PAUSE)
+        for request in lines:
+            self._shut(request, socket.SHUT_RD, pause=waits and time.monotonic() < deadline)
         if not waits:
             return
         for thread in threads:
             thread.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                self._shut(thread, socket.SHUT_RDWR)
+        for request in lines:
+            self._shut(request, socket.SHUT_RDWR)
         for thread in threads:
             thread.join()
         self._ended.set()
         if self._watchdog is not None and self._watchdog.is_alive():
             self._watchdog.join()
 
-    def _shut(self, thread: threading.Thread, how: int) -> None:
+    def _shut(self, request: socket.socket, how: int, pause: bool = False) -> None:
         # Under the lock, as afterwards the descriptor may be somebody else's.
         with self._lock:
-            if thread in self._lines:
-                self._lines[thread].shut(how)
+            if request in self._lines:
+                self._lines[request].shut(how)
+                if pause:
+                    self._line_gone.wait(WAKE_PAUSE)
 
 
 class Connection(socketserver.StreamRequestHandler):
@@ -405,7 +448,7 @@ class Connection(socketserver.StreamRequestHandler):
         self._waiting_octets = 0
         self._had_command = False
         self._login_deadline = math.inf
-        self._line = self.server.current_line()
+        self._line = self.server.line_of(self.request)
 
     def finish(self) -> None:
         """Do nothing: the server closes the socket."""

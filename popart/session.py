@@ -49,7 +49,7 @@ LOGIN_DELAY_DOUBLINGS = 6
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 _NUMBER = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
 # What other protocols' clients send first.  Reading on would let a web page post commands to a POP3 port.
-_OTHER_PROTOCOL = re.compile(rb"\x16\x03|(CONNECT|DELETE|GET|HEAD|OPTIONS|PATCH|POST|PRI|PUT|TRACE) ")
+_OTHER_PROTOCOL = re.compile(rb"\x16\x03|CONNECT |[A-Z]+ (/|\*|https?:)")
 
 
 class State(enum.Flag):
@@ -128,11 +128,15 @@ class Session:
         return reply
 
     def respond(self, line: bytes) -> Reply:
-        """Run one command line, given without its line end, and return the reply."""
-        return self._guard(self._run, line)
+        """Run one command line, given without its line end, and return the reply.  Not called once it is `over`."""
+        bad_commands = self._bad_commands
+        reply = self._guard(self._run, line)
+        if self._bad_commands == bad_commands:
+            self._bad_commands = 0
+        return reply
 
     def close(self) -> None:
-        """End the session: release what is still held.  Nothing is deleted here."""
+        """End the session: release what is still held.  Called once, last.  Nothing is deleted here."""
         self.over = True
         self._release()
         if isinstance(self._handler, SupportsClose):
@@ -152,8 +156,6 @@ class Session:
             except ReportableError as refusal:
                 if isinstance(refusal, BadCommandError):
                     self._count_bad_command()
-                else:
-                    self._bad_commands = 0
                 return err(refusal.text, refusal.code)
         except HandlerError as error:
             self.report(error)
@@ -164,7 +166,8 @@ class Session:
 
     def _count_bad_command(self) -> None:
         self._bad_commands += 1
-        if self._bad_commands == self._max_bad_commands:
+        self._username = None  # PASS follows right on a USER that was accepted
+        if self._max_bad_commands is not None and self._bad_commands >= self._max_bad_commands:
             self.over = True
             self.report(LimitError("too many bad commands"))
 
@@ -180,13 +183,10 @@ class Session:
         if found is None:
             raise self._explain_unknown(line, keyword)
         if rest:
-            reply = found.run(self, *_arguments(found, line, rest))
-        elif found.fewest:
+            return found.run(self, *_arguments(found, line, rest))
+        if found.fewest:
             raise BadCommandError("missing argument")
-        else:
-            reply = found.run(self)
-        self._bad_commands = 0
-        return reply
+        return found.run(self)
 
     def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
         if _OTHER_PROTOCOL.match(line):
@@ -262,7 +262,7 @@ class Session:
         reply = err(refusal.text, refusal.code or "AUTH")
         reply.delay = FIRST_LOGIN_DELAY * 2 ** min(self._failed_logins, LOGIN_DELAY_DOUBLINGS)
         self._failed_logins += 1
-        if self._failed_logins == self._max_failed_logins:
+        if self._max_failed_logins is not None and self._failed_logins >= self._max_failed_logins:
             self.over = True
             self.report(LimitError("too many failed logins"))
         return reply

@@ -177,6 +177,5 @@ def cut_to_top(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
             continue
         for _ in range(count):
             end = octets.index(b"\n", end) + 1
-        if end:
-            yield octets[:end]
+        yield octets[:end]
         return

@@ -266,7 +266,7 @@ def test_many_sessions_leave_nothing() -> None:
                 assert client.ask(b"QUIT").startswith(b"+OK")
 
         visit()
-        with small_peak(500_000):
+        with small_peak(200_000):
             for _ in range(200):
                 visit()
         wait_until(lambda: threading.active_count() < threads + 5)

@@ -403,6 +403,7 @@ class TestWrongValues:
     @each(
         ("method", "result"),
         [
+            *(("lock_maildrop", value) for value in (False, True, object())),
             *(("get_message_count", value) for value in NO_NUMBERS),
             *(("get_message_size", value) for value in NO_NUMBERS),
             *(("list_messages", [(1, "a"), (value, "b")]) for value in NO_NUMBERS),
@@ -410,8 +411,8 @@ class TestWrongValues:
             *(("list_messages", value) for value in ([(1, "a"), (1, 2, 3)], [(1, "a"), 5])),
         ],
     )
-    def test_number(self, method: str, result: object) -> None:
-        """A count, size or listing that is none is [SYS/PERM] and a HandlerError at sign-in; the lock is released."""
+    def test_sign_in(self, method: str, result: object) -> None:
+        """A count, size or listing that is none, or a lock with a result, is [SYS/PERM]; the maildrop is unlocked."""
         handler = altered(ListingHandler if method == "list_messages" else MemoryHandler, **{method: returning(result)})
         session = make_session(handler)
         assert ask(session, *SIGN_IN)[1] == BROKEN and session.over

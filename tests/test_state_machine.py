@@ -405,6 +405,6 @@ def test_session_and_model_agree() -> None:
     run_state_machine_as_test(
         Maildrop,
         settings=settings(
-            max_examples=750, stateful_step_count=12, deadline=None, derandomize=True, report_multiple_bugs=False
+            max_examples=600, stateful_step_count=12, deadline=None, derandomize=True, report_multiple_bugs=False
         ),
     )

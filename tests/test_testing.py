@@ -1,0 +1,849 @@
+"""popart.testing: a real server for tests, with mail in memory and faults on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import poplib
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email.message import EmailMessage, Message
+from email.mime.text import MIMEText
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import popart
+from popart.testing import Maildrop, MailServer
+from popart.testing.__main__ import main
+
+from .conftest import PATIENCE, Client
+
+MESSAGE = b"Subject: x\r\n\r\nhello\r\n.dot\r\n"
+ON_THE_WIRE = b"Subject: x\r\n\r\nhello\r\n..dot\r\n"
+
+
+def dial(server: MailServer) -> socket.socket:
+    """Connect, over TLS where the server speaks it."""
+    raw = socket.create_connection((server.host, server.port), PATIENCE)
+    if not server.url.startswith("pop3s:"):
+        return raw
+    assert server.ca_file is not None
+    return ssl.create_default_context(cafile=server.ca_file).wrap_socket(raw, server_hostname=server.host)
+
+
+@contextmanager
+def connected(server: MailServer) -> Iterator[Client]:
+    """Connect a raw client and read the greeting."""
+    with dial(server) as sock:
+        client = Client(sock)
+        try:
+            assert client.line().startswith(b"+OK")
+            yield client
+        finally:
+            client.close()
+
+
+@contextmanager
+def signed_in(server: MailServer) -> Iterator[Client]:
+    with connected(server) as client:
+        client.sign_in()
+        yield client
+
+
+@contextmanager
+def pop(server: MailServer, username: str = "alice", password: str = "secret") -> Iterator[poplib.POP3]:
+    """Sign in with poplib.  It is closed, without QUIT, when left."""
+    client = poplib.POP3(server.host, server.port, timeout=PATIENCE)
+    try:
+        client.user(username)
+        client.pass_(password)
+        yield client
+    finally:
+        client.close()
+
+
+def fetch_and_delete(server: MailServer) -> list[bytes]:
+    """What a program that fetches mail does."""
+    with pop(server) as client:
+        count, _ = client.stat()
+        fetched = []
+        for number in range(1, count + 1):
+            fetched.append(b"\n".join(client.retr(number)[1]))
+            client.dele(number)
+        client.quit()
+    return fetched
+
+
+# Mail.
+
+
+def test_three_lines() -> None:
+    """A program's fetch takes three lines to test."""
+    with MailServer(users={"alice": "secret"}) as server:
+        server.deliver("alice", b"Subject: x\n\nhello\n")
+        assert fetch_and_delete(server) == [b"Subject: x\n\nhello"]
+    assert server.messages("alice") == []
+
+
+def email_message() -> EmailMessage:
+    message = EmailMessage()
+    message["Subject"] = "x"
+    message.set_content("hello\n")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        pytest.param(b"Subject: x\n\nhello\n", b"Subject: x\r\n\r\nhello\r\n", id="bytes"),
+        pytest.param(b"Subject: x\r\n\r\nhello", b"Subject: x\r\n\r\nhello\r\n", id="no final line end"),
+        pytest.param(b"\n\xff\0\rx\n", b"\r\n\xff\0\rx\r\n", id="odd octets"),
+        pytest.param("\nh\u00e4\n", b"\r\nh\xc3\xa4\r\n", id="str"),
+        pytest.param("\nh\udcff\n", b"\r\nh\xff\r\n", id="str from octets"),
+        pytest.param(email_message(), email_message().as_bytes().replace(b"\n", b"\r\n"), id="EmailMessage"),
+        pytest.param(MIMEText("x\n"), MIMEText("x\n").as_bytes().replace(b"\n", b"\r\n"), id="Message"),
+        pytest.param(b"", b"", id="empty"),
+    ],
+)
+def test_deliver(message: bytes | str | Message, expected: bytes) -> None:
+    """A message is served with CRLF line ends, its size is exact, and its unique-id is the one that was returned."""
+    with MailServer() as server:
+        unique_id = server.deliver("alice", message)
+        with signed_in(server) as client:
+            assert client.ask(b"LIST 1") == b"+OK 1 %d\r\n" % len(expected)
+            assert client.ask(b"UIDL 1") == b"+OK 1 %b\r\n" % unique_id.encode()
+            assert client.ask(b"RETR 1").startswith(b"+OK")
+            assert client.lines() == expected + b".\r\n"
+    assert server.messages("alice") == [expected]
+
+
+def test_deliver_refuses_other_types() -> None:
+    """A message of another type is a TypeError, and nothing is delivered."""
+    server = MailServer()
+    with pytest.raises(TypeError, match="not int"):
+        server.deliver("alice", 5)  # type: ignore[arg-type]
+    assert server.messages("alice") == []
+
+
+def test_unknown_user() -> None:
+    """A name that is no user's is a KeyError, lest mail be delivered to a typing error."""
+    server = MailServer()
+    for ask in (server.maildrop, server.messages, lambda name: server.deliver(name, b"")):
+        with pytest.raises(KeyError, match="bob"):
+            ask("bob")
+
+
+def test_users_have_their_own_mail() -> None:
+    """Each user sees their own messages, with their own password; users may be added later."""
+    with MailServer({"alice": "secret"}) as server:
+        server.users["bob"] = " two words "
+        server.deliver("bob", MESSAGE)
+        with pop(server) as alice, pop(server, "bob", " two words ") as bob:
+            assert alice.stat() == (0, 0)
+            assert bob.stat() == (1, len(MESSAGE))
+
+
+@pytest.mark.parametrize(("username", "password"), [("alice", "wrong"), ("bob", "secret")])
+def test_wrong_password(username: str, password: str) -> None:
+    """Nobody else gets in, and a wrong name reads the same as a wrong password."""
+    with (
+        MailServer() as server,
+        pytest.raises(poplib.error_proto, match=r"-ERR \[AUTH\] wrong name or password"),
+        pop(server, username, password),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("secret", "answer"), [("secret", b"+OK"), ("wrong", b"-ERR [AUTH]")])
+def test_apop(secret: str, answer: bytes) -> None:
+    """With apop=True the digest of the banner and the password lets in (RFC 1939 section 7)."""
+    with MailServer(apop=True) as server, dial(server) as sock:
+        client = Client(sock)
+        banner = re.search(rb"<.*>", client.line())
+        assert banner is not None
+        digest = hashlib.md5(banner[0] + secret.encode()).hexdigest()
+        assert client.ask(b"APOP alice " + digest.encode()).startswith(answer)
+        client.close()
+    assert server.commands == [("", "APOP", "alice", "***")]
+
+
+def test_delivery_during_a_session() -> None:
+    """A message that comes during a session moves no number, is not deleted, and is there in the next session."""
+    with MailServer() as server:
+        server.deliver("alice", b"1\n")
+        with pop(server) as client:
+            server.deliver("alice", b"2\n")
+            assert client.stat()[0] == 1
+            client.dele(1)
+            client.quit()
+        assert server.messages("alice") == [b"2\r\n"]
+        with pop(server) as client:
+            assert client.retr(1)[1] == [b"2"]
+
+
+def test_one_session_at_a_time() -> None:
+    """While a session holds the maildrop, the next one is told so (RFC 1939 section 4, RFC 2449 section 8.1.2)."""
+    with MailServer() as server, pop(server):
+        with pytest.raises(poplib.error_proto, match=r"\[IN-USE\]"), pop(server):
+            pass
+
+
+def test_maildrop_unique_ids() -> None:
+    """No id is used again, not after a deletion, nor in another maildrop, nor when threads deliver together."""
+    maildrop, other = Maildrop(), Maildrop()
+    ids = [maildrop.deliver(b""), other.deliver(b"")]
+    maildrop.delete(ids[:1])
+
+    def deliver() -> None:
+        ids.extend([maildrop.deliver(b"") for _ in range(500)])
+
+    threads = [threading.Thread(target=deliver) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(ids)) == 2002
+    assert len(maildrop.snapshot()) == 2000
+
+
+def test_maildrop_deletes_all_or_none() -> None:
+    """If one of the messages is not there, none is deleted."""
+    maildrop = Maildrop()
+    ids = [maildrop.deliver(text) for text in "abc"]
+    before = maildrop.snapshot()
+    assert before == [(ids[0], b"a\r\n"), (ids[1], b"b\r\n"), (ids[2], b"c\r\n")]
+    with pytest.raises(KeyError):
+        maildrop.delete([ids[0], "gone"])
+    assert maildrop.snapshot() == before
+    maildrop.delete([ids[0], ids[2]])
+    assert maildrop.snapshot() == before[1:2]
+
+
+def test_maildrop_lock() -> None:
+    """The lock is one at a time; a server whose maildrop a test has locked says so until it is unlocked."""
+    with MailServer() as server:
+        maildrop = server.maildrop("alice")
+        maildrop.lock()
+        with pytest.raises(popart.ReportableError) as refusal:
+            maildrop.lock()
+        assert refusal.value.code == "IN-USE"
+        with connected(server) as client:
+            client.ask(b"USER alice")
+            assert client.ask(b"PASS secret").startswith(b"-ERR [IN-USE] ")
+            maildrop.unlock()
+            client.sign_in()
+
+
+# Watching.
+
+
+@pytest.mark.parametrize(
+    ("line", "recorded"),
+    [
+        (b"retr 1", ("RETR", "1")),
+        (b"TOP 1 0", ("TOP", "1", "0")),
+        (b"RETR", ("RETR",)),
+        (b"RETR  1 ", ("RETR", "", "1", "")),
+        (b"", ("",)),
+        (b"XYZZY \xff\x01", ("XYZZY", "\\xff\x01")),
+        (b"USER two words", ("USER", "two", "words")),
+        (b"PASS", ("PASS",)),
+        (b"PASS secret", ("PASS", "***")),
+        (b"pass  with spaces ", ("PASS", "***")),
+        (b"PASS\tsecret", ("PASS\t***",)),
+        (b" PASS secret", ("", "PASS", "***")),
+        (b"PASS sec\x0bret", ("PASS", "***")),
+        (b"APOP alice 0123456789abcdef", ("APOP", "alice", "***")),
+        (b"APOP alice 01 23", ("APOP", "alice", "***")),
+        (b"AUTH PLAIN AGFsaWNlAHNlY3JldA==", ("AUTH", "PLAIN", "***")),
+        (b"AUTH", ("AUTH",)),
+    ],
+)
+def test_command_recorded(line: bytes, recorded: tuple[str, ...]) -> None:
+    """Every line is recorded, malformed or not, with its keyword in upper case and without its secret."""
+    with MailServer() as server, connected(server) as client:
+        assert client.ask(line)
+        assert server.commands == [("", *recorded)]
+
+
+def test_commands_in_order() -> None:
+    """Each command stands with the name that its own connection had given before."""
+    with MailServer({"alice": "secret", "bob": "secret"}) as server:
+        with pop(server) as alice:
+            with connected(server) as bob:
+                bob.ask(b"NOOP")
+                bob.ask(b"USER nobody")
+                bob.ask(b"USER bob")
+                alice.stat()
+                bob.ask(b"PASS secret")
+                bob.ask(b"USER eve")
+                bob.ask(b"STAT")
+    assert server.commands == [
+        ("", "USER", "alice"),
+        ("alice", "PASS", "***"),
+        ("", "NOOP"),
+        ("", "USER", "nobody"),
+        ("nobody", "USER", "bob"),
+        ("alice", "STAT"),
+        ("bob", "PASS", "***"),
+        ("bob", "USER", "eve"),
+        ("bob", "STAT"),
+    ]
+
+
+def test_errors() -> None:
+    """A client that leaves without QUIT is found in `errors`."""
+    with MailServer() as server:
+        with pop(server):
+            pass
+        server.wait_for_session_end()
+        assert [type(error) for error in server.errors] == [popart.ClientGoneError]
+
+
+def test_wait_for_session_end() -> None:
+    """Whatever the session's end, once it is waited for, its lock is free."""
+    with MailServer() as server:
+        for sessions in range(1, 21):
+            with pop(server):
+                pass
+            server.wait_for_session_end(PATIENCE, sessions=sessions)
+            assert len(server.errors) == sessions
+
+
+def test_wait_for_session_end_times_out() -> None:
+    """It is a TimeoutError if no session came, if one stays open, and if too few have ended."""
+    with MailServer() as server:
+        with pytest.raises(TimeoutError, match="0 sessions open, 0 ended"):
+            server.wait_for_session_end(0.01)
+        with connected(server), pytest.raises(TimeoutError, match="1 sessions open, 0 ended"):
+            server.wait_for_session_end(0.01)
+        server.wait_for_session_end(PATIENCE)
+        with pytest.raises(TimeoutError, match="0 sessions open, 1 ended"):
+            server.wait_for_session_end(0.01, sessions=2)
+        with connected(server), pytest.raises(TimeoutError, match="1 sessions open, 1 ended"):
+            server.wait_for_session_end(0.01)
+
+
+# Faults.
+
+
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        pytest.param(None, b"-ERR try later\r\n", id="without a code"),
+        pytest.param("SYS/TEMP", b"-ERR [SYS/TEMP] try later\r\n", id="with a code"),
+    ],
+)
+def test_fail(code: str | None, answer: bytes) -> None:
+    """A command that fails on demand is answered so once, is not run, and works the next time."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.fail("DELE", "try later", code=code)
+        with signed_in(server) as client:
+            assert client.ask(b"dele 1") == answer
+            assert client.ask(b"STAT") == b"+OK 1 %d\r\n" % len(MESSAGE)
+            assert client.ask(b"DELE 1").startswith(b"+OK")
+    assert [words[1] for words in server.commands[2:]] == ["DELE", "STAT", "DELE"]
+
+
+def test_fail_for_poplib() -> None:
+    """poplib reads the refusal, and its session goes on."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.fail("RETR", "try later", code="SYS/TEMP")
+        with pop(server) as client:
+            with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\] try later"):
+                client.retr(1)
+            assert client.retr(1)[2] == len(MESSAGE)
+
+
+def answers(client: Client, *commands: bytes) -> str:
+    """Return ``+`` or ``-`` for each command's answer."""
+    return "".join(client.ask(command).decode()[0] for command in commands)
+
+
+def test_times() -> None:
+    """A fault happens once, as often as it is told, or until the faults are cleared."""
+    with MailServer() as server, signed_in(server) as client:
+        server.fail("NOOP", times=2)
+        assert answers(client, *[b"NOOP"] * 4) == "--++"
+        server.fail("NOOP", times=None)
+        assert answers(client, *[b"NOOP"] * 4) == "----"
+        server.clear_faults()
+        assert answers(client, b"NOOP") == "+"
+
+
+def test_faults_happen_in_order() -> None:
+    """Faults for one command happen one after the other, those of other commands apart from them."""
+    with MailServer() as server, signed_in(server) as client:
+        server.fail("NOOP", "first")
+        server.fail("STAT", "other")
+        server.fail("NOOP", "second")
+        asked = [client.ask(command) for command in (b"NOOP", b"NOOP", b"NOOP", b"STAT")]
+        assert asked == [b"-ERR first\r\n", b"-ERR second\r\n", b"+OK nothing done\r\n", b"-ERR other\r\n"]
+
+
+def test_fault_of_one_message() -> None:
+    """With an argument only the command that has it fails, whatever the case of the keyword."""
+    with MailServer() as server:
+        for _ in range(20):
+            server.deliver("alice", MESSAGE)
+        server.fail("dele 2", times=None)
+        with signed_in(server) as client:
+            assert answers(client, b"DELE 1", b"DELE 2", b"DELE 20", b"dele 2", b"DELE 22", b"NOOP") == "+-+--+"
+
+
+def test_fault_of_one_user() -> None:
+    """With a name only that user's commands fail; before USER is answered, a connection is nobody's."""
+    with MailServer({"alice": "secret", "bob": "secret"}) as server:
+        server.fail("USER", username="bob")
+        server.fail("STAT", username="bob")
+        with pop(server) as alice, pop(server, "bob") as bob:
+            assert alice.stat() == (0, 0)
+            with pytest.raises(poplib.error_proto):
+                bob.stat()
+
+
+@pytest.mark.parametrize("username", ["alice", None])
+@pytest.mark.parametrize(
+    ("ask", "answer"),
+    [
+        pytest.param(MailServer.refuse_sign_in, b"-ERR [AUTH] wrong name or password\r\n", id="refuse_sign_in"),
+        pytest.param(MailServer.lock_maildrop, b"-ERR [IN-USE] another session has the maildrop\r\n", id="lock"),
+    ],
+)
+def test_sign_in_faults(ask: Callable[..., None], answer: bytes, username: str | None) -> None:
+    """A user with the right password is refused on demand, may try again, and gets in then."""
+    with MailServer({"alice": "secret", "bob": "secret"}) as server:
+        ask(server, username=username)
+        ask(server, username="nobody")
+        with connected(server) as client:
+            client.ask(b"USER alice")
+            assert client.ask(b"PASS secret") == answer
+            client.sign_in()
+
+
+def test_refusal_in_other_words() -> None:
+    """A sign-in can be refused with any response code, which APOP reads as well."""
+    with MailServer(apop=True) as server:
+        server.refuse_sign_in("wait 5 minutes", code="LOGIN-DELAY")
+        server.lock_maildrop("for another reason", code="SYS/PERM")
+        with connected(server) as client:
+            assert client.ask(b"APOP alice " + b"0" * 32) == b"-ERR [LOGIN-DELAY] wait 5 minutes\r\n"
+            client.ask(b"USER alice")
+            assert client.ask(b"PASS secret") == b"-ERR [SYS/PERM] for another reason\r\n"
+
+
+def test_fail_commit() -> None:
+    """A commit that fails deletes nothing, frees the lock and ends the session; the next QUIT deletes."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.fail_commit("disk full")
+        with pop(server) as client:
+            client.quit()
+        with signed_in(server) as raw:
+            raw.ask(b"DELE 1")
+            assert raw.ask(b"QUIT") == b"-ERR [SYS/TEMP] disk full\r\n"
+            assert server.messages("alice") == [MESSAGE]
+            assert fetch_and_delete(server)
+            assert raw.rest() == b""
+    assert server.messages("alice") == []
+
+
+def test_fail_quit() -> None:
+    """A QUIT that fails deletes nothing, has freed the lock when the client reads so, and ends the session."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.fail("QUIT", times=2)
+        with connected(server) as client:
+            assert client.ask(b"QUIT") == b"-ERR failed on demand\r\n"
+            assert client.rest() == b""
+        with signed_in(server) as client:
+            client.ask(b"DELE 1")
+            assert client.ask(b"QUIT") == b"-ERR failed on demand\r\n"
+            assert fetch_and_delete(server)
+            assert client.rest() == b""
+    assert server.errors == []
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_drop(tls: bool) -> None:
+    """The connection ends in place of the answer: what was answered before arrives, and nothing is deleted."""
+    with MailServer(tls=tls) as server:
+        server.deliver("alice", MESSAGE)
+        server.drop("QUIT")
+        with signed_in(server) as client:
+            client.send(b"DELE 1\r\nQUIT\r\nNOOP\r\n")
+            assert client.rest() == b"+OK message 1 deleted\r\n"
+        server.wait_for_session_end()
+        assert server.messages("alice") == [MESSAGE]
+        assert server.commands[-1] == ("alice", "QUIT")
+        with signed_in(server) as client:
+            assert client.ask(b"QUIT").startswith(b"+OK")
+
+
+def test_drop_for_poplib() -> None:
+    """poplib sees the end of the connection, signs in again and fetches the rest."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.drop("RETR")
+        with pytest.raises(poplib.error_proto, match="EOF"):
+            fetch_and_delete(server)
+        assert fetch_and_delete(server) == [MESSAGE.replace(b"\r\n", b"\n").removesuffix(b"\n")]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("after", [0, 1, 11, 12, 22, 23, len(ON_THE_WIRE) - 1, len(ON_THE_WIRE), 1_000_000])
+def test_drop_after_octets(after: int, tls: bool) -> None:
+    """The client reads exactly so many octets of the message, as they stand on the wire, and never the final dot."""
+    with MailServer(tls=tls) as server:
+        server.deliver("alice", MESSAGE)
+        server.drop("RETR", after=after)
+        with signed_in(server) as client:
+            assert client.ask(b"RETR 1") == b"+OK %d octets\r\n" % len(MESSAGE)
+            assert client.rest() == ON_THE_WIRE[:after]
+
+
+def test_drop_within_a_large_message() -> None:
+    """It is exact in a message of any size."""
+    with MailServer() as server:
+        server.deliver("alice", b"x" * 69 + b"\n" + b"." * 1_000_000)
+        server.drop("RETR", after=700_001)
+        with signed_in(server) as client:
+            client.ask(b"RETR 1")
+            assert client.rest() == b"x" * 69 + b"\r\n" + b"." * (700_001 - 71)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (b"TOP 1 1", b"+OK top of message follows\r\nSubj"),
+        (b"LIST", b"+OK 1 message (27 octets)\r\n1 27"),
+        (b"STAT", b"+OK 1 27\r\n"),
+        (b"RETR 9", b"-ERR no such message, the maildrop was opened with 1\r\n"),
+    ],
+)
+def test_drop_after_octets_of_other_answers(command: bytes, expected: bytes) -> None:
+    """Listings are cut off in the same way, and an answer of one line is the last that is sent."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.drop(command.decode(), after=4)
+        with signed_in(server) as client:
+            client.send(command + b"\r\nNOOP\r\n")
+            assert client.rest() == expected
+
+
+def test_delay() -> None:
+    """The answer comes so much later, and the next one at once."""
+    with MailServer() as server, pop(server) as client:
+        server.delay("STAT", 0.2)
+        begin = time.monotonic()
+        assert client.stat() == (0, 0)
+        assert time.monotonic() - begin >= 0.2
+        client.sock.settimeout(0.05)
+        server.delay("NOOP", 60)
+        with pytest.raises(TimeoutError):
+            client.noop()
+
+
+def test_answer_to_quit_is_lost() -> None:
+    """With a delayed QUIT the messages are deleted, though the client has no answer."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.delay("QUIT", 0.3)
+        with pop(server) as client:
+            client.dele(1)
+            client.sock.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                client.quit()
+        server.wait_for_session_end()
+        assert server.messages("alice") == []
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda server: server.fail("RETR", code="no code"),
+        lambda server: server.fail("RETR", times=0),
+        lambda server: server.drop("RETR", times=-1),
+        lambda server: server.drop("RETR", after=-1),
+        lambda server: server.delay("RETR", -1),
+        lambda server: server.delay("RETR", float("nan")),
+        lambda server: server.refuse_sign_in(code=""),
+        lambda server: server.lock_maildrop(times=0),
+        lambda server: server.fail_commit(times=0),
+    ],
+)
+def test_impossible_faults(ask: Callable[[MailServer], None]) -> None:
+    """What cannot happen is a ValueError where it is asked for, and nothing is kept of it."""
+    with MailServer() as server:
+        with pytest.raises(ValueError):
+            ask(server)
+        server.deliver("alice", MESSAGE)
+        assert fetch_and_delete(server)
+
+
+# Beginning and end.
+
+
+@contextmanager
+def idle(server: MailServer) -> Iterator[None]:
+    with connected(server):
+        yield
+
+
+@contextmanager
+def not_reading(server: MailServer) -> Iterator[None]:
+    server.deliver("alice", b"x" * 20_000_000)
+    with signed_in(server) as client:
+        assert client.ask(b"RETR 1").startswith(b"+OK")
+        yield
+
+
+@contextmanager
+def waiting(server: MailServer) -> Iterator[None]:
+    server.delay("NOOP", 60)
+    with signed_in(server) as client:
+        client.send(b"NOOP\r\n")
+        while server.commands[-1][1] != "NOOP":
+            time.sleep(0.001)
+        yield
+
+
+@contextmanager
+def shaking_hands(server: MailServer) -> Iterator[None]:
+    with socket.create_connection((server.host, server.port), PATIENCE):
+        yield
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("client", [idle, not_reading, waiting, shaking_hands])
+def test_left_with_a_session_open(client: Callable[[MailServer], Any], tls: bool) -> None:
+    """Whatever its clients do, the server is gone at once; that no thread is left is checked after every test."""
+    with contextlib.ExitStack() as clients:
+        with MailServer(tls=tls) as server:
+            clients.enter_context(client(server))
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 3
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+
+
+def test_left_by_an_error() -> None:
+    """An error in the block ends the server and is not hidden."""
+    with pytest.raises(ZeroDivisionError), MailServer() as server:
+        raise ZeroDivisionError
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((server.host, server.port), PATIENCE)
+
+
+def test_entered_again() -> None:
+    """A server that comes back has the same mail, and the same ids."""
+    server = MailServer()
+    with server:
+        unique_id = server.deliver("alice", MESSAGE)
+    with server, pop(server) as client:
+        assert client.uidl()[1] == [b"1 " + unique_id.encode()]
+
+
+def test_port_taken() -> None:
+    """A port that cannot be had is an OSError where the block begins."""
+    with MailServer() as server, pytest.raises(OSError), MailServer(port=server.port):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"timeout": 0}, ValueError), ({"hostname": "a b"}, ValueError), ({"colour": "red"}, TypeError)],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception]) -> None:
+    """An option that popart.Server does not take is its error."""
+    with pytest.raises(error), MailServer(**options):
+        pass
+
+
+def test_server_options() -> None:
+    """Options and limits are popart.Server's; a client can be logged out in a test's time."""
+    with MailServer(timeout=0.05, implementation="mine", max_failed_logins=1) as server:
+        with connected(server) as client:
+            client.send(b"CAPA\r\n")
+            assert b"\r\nIMPLEMENTATION mine\r\n" in client.lines()
+            assert client.rest() == b""
+        with connected(server) as client:
+            client.send(b"USER alice\r\nPASS wrong\r\nNOOP\r\n")
+            assert client.rest().count(b"\r\n") == 2
+        server.wait_for_session_end(sessions=2)
+    assert [type(error) for error in server.errors] == [popart.ClientTimeoutError, popart.LimitError]
+
+
+def test_url() -> None:
+    """The URL is where the server is."""
+    with MailServer() as plain, MailServer(tls=True) as tls:
+        assert plain.url == f"pop3://127.0.0.1:{plain.port}"
+        assert plain.ca_file is None
+        assert tls.url == f"pop3s://localhost:{tls.port}"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_tls(host: str) -> None:
+    """poplib trusts the server by `ca_file`, for either name, and the file goes when the block is left."""
+    with MailServer(tls=True) as server:
+        server.deliver("alice", MESSAGE)
+        assert server.ca_file is not None
+        context = ssl.create_default_context(cafile=server.ca_file)
+        client = poplib.POP3_SSL(host, server.port, timeout=PATIENCE, context=context)
+        client.user("alice")
+        client.pass_("secret")
+        assert client.stat() == (1, len(MESSAGE))
+        client.quit()
+    assert not os.path.lexists(os.path.dirname(server.ca_file))
+
+
+def test_tls_is_not_trusted_by_others() -> None:
+    """A client that does not trust the throw-away authority refuses the server."""
+    with (
+        MailServer(tls=True) as server,
+        socket.create_connection((server.host, server.port), PATIENCE) as raw,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        ssl.create_default_context().wrap_socket(raw, server_hostname="localhost")
+
+
+def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without trustme there is no TLS, and the error says what to install; everything else works."""
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    with pytest.raises(ImportError, match=r"pip install 'popart-pop3\[testing\]'"), MailServer(tls=True):
+        pass
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        assert fetch_and_delete(server)
+
+
+def test_standard_library_alone() -> None:
+    """popart.testing runs where nothing is installed (``python -S`` sees no site-packages)."""
+    root = Path(popart.__file__).parent.parent
+    program = "from popart.testing import MailServer\nwith MailServer() as server: print(server.url)"
+    subprocess.run([sys.executable, "-S", "-c", program], cwd=root, check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
+# From a shell.
+
+
+class Shell:
+    """What `main` prints, line by line, and the means to end it."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+    def line(self) -> str:
+        line: str = self.output.readline()
+        return line.removesuffix("\n")
+
+
+def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Signals) -> None:
+    """Run `main` in this thread and its user in another; then send the signal, as Ctrl-C does."""
+    failures: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            user(Shell(output))
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            os.kill(os.getpid(), end)
+
+    reading, writing = os.pipe()
+    before = signal.getsignal(signal.SIGTERM)
+    with open(reading, encoding="utf-8") as output, open(writing, "w", encoding="utf-8") as stdout:
+        thread = threading.Thread(target=use)
+        with contextlib.redirect_stdout(stdout):
+            thread.start()
+            try:
+                main(arguments)
+            finally:
+                signal.signal(signal.SIGTERM, before)
+                thread.join()
+    assert not failures, failures
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_shell(tmp_path: Path, end: signal.Signals) -> None:
+    """It says in one line how to connect, then prints each command, secrets masked and controls escaped."""
+    message = tmp_path / "message.eml"
+    message.write_bytes(b"Subject: x\n\nhello\n")
+
+    def user(shell: Shell) -> None:
+        found = re.fullmatch(r"pop3://127\.0\.0\.1:(\d+) user alice, password secret", shell.line())
+        assert found is not None
+        with socket.create_connection(("127.0.0.1", int(found[1])), PATIENCE) as sock:
+            client = Client(sock)
+            client.line()
+            client.sign_in()
+            assert client.ask(b"RETR 1").startswith(b"+OK")
+            assert client.lines() == b"Subject: x\r\n\r\nhello\r\n.\r\n"
+            client.ask(b"\x1b[2J")
+            client.close()
+        printed = [shell.line() for _ in range(4)]
+        assert printed == [" USER alice", "alice PASS ***", "alice RETR 1", r"alice \x1b[2J"]
+
+    run_main([str(message)], user, end)
+
+
+def test_shell_tls() -> None:
+    """With --tls the line says which certificate to trust; without messages the maildrop is empty."""
+
+    def user(shell: Shell) -> None:
+        found = re.fullmatch(r"pop3s://localhost:(\d+) user alice, password secret, trust (.+)", shell.line())
+        assert found is not None
+        context = ssl.create_default_context(cafile=found[2])
+        client = poplib.POP3_SSL("localhost", int(found[1]), timeout=PATIENCE, context=context)
+        client.user("alice")
+        client.pass_("secret")
+        assert client.stat() == (0, 0)
+        client.quit()
+
+    run_main(["--tls"], user, signal.SIGINT)
+
+
+def test_shell_as_a_program() -> None:
+    """``python3 -m popart.testing`` is the program, and the end it is told to take is a success."""
+    command = [sys.executable, "-m", "popart.testing"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith(b"pop3://127.0.0.1:")
+        process.terminate()
+        assert process.stdout.read() == process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("case", ["missing file", "directory", "port taken", "no port"])
+def test_shell_errors(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A file or a port that cannot be had is one line on stderr, and exit code 2."""
+    with MailServer() as other:
+        arguments = {
+            "missing file": [str(tmp_path / "missing.eml")],
+            "directory": [str(tmp_path)],
+            "port taken": ["--port", str(other.port)],
+            "no port": ["--port", "70000"],
+        }[case]
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as end:
+                main(arguments)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"python3 -m popart\.testing: [^\n]+\n", err)
