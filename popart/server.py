@@ -9,6 +9,7 @@ own would bound one system call each, not a command, and cost three system calls
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import errno
 import ipaddress
 import math
@@ -109,6 +110,9 @@ class Server(socketserver.ThreadingTCPServer):
     section 3).  *implementation* and *expire* are announced by CAPA (RFC 2449 sections 6.9 and 6.7).
     With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from
     its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.
+
+    A connection has a thread to itself, and that thread may have served others before: what an application keeps in
+    thread-local variables stays there.
 
     :raises ValueError: an argument that cannot stand on the wire, or a *timeout* below `minimum_timeout`.
     :raises OSError: the address cannot be bound.
@@ -216,6 +220,8 @@ class Server(socketserver.ThreadingTCPServer):
             self._stopping = False
             self._serving = None
             self._served.set()
+            if self.closing.is_set():
+                self.server_close()
 
     def shutdown(self) -> None:
         """Make `serve_forever` return, and wait until it has, unless this is its own thread.
@@ -262,11 +268,10 @@ class Server(socketserver.ThreadingTCPServer):
             self._refuse(request, "too many connections, please try again later")
             return
         with self._lock:
-            spare = self._spare_threads > 0
-            self._spare_threads -= spare
-        if spare:
-            self._jobs.put((request, client_address))
-            return
+            if self._spare_threads:
+                self._jobs.put((request, client_address))
+                self._spare_threads -= 1
+                return
         while self._finished and not self._finished[0].is_alive():
             self._finished.popleft()
         thread = threading.Thread(target=self._work, args=(request, client_address), daemon=self.daemon_threads)
@@ -291,7 +296,8 @@ class Server(socketserver.ThreadingTCPServer):
         A new thread for each connection took a third of a short session's processor time.
         """
         while True:
-            self.process_request_thread(request, client_address)
+            # In a context of its own: no session finds another's context variables.
+            contextvars.Context().run(self.process_request_thread, request, client_address)
             with self._lock:
                 if self.closing.is_set():
                     break
@@ -365,16 +371,13 @@ class Server(socketserver.ThreadingTCPServer):
         pause = 0.0
         while not (self._ended.wait(pause) or (self.closing.is_set() and not self._lines)):
             now = time.monotonic()
-            # A deadline that is set from now on lies one of these limits ahead, or what is left of the login_timeout.
+            # Late by a quarter of the smallest limit is soon enough, and looking more often would cost more.
             limits = (self.command_timeout, self.handshake_timeout, self.login_timeout, LINGER)
             pause = min(limit for limit in limits if limit is not None) / 4
             with self._lock:
-                for line in self._lines.values():
-                    if line.deadline <= now:
-                        line.late = True
-                        line.shut(socket.SHUT_RDWR)
-                    else:
-                        pause = min(pause, line.deadline - now)
+                for line in [line for line in self._lines.values() if line.deadline <= now]:
+                    line.late = True
+                    line.shut(socket.SHUT_RDWR)
 
     def _refuse(self, request: socket.socket, text: str) -> None:
         """Refuse from the accepting thread, which never waits for a client."""
@@ -397,12 +400,16 @@ class Server(socketserver.ThreadingTCPServer):
 
         A command that is running may finish within `shutdown_grace` seconds, then its connection is cut.  A call to
         a handler cannot be interrupted and is always waited for: a commit completes, every maildrop is unlocked and
-        no thread is left.  Called by a handler's method, it does not wait, as that session would wait for itself.
-        Calling it twice, from any thread or before `serve_forever` is fine.
+        no thread is left.  Calling it twice, from any thread or before `serve_forever` is fine.
+
+        Called by a handler's method, it does not wait, as that session would wait for itself.  Called in the thread
+        of `serve_forever`, by a signal handler for one, it makes that return, and is carried out before that returns.
         """
         if not self.closing.is_set():
             self.closing.set()
         self.shutdown()
+        if self._serving is threading.current_thread():
+            return  # a signal handler may have interrupted anything; serve_forever calls again when it is done
         self.socket.close()
         deadline = _deadline(self.shutdown_grace)
         with self._lock:
@@ -423,6 +430,8 @@ class Server(socketserver.ThreadingTCPServer):
             self._shut(request, socket.SHUT_RDWR)
         for thread in threads:
             thread.join()
+        for request in list(self._lines):
+            self.close_request(self._forget(request))  # Ctrl-C came before they had a thread
         self._ended.set()
         if self._watchdog is not None and self._watchdog.is_alive():
             self._watchdog.join()
@@ -441,6 +450,9 @@ class Connection(socketserver.StreamRequestHandler):
 
     server: Server
     request: socket.socket
+
+    session_class: type[Session] = Session
+    """What converses with the client: a subclass, as `popart.testing` has one, may listen in."""
 
     def setup(self) -> None:
         """Make no file objects: they would be one more layer of buffers, and are unusable after a timeout."""
@@ -477,7 +489,7 @@ class Connection(socketserver.StreamRequestHandler):
             handler = server.on_new_connection(self.client_address)
             if handler is None:
                 raise ReportableError("connection refused")
-            return Session(
+            return self.session_class(
                 handler,
                 implementation=server.implementation,
                 expire=server.expire,

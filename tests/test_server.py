@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -638,51 +637,6 @@ def test_a_signal_while_a_connection_is_registered() -> None:
         with server._lock:
             signal.raise_signal(signal.SIGUSR1)
         assert done == ["closed"]
-
-
-@pytest.mark.parametrize("spare", [False, True], ids=["first", "second"])
-def test_a_signal_at_any_moment_of_accepting(spare: bool) -> None:
-    """The signal may come at each line that the accepting thread runs for a connection, also while a thread starts."""
-    files = {popart.server.__file__, threading.__file__}
-    threads = threading.active_count()
-    moment = lines = 0
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal lines
-        if frame.f_code.co_filename not in files:
-            return None
-        if event == "line":
-            lines += 1
-            if lines == moment:
-                sys.settrace(None)
-                signal.raise_signal(signal.SIGUSR1)
-        return trace
-
-    class Traced(QuickServer):
-        def process_request(self, request: Any, client_address: Any) -> None:
-            sys.settrace(trace)
-            try:
-                super().process_request(request, client_address)
-            finally:
-                sys.settrace(None)
-
-    while lines == moment:
-        moment += 1
-        lines = 0
-        server = Traced(HOST, lambda peer: MemoryHandler(Mail()))
-        with server, connected(server) as client, closed_on_signal(server) as done:
-            if spare:
-                QuickServer.process_request(server, *server.get_request())
-                client.ask(b"QUIT")
-                client.close()
-            with connected(server) as other:
-                server.handle_request()
-                assert done or lines < moment
-                server.server_close()
-                with suppress(ConnectionResetError):
-                    other.rest()
-        wait_until(lambda: threading.active_count() == threads)
-    assert moment > 10
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])

@@ -673,18 +673,24 @@ def test_bad_options(options: dict[str, Any], error: type[Exception]) -> None:
         pass
 
 
+def test_short_timeout() -> None:
+    """A client can be logged out in a test's time."""
+    with MailServer(timeout=0.3) as server, connected(server) as client:
+        client.send(b"NOOP\r\n")
+        assert client.rest() == b"+OK nothing done\r\n"
+        server.wait_for_session_end()
+    assert [type(error) for error in server.errors] == [popart.ClientTimeoutError]
+
+
 def test_server_options() -> None:
-    """Options and limits are popart.Server's; a client can be logged out in a test's time."""
-    with MailServer(timeout=0.05, implementation="mine", max_failed_logins=1) as server:
-        with connected(server) as client:
-            client.send(b"CAPA\r\n")
-            assert b"\r\nIMPLEMENTATION mine\r\n" in client.lines()
-            assert client.rest() == b""
-        with connected(server) as client:
-            client.send(b"USER alice\r\nPASS wrong\r\nNOOP\r\n")
-            assert client.rest().count(b"\r\n") == 2
-        server.wait_for_session_end(sessions=2)
-    assert [type(error) for error in server.errors] == [popart.ClientTimeoutError, popart.LimitError]
+    """What popart.Server takes is taken, and so are its limits by their names."""
+    with MailServer(implementation="mine", max_failed_logins=1) as server, connected(server) as client:
+        client.send(b"CAPA\r\n")
+        assert b"\r\nIMPLEMENTATION mine\r\n" in client.lines()
+        client.send(b"USER alice\r\nPASS wrong\r\nNOOP\r\n")
+        assert client.rest().count(b"\r\n") == 2
+        server.wait_for_session_end()
+    assert [type(error) for error in server.errors] == [popart.LimitError]
 
 
 def test_url() -> None:
@@ -764,7 +770,8 @@ def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Si
             os.kill(os.getpid(), end)
 
     reading, writing = os.pipe()
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with open(reading, encoding="utf-8") as output, open(writing, "w", encoding="utf-8") as stdout:
         thread = threading.Thread(target=use)
         with contextlib.redirect_stdout(stdout):
@@ -772,7 +779,8 @@ def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Si
             try:
                 main(arguments)
             finally:
-                signal.signal(signal.SIGTERM, before)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
                 thread.join()
     assert not failures, failures
 

@@ -1,0 +1,93 @@
+"""A popart server with a maildrop in memory, as one process or as several on one port."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import socket
+import ssl
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("port", type=int)
+parser.add_argument("maildrop")
+parser.add_argument("--tls", metavar="PEM", help="a file with a certificate and its key")
+parser.add_argument("--processes", type=int, default=1)
+parser.add_argument("--popart", default=str(HERE.parent.parent), help="the directory that popart is imported from")
+arguments = parser.parse_args()
+sys.path[:0] = [arguments.popart, str(HERE.parent)]
+
+import data  # noqa: E402
+
+import popart  # noqa: E402
+
+MAILDROP = data.make_maildrop(arguments.maildrop)
+LISTING = MAILDROP.listing()
+
+
+class BenchmarkHandler(popart.Handler):
+    """What an application with a fast store would be."""
+
+    def set_banner(self, banner: str) -> None: ...
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if (username, password) != (MAILDROP.name, data.PASSWORD):
+            raise popart.ReportableError("wrong name or password")
+
+    def authenticate_apop(self, username: str, hexdigest: str) -> None: ...
+
+    def lock_maildrop(self) -> None: ...
+
+    def list_messages(self) -> list[tuple[int, str]]:
+        return LISTING
+
+    def get_message_count(self) -> int:
+        return len(LISTING)
+
+    def get_message_size(self, number: int) -> int:
+        return LISTING[number - 1][0]
+
+    def get_message_id(self, number: int) -> str:
+        return LISTING[number - 1][1]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        return io.BytesIO(MAILDROP.message(number))
+
+    def delete_messages(self, numbers: Sequence[int]) -> None: ...
+
+    def unlock_maildrop(self) -> None: ...
+
+    def handle_session_error(self, error: BaseException) -> None: ...
+
+
+class BenchmarkServer(popart.Server):
+    """Without the limits on connections, which all come from one peer here; several processes may share its port."""
+
+    max_connections = None
+    max_connections_per_peer = None
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
+
+
+def main() -> None:
+    context = None
+    if arguments.tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(arguments.tls)
+    for _ in range(arguments.processes - 1):
+        if os.fork() == 0:
+            break
+    address = ("127.0.0.1", arguments.port)
+    with BenchmarkServer(address, lambda peer: BenchmarkHandler(), ssl_context=context) as server:
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

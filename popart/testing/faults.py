@@ -1,0 +1,186 @@
+"""Faults on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from popart.errors import BrokenMessageError, ReportableError
+from popart.wire import TERMINATOR, Reply, encode_message
+
+Action = Callable[[Callable[[], Any]], Any]
+"""What a fault does in place of the call that it is given."""
+
+
+@dataclass(slots=True, eq=False)
+class Fault:
+    """Something that is to go wrong."""
+
+    where: list[str]
+    action: Action
+    times: float
+    username: str | None
+
+    def is_due(self, where: list[str], username: str) -> bool:
+        return self.username in (None, username) and self.where == where[: len(self.where)]
+
+
+class Faults:
+    """What is to go wrong in a server.
+
+    `fail`, `drop` and `delay` name a command, which may have arguments: ``"RETR"`` stands for each RETR, ``"RETR 2"``
+    only for that of message 2.  `refuse_sign_in`, `lock_maildrop` and `fail_commit` name a step of a session.
+
+    Each method takes *times*, how often it is to happen (None: for good), and *username*, the only user it is to
+    happen to (None: each).  Faults for the same command happen one after the other, in the order of the calls.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._faults: list[Fault] = []
+
+    def fail(
+        self,
+        command: str,
+        text: str = "failed on demand",
+        *,
+        code: str | None = None,
+        times: int | None = 1,
+        username: str | None = None,
+    ) -> None:
+        """Answer *command* with ``-ERR [code] text`` and do not run it.  After QUIT the session is over all the same.
+
+        :raises ValueError: *code* is not a response code, or *times* is less than 1.
+        """
+        self._add(split_command(command), _refusal(text, code), times, username)
+
+    def drop(
+        self, command: str, *, after: int | None = None, times: int | None = 1, username: str | None = None
+    ) -> None:
+        """Close the connection in place of an answer to *command*, and do not run it.
+
+        With *after* the command is run, and its answer is cut off: the first line is sent, then as many octets of the
+        message or listing, as they stand on the wire.  The final dot is not sent, however large *after* is.
+
+        :raises ValueError: *after* is less than 0, or *times* is less than 1.
+        """
+        if after is not None and after < 0:
+            raise ValueError(f"after must be 0 octets or more, not {after}")
+        if after is None:
+            self._add(split_command(command), lambda run: _cut(Reply(b""), 0), times, username)
+        else:
+            self._add(split_command(command), lambda run: _cut(run(), after), times, username)
+
+    def delay(self, command: str, seconds: float, *, times: int | None = 1, username: str | None = None) -> None:
+        """Run *command*, and send its answer *seconds* later.  Until then the session holds its lock.
+
+        A client that does not wait so long for the answer to QUIT has deleted its messages, and does not know.
+
+        :raises ValueError: *seconds* is less than 0, or *times* is less than 1.
+        """
+        if not seconds >= 0:
+            raise ValueError(f"seconds must be 0 or more, not {seconds}")
+        self._add(split_command(command), lambda run: _delay(run(), seconds), times, username)
+
+    def refuse_sign_in(
+        self,
+        text: str = "wrong name or password",
+        *,
+        code: str = "AUTH",
+        times: int | None = 1,
+        username: str | None = None,
+    ) -> None:
+        """Refuse a user by whatever command they sign in, as for a wrong password: each answer of a connection takes
+        twice as long as the one before, from a quarter of a second on, and the fifth is the last.
+
+        :raises ValueError: *code* is not a response code, or *times* is less than 1.
+        """
+        self._add(["sign in"], _refusal(text, code), times, username)
+
+    def lock_maildrop(
+        self,
+        text: str = "another session has the maildrop",
+        *,
+        code: str = "IN-USE",
+        times: int | None = 1,
+        username: str | None = None,
+    ) -> None:
+        """Let nobody in with the right password, as if another client held the lock on the maildrop.
+
+        :raises ValueError: *code* is not a response code, or *times* is less than 1.
+        """
+        self._add(["lock"], _refusal(text, code), times, username)
+
+    def fail_commit(
+        self,
+        text: str = "no message was deleted",
+        *,
+        code: str = "SYS/TEMP",
+        times: int | None = 1,
+        username: str | None = None,
+    ) -> None:
+        """Delete nothing at a QUIT that has messages to delete, and answer it with ``-ERR [code] text``.
+
+        :raises ValueError: *code* is not a response code, or *times* is less than 1.
+        """
+        self._add(["commit"], _refusal(text, code), times, username)
+
+    def clear_faults(self) -> None:
+        """Forget every fault that was asked for."""
+        with self._guard:
+            self._faults.clear()
+
+    def _run_or_fail(self, where: list[str], username: str, run: Callable[[], Any]) -> Any:
+        """Return what *run* returns, unless a fault is due at this command or step."""
+        with self._guard:
+            due = (fault for fault in self._faults if fault.is_due(where, username))
+            fault = next(due, None)
+            if fault is not None:
+                fault.times -= 1
+                if not fault.times:
+                    self._faults.remove(fault)
+        return run() if fault is None else fault.action(run)
+
+    def _add(self, where: list[str], action: Action, times: int | None, username: str | None) -> None:
+        if times is not None and times < 1:
+            raise ValueError(f"times must be 1 or more, or None, not {times}")
+        with self._guard:
+            self._faults.append(Fault(where, action, math.inf if times is None else times, username))
+
+
+def split_command(line: str) -> list[str]:
+    """Split a command at its spaces; the keyword, which comes first, is made upper case."""
+    keyword, *arguments = line.split(" ")
+    return [keyword.upper(), *arguments]
+
+
+def _refusal(text: str, code: str | None) -> Action:
+    ReportableError(text, code=code)  # a bad code is the caller's mistake, and is told at once
+
+    def refuse(run: object) -> NoReturn:
+        raise ReportableError(text, code=code)
+
+    return refuse
+
+
+def _delay(reply: Reply, seconds: float) -> Reply:
+    reply.delay += seconds
+    return reply
+
+
+def _cut(reply: Reply, after: int) -> Reply:
+    """Make of a reply one that sends its first line and *after* octets more, and then breaks the connection."""
+    octets = reply.lines or b""
+    if reply.message is not None:
+        with contextlib.closing(reply.message):
+            octets = b"".join(encode_message(reply.message, reply.top)).removesuffix(TERMINATOR)
+    return Reply(reply.status + octets[:after], message=_break_off())
+
+
+def _break_off() -> Generator[bytes, None, None]:
+    yield from ()
+    raise BrokenMessageError("dropped on demand")

@@ -1,0 +1,50 @@
+"""The pytest plugin: a mail server for each test that asks for one.
+
+    @pytest.mark.pop3(users={"alice": "secret"}, timeout=5)
+    def test_fetch(pop3_server):
+        pop3_server.deliver("alice", "Subject: x\\n\\nhello\\n")
+        fetch(pop3_server.url)
+
+The marker's arguments are those of `popart.testing.MailServer`; on a test they come before those on its class, and
+these before those on its module.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from popart.testing import MailServer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line(
+        "markers", "pop3(**options): arguments of popart.testing.MailServer for pop3_server and pop3s_server"
+    )
+
+
+@pytest.fixture
+def pop3_server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
+    """A `popart.testing.MailServer` for this test; by default its user is alice, with the password "secret"."""
+    yield from _serve(request, tls=False)
+
+
+@pytest.fixture
+def pop3s_server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
+    """The same over TLS: clients trust the certificates in its `ca_file`."""
+    yield from _serve(request, tls=True)
+
+
+def _serve(request: pytest.FixtureRequest, *, tls: bool) -> Iterator[MailServer]:
+    from popart.testing import MailServer
+
+    make_server = functools.partial(MailServer, tls=tls)
+    for marker in reversed([*request.node.iter_markers("pop3")]):
+        make_server = functools.partial(make_server, *marker.args, **marker.kwargs)
+    with make_server() as server:
+        yield server
