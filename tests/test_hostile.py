@@ -370,7 +370,7 @@ def test_clients_that_vanish(end: Callable[[socket.socket], None]) -> None:
         return handlers[-1]
 
     whole = len(RECORDED)
-    cuts = [whole, whole - 1, whole - 2, whole - 3, 0, *(chance.randrange(whole) for _ in range(60))]
+    cuts = [whole, whole - 1, whole - 2, whole - 3, 0, *(chance.randrange(whole) for _ in range(165))]
     with running(QuickServer(HOST, factory)) as server:
         for number, cut in enumerate(cuts):
             with socket.create_connection(server.server_address[:2]) as sock:
