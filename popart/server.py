@@ -114,7 +114,8 @@ class Server(socketserver.ThreadingTCPServer):
     A connection has a thread to itself, and that thread may have served others before: what an application keeps in
     thread-local variables stays there.
 
-    :raises ValueError: an argument that cannot stand on the wire, or a *timeout* below `minimum_timeout`.
+    :raises ValueError: a *hostname*, *implementation* or *expire* that cannot stand on the wire, a *timeout* below
+        `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called.
     :raises OSError: the address cannot be bound.
     """
 
@@ -160,6 +161,10 @@ class Server(socketserver.ThreadingTCPServer):
         ssl_context: ssl.SSLContext | None = None,
         bind_and_activate: bool = True,
     ) -> None:
+        if not callable(on_new_connection):
+            raise ValueError(f"on_new_connection must be callable, not {on_new_connection!r}")
+        if ssl_context is not None and ssl_context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+            raise ValueError("ssl_context is one for clients; a server's is made with ssl.Purpose.CLIENT_AUTH")
         if not self.minimum_timeout <= timeout <= MAX_TIMEOUT:
             raise ValueError(f"timeout must be {self.minimum_timeout} to {MAX_TIMEOUT} seconds, not {timeout!r}")
         if hostname is None:

@@ -109,6 +109,14 @@ def test_bad_values_are_refused_before_anything_is_bound(option: str, value: Any
         popart.Server(other.getsockname(), lambda peer: None, **{option: value})
 
 
+def test_a_client_context_or_a_handler_for_a_factory_is_refused() -> None:
+    """Mistakes that would otherwise turn each client away without a word are a ValueError."""
+    with pytest.raises(ValueError, match="CLIENT_AUTH"):
+        popart.Server(HOST, lambda peer: None, ssl_context=ssl.create_default_context())
+    with pytest.raises(ValueError, match="on_new_connection"):
+        popart.Server(HOST, MemoryHandler(Mail()))  # type: ignore[arg-type]
+
+
 def test_a_strange_machine_name_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without *hostname*, a machine whose own name cannot stand in a timestamp is called localhost."""
     monkeypatch.setattr(socket, "gethostname", lambda: "Bob's <box>")
