@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import re
 import signal
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 import popart
+import popart.server
 from popart.server import Server, _peer
 from tests.conftest import (
     PATIENCE,
@@ -259,6 +261,54 @@ def test_clients_turned_away(factory: Callable[[Any], None], answer: bytes, told
                 assert re.fullmatch(answer + b"\r\n", client.rest())
     assert isinstance(server, TalkingServer)
     assert [type(error) for error in server.told] == [told] * 2 * bool(told)
+
+
+def test_verify_request_decides() -> None:
+    """socketserver's hook turns clients away unheard; if it fails, handle_error is told and the next is served."""
+    answers: list[bool | Exception] = [False, OSError("no database"), True]
+
+    class Verifying(TalkingServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    with running(Verifying(HOST, lambda peer: MemoryHandler(Mail()))) as server:
+        for _ in range(2):
+            with connected(server) as client:
+                assert client.rest() == b""
+        with signed_in(server):
+            pass
+    assert isinstance(server, Verifying)
+    assert [type(error) for error in server.told] == [OSError]
+
+
+def test_spare_threads_serve_again_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished thread serves the next client, finds nothing of the last one's context, and ends if none comes."""
+    found: list[tuple[threading.Thread, str]] = []
+    name = contextvars.ContextVar("name", default="nobody")
+
+    class Remembering(ClosingHandler):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            found.append((threading.current_thread(), name.get()))
+            name.set(username)
+
+    with running(QuickServer(HOST, lambda peer: Remembering(Mail()))) as server:
+        for _ in range(2):
+            with signed_in(server) as client:
+                assert client.ask(b"QUIT").startswith(b"+OK")
+                assert client.rest() == b""
+            wait_until(lambda: server._spare_threads == 1)
+        assert found == [(found[0][0], "nobody")] * 2
+        monkeypatch.setattr(popart.server, "SPARE_SECONDS", 0.01)
+        with signed_in(server) as client:
+            client.ask(b"QUIT")
+        wait_until(lambda: server._spare_threads == 0)
+        found[0][0].join(PATIENCE)
+        assert not found[0][0].is_alive()
+        with signed_in(server):
+            pass
 
 
 # Shortage.
