@@ -51,11 +51,17 @@ class HandlerError(SessionError):
 
 
 class ClientGoneError(SessionError):
-    """The client's connection ended, closed or reset, before QUIT.  Nothing was deleted."""
+    """The client's connection ended, closed or reset, before QUIT was answered.
+
+    Nothing was deleted, unless that answer itself could not be sent.
+    """
 
 
 class ClientTimeoutError(SessionError):
-    """The client let a deadline pass: it sent no command in time, or stopped reading.  Nothing was deleted."""
+    """The client let a deadline pass: it sent no command in time, or stopped reading.
+
+    Nothing was deleted, unless it stopped reading before the answer to QUIT.
+    """
 
 
 class LimitError(SessionError):

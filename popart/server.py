@@ -179,6 +179,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.apop = apop
         self.ssl_context = ssl_context
         self.closing = threading.Event()
+        self.grace_over = False
         # Reentrant, as a signal handler may close the server while its thread is accepting.
         self._lock = threading.RLock()
         self._lines: dict[socket.socket, Line] = {}
@@ -285,7 +286,8 @@ class Server(socketserver.ThreadingTCPServer):
                 watchdog = threading.Thread(target=self._watch, daemon=True)
                 watchdog.start()
                 self._watchdog = watchdog
-            self._threads.add(thread)
+            with self._lock:
+                self._threads.add(thread)
             thread.start()
         except BaseException as error:
             if thread.ident is None:
@@ -378,7 +380,7 @@ class Server(socketserver.ThreadingTCPServer):
             now = time.monotonic()
             # Late by a quarter of the smallest limit is soon enough, and looking more often would cost more.
             limits = (self.command_timeout, self.handshake_timeout, self.login_timeout, LINGER)
-            pause = min(limit for limit in limits if limit is not None) / 4
+            pause = max(0.01, min(limit for limit in limits if limit is not None) / 4)
             with self._lock:
                 for line in [line for line in self._lines.values() if line.deadline <= now]:
                     line.late = True
@@ -426,13 +428,17 @@ class Server(socketserver.ThreadingTCPServer):
             self._spare_threads = 0
         waits = threading.current_thread() not in threads
         for request in lines:
-            self._shut(request, socket.SHUT_RD, pause=waits and time.monotonic() < deadline)
+            self._wake(request, pause=waits and time.monotonic() < deadline)
         if not waits:
             return
         for thread in threads:
             thread.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
-        for request in lines:
-            self._shut(request, socket.SHUT_RDWR)
+        self.grace_over = True
+        with self._lock:
+            for line in self._lines.values():
+                # One that waits for its handler may still say what became of a commit.
+                if line.deadline != math.inf:
+                    line.shut(socket.SHUT_RDWR)
         for thread in threads:
             thread.join()
         for request in list(self._lines):
@@ -441,11 +447,11 @@ class Server(socketserver.ThreadingTCPServer):
         if self._watchdog is not None and self._watchdog.is_alive():
             self._watchdog.join()
 
-    def _shut(self, request: socket.socket, how: int, pause: bool = False) -> None:
+    def _wake(self, request: socket.socket, pause: bool) -> None:
         # Under the lock, as afterwards the descriptor may be somebody else's.
         with self._lock:
             if request in self._lines:
-                self._lines[request].shut(how)
+                self._lines[request].shut(socket.SHUT_RD)
                 if pause:
                     self._line_gone.wait(WAKE_PAUSE)
 
@@ -536,12 +542,14 @@ class Connection(socketserver.StreamRequestHandler):
             if line is None:
                 self._flush()
                 deadline = self._next_deadline()
-                while line is None:
+                while line is None and not self.server.closing.is_set():
                     lines.feed(self._receive(deadline))
                     line = lines.next_line()
-                if self.server.closing.is_set():
+                if line is None or self.server.closing.is_set():
                     break
             self._had_command = True
+            if session.is_quit(line):
+                self._flush()
             reply = session.respond(line)
             if session.state is State.TRANSACTION:
                 self._login_deadline = math.inf
@@ -556,8 +564,13 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _receive(self, deadline: float) -> bytes:
         with self._line.until(deadline):
+            if isinstance(self.request, ssl.SSLSocket) and not self.request.pending():
+                # Where server_close() ends the wait, OpenSSL must not see it: it would answer with an alert.
+                socket.socket.recv(self.request, 1, socket.MSG_PEEK)
+                if self.server.closing.is_set():
+                    return b""
             octets = self.request.recv(READ_SIZE)
-        if not octets:
+        if not octets and not self.server.closing.is_set():
             raise ClientGoneError("the client left without QUIT")
         return octets
 
@@ -575,6 +588,8 @@ class Connection(socketserver.StreamRequestHandler):
         with contextlib.closing(reply.message) as chunks:
             self._keep(reply.head())
             for octets in encode_message(chunks, reply.top):
+                if self.server.grace_over:
+                    raise ClientGoneError("the server has closed")
                 self._keep(octets)
 
     def _keep(self, octets: bytes) -> None:
@@ -593,7 +608,8 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _next_deadline(self) -> float:
         """Return when the client's next step, a command or reading one write, must be done."""
-        return min(_deadline(self.server.command_timeout), self._login_deadline)
+        seconds = LINGER if self.server.grace_over else self.server.command_timeout
+        return min(_deadline(seconds), self._login_deadline)
 
     def _hang_up(self, complete: bool) -> None:
         """End the connection so that all that was sent arrives; over TLS with close_notify if it is *complete*."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -134,6 +134,10 @@ class Session:
             self._bad_commands = 0
         return reply
 
+    def is_quit(self, line: bytes) -> bool:
+        """Tell whether a line is QUIT: before it runs, all replies must be on their way, as it may delete messages."""
+        return line.upper() == b"QUIT"
+
     def close(self) -> None:
         """End the session: release what is still held.  Called once, last.  Nothing is deleted here."""
         self.over = True
@@ -189,13 +193,13 @@ class Session:
         return found.run(self)
 
     def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
-        if _OTHER_PROTOCOL.match(line):
-            self.over = True
-            return BadCommandError("this is a POP3 server")
         if keyword.upper() in COMMANDS[State.AUTHORIZATION]:
             return BadCommandError("you are signed in already")
         if keyword.upper() in COMMANDS[State.TRANSACTION]:
             return BadCommandError("sign in first")
+        if _OTHER_PROTOCOL.match(line):
+            self.over = True
+            return BadCommandError("this is a POP3 server")
         return BadCommandError("unknown command")
 
     # RFC 1939 sections 4 and 7, RFC 2449 section 5: signing in.
@@ -408,6 +412,8 @@ def _ability(handler: Handler, protocol: type, method: str) -> Any:
 
 def _expect_none(method: str, result: object) -> None:
     """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
+    if isinstance(result, Coroutine):
+        result.close()  # or Python would print that it was never awaited
     if result is not None:
         raise HandlerError(f"{method} returned {type(result).__name__}, not None")
 

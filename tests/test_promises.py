@@ -184,6 +184,21 @@ class TestPromise2NothingIsDeletedWithoutQuit:
             assert client.sock.recv(3) == b"+OK"
         assert mail.calls[-3:] == [("delete_messages", [2]), ("unlock_maildrop",), ("close",)]
 
+    def test_a_message_that_cannot_be_sent_is_not_deleted(self) -> None:
+        """Replies that are kept while pipelined commands wait go out before QUIT runs; if they cannot, it does not."""
+        mail = Mail(MESSAGE)
+        handler = ClosingHandler(mail)
+        held = Held(handler, "get_message_reader")
+        with running(QuickServer(HOST, lambda peer: handler)) as server:
+            with signed_in(server) as client:
+                client.send(b"RETR 1\r\nDELE 1\r\nQUIT\r\n")
+                assert held.entered.wait(PATIENCE)
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            held.go_on.set()
+            assert handler.closed.wait(PATIENCE)
+        assert mail.count("delete_messages") == 0
+        assert [type(error) for error in mail.errors] == [popart.ClientGoneError]
+
     @pytest.mark.parametrize("where", ["delete_messages", "unlock_maildrop"])
     def test_a_failed_commit_is_an_error(self, where: str) -> None:
         """The client reads -ERR when the deletion or the release of the lock has failed."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -649,6 +649,30 @@ def test_closing_from_a_handler(where: str) -> None:
         wait_until(lambda: mail.count("close") == 1)
         assert refused(server)
         assert mail.count("closing") == mail.count("lock_maildrop") == mail.count("unlock_maildrop") == 1
+
+
+def test_a_commit_beyond_the_grace_is_answered() -> None:
+    """server_close() waits for a commit however long it takes, and the client still reads what became of it."""
+    entered, may_end = threading.Event(), threading.Event()
+
+    class Slow(MemoryHandler):
+        def delete_messages(self, numbers: Sequence[int]) -> None:
+            entered.set()
+            assert may_end.wait(PATIENCE)
+            super().delete_messages(numbers)
+
+    mail = Mail(MESSAGE)
+    with running(QuickServer(HOST, lambda peer: Slow(mail))) as server, signed_in(server) as client:
+        server.shutdown_grace = 0.05
+        client.send(b"DELE 1\r\nQUIT\r\n")
+        assert entered.wait(PATIENCE)
+        with ThreadPoolExecutor() as others:
+            closing = others.submit(server.server_close)
+            wait_until(lambda: server.grace_over)
+            may_end.set()
+            assert client.rest().endswith(b"+OK goodbye\r\n")
+            closing.result(PATIENCE)
+    assert ("delete_messages", [1]) in mail.calls
 
 
 @contextmanager

@@ -196,6 +196,17 @@ def test_close_notify_at_a_normal_end(make: Make, server_context: ssl.SSLContext
         assert client.all_encrypted()
 
 
+@both_ways
+def test_close_notify_to_idle_sessions(make: Make, server_context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """A server that closes ends idle sessions with close_notify too, not with an alert."""
+    handler = ClosingHandler(Mail())
+    with running(make(lambda peer: handler, server_context)) as server, TLSClient(server, authority) as client:
+        client.send(b"NOOP\r\n")
+        server.server_close()
+        assert client.rest() in [(b"+OK nothing done\r\n", True), (b"", True)]
+        assert client.all_encrypted()
+
+
 @pytest.mark.parametrize("commands", [b"QUIT\r\n", b"BAD\r\n" * 3, b"GET / HTTP/1.1\r\n"])
 def test_the_last_reply_survives_unread_input(
     server_context: ssl.SSLContext, client_context: ssl.SSLContext, commands: bytes
