@@ -344,6 +344,16 @@ class TestSignIn:
         assert ask(make_session(handler), *SIGN_IN)[1] == BROKEN
         assert kinds(handler.mail.errors) == [HandlerError]
 
+    def test_coroutine(self) -> None:
+        """An ``async def`` lets nobody in, and Python has no reason to print that it was never awaited."""
+
+        async def authenticate(username: str, password: str) -> None: ...
+
+        handler = MemoryHandler(Mail())
+        handler.authenticate_pass = authenticate  # type: ignore[method-assign,assignment]
+        assert ask(make_session(handler), *SIGN_IN)[1] == BROKEN
+        assert kinds(handler.mail.errors) == [HandlerError]
+
     def test_questions(self) -> None:
         """Without SupportsListing the count and each size is asked once, at sign-in, and ids when first needed."""
         handler = MemoryHandler(Mail(*TWO, *TWO))
