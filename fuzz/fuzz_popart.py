@@ -48,9 +48,7 @@ def cut(octets: bytes, lengths: bytes) -> Iterator[bytes]:
 def read_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     reader = LineReader()
     for piece in pieces:
-        reader.feed(piece)
-        while (line := reader.next_line()) is not None:
-            yield line
+        yield from reader.feed(piece)
         # The CRLF of a line that just fits may be on its way.
         assert all(len(held) <= MAX_AUTH_LINE + 1 for held in vars(reader).values() if isinstance(held, bytes))
 

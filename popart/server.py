@@ -36,7 +36,10 @@ READ_SIZE = 4096
 """Octets asked of a socket at a time.  Kept small, as each waiting thread holds a buffer of this size."""
 
 WRITE_SIZE = 131_072
-"""Octets that are written under one deadline, and about what is gathered before it is sent."""
+"""Octets that are written under one deadline."""
+
+GATHER_SIZE = 32_768
+"""Octets of replies that are kept before they are sent: less than a chunk of a message, which so is never copied."""
 
 LINGER = 2.0
 """Seconds that a closing connection goes on reading, lest unread input turn the last reply into a reset."""
@@ -468,8 +471,9 @@ class Connection(socketserver.StreamRequestHandler):
     def setup(self) -> None:
         """Make no file objects: they would be one more layer of buffers, and are unusable after a timeout."""
         self._replies: list[bytes] = []
-        self._waiting_octets = 0
+        self._gathered = 0
         self._had_command = False
+        self._session: Session | None = None
         self._login_deadline = math.inf
         self._line = self.server.line_of(self.request)
 
@@ -534,31 +538,29 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _converse(self, session: Session) -> bool:
         """Exchange commands and replies until the session is over.  Return False if a message was left incomplete."""
+        self._session = session
         lines = LineReader()
+        closing = self.server.closing.is_set
         self._login_deadline = _deadline(self.server.login_timeout)
         self._send(session.greet())
-        while not (session.over or self.server.closing.is_set()):
-            line = lines.next_line()
-            if line is None:
-                self._flush()
-                deadline = self._next_deadline()
-                while line is None and not self.server.closing.is_set():
-                    lines.feed(self._receive(deadline))
-                    line = lines.next_line()
-                if line is None or self.server.closing.is_set():
-                    break
+        while not (session.over or closing()):
+            self._flush()
+            deadline = self._next_deadline()
+            while not (commands := lines.feed(self._receive(deadline))):
+                if closing():
+                    return True
             self._had_command = True
-            if session.is_quit(line):
-                self._flush()
-            reply = session.respond(line)
-            if session.state is State.TRANSACTION:
-                self._login_deadline = math.inf
-            try:
-                self._send(reply)
-            except BrokenMessageError:
-                with contextlib.suppress(SessionError):
+            for line in commands:
+                if session.is_quit(line):
                     self._flush()
-                return False
+                try:
+                    self._send(session.respond(line))
+                except BrokenMessageError:
+                    with contextlib.suppress(SessionError):
+                        self._flush()
+                    return False
+                if session.over or closing():
+                    break
         self._flush()
         return True
 
@@ -594,22 +596,24 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _keep(self, octets: bytes) -> None:
         self._replies.append(octets)
-        self._waiting_octets += len(octets)
-        if self._waiting_octets >= WRITE_SIZE:
+        self._gathered += len(octets)
+        if self._gathered >= GATHER_SIZE:
             self._flush()
 
     def _flush(self) -> None:
-        octets = memoryview(b"".join(self._replies))
+        octets = b"".join(self._replies)
         self._replies.clear()
-        self._waiting_octets = 0
+        self._gathered = 0
         for start in range(0, len(octets), WRITE_SIZE):
             with self._line.until(self._next_deadline()):
-                self.request.sendall(octets[start : start + WRITE_SIZE])
+                self.request.sendall(memoryview(octets)[start : start + WRITE_SIZE])
 
     def _next_deadline(self) -> float:
         """Return when the client's next step, a command or reading one write, must be done."""
-        seconds = LINGER if self.server.grace_over else self.server.command_timeout
-        return min(_deadline(seconds), self._login_deadline)
+        deadline = _deadline(LINGER if self.server.grace_over else self.server.command_timeout)
+        if self._session is not None and self._session.state is State.AUTHORIZATION:
+            return min(deadline, self._login_deadline)
+        return deadline
 
     def _hang_up(self, complete: bool) -> None:
         """End the connection so that all that was sent arrives; over TLS with close_notify if it is *complete*."""

@@ -51,6 +51,11 @@ _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 _OTHER_PROTOCOL = re.compile(rb"\x16\x03|CONNECT |[A-Z]+ (/|\*|https?:)")
 
 
+# Made once: to make them anew took a third of the time of a pipelined NOOP, and a fifth of a DELE.
+_NOTHING_DONE = ok("nothing done")
+_DELETED = ok("message marked as deleted")
+
+
 class State(enum.Flag):
     """RFC 1939's states.  The UPDATE state lasts as long as QUIT does."""
 
@@ -103,6 +108,7 @@ class Session:
         max_failed_logins: int | None = None,
     ) -> None:
         self.state = State.AUTHORIZATION
+        self._commands = COMMANDS[self.state]
         self.over = False
         """True when the connection is to be closed after the reply that was just returned."""
         self._handler = handler
@@ -122,21 +128,33 @@ class Session:
 
     def greet(self) -> Reply:
         """Return the greeting (RFC 1939 section 4)."""
-        reply = self._guard(self._greet)
-        self.over = reply.status.startswith(b"-")
-        return reply
+        try:
+            return self._greet()
+        except BaseException as error:
+            self.over = True
+            return self._explain(error)
 
     def respond(self, line: bytes) -> Reply:
         """Run one command line, given without its line end, and return the reply.  Not called once it is `over`."""
-        bad_commands = self._bad_commands
-        reply = self._guard(self._run, line)
-        if self._bad_commands == bad_commands:
-            self._bad_commands = 0
+        try:
+            keyword, _, rest = line.partition(b" ")
+            found = self._commands.get(keyword.upper())
+            if found is None:
+                raise self._explain_unknown(line, keyword)
+            if rest:
+                reply = found.run(self, *_arguments(found, line, rest))
+            elif found.fewest:
+                raise BadCommandError("missing argument")
+            else:
+                reply = found.run(self)
+        except BaseException as error:
+            return self._explain(error)
+        self._bad_commands = 0
         return reply
 
     def is_quit(self, line: bytes) -> bool:
-        """Tell whether a line is QUIT: before it runs, all replies must be on their way, as it may delete messages."""
-        return line.upper() == b"QUIT"
+        """Tell whether a line begins as QUIT does: before that runs, and deletes, all replies must be on their way."""
+        return line[:4].upper() == b"QUIT"
 
     def close(self) -> None:
         """End the session: release what is still held.  Called once, last.  Nothing is deleted here."""
@@ -153,20 +171,20 @@ class Session:
 
     # The one place where errors become replies.
 
-    def _guard(self, action: Callable[..., Reply], *arguments: bytes) -> Reply:
-        try:
+    def _explain(self, error: BaseException) -> Reply:
+        if isinstance(error, BadCommandError):
+            self._count_bad_command()
+        else:
+            self._bad_commands = 0
+        if isinstance(error, ReportableError):
             try:
-                return action(*arguments)
-            except ReportableError as refusal:
-                if isinstance(refusal, BadCommandError):
-                    self._count_bad_command()
-                return err(refusal.text, refusal.code)
-        except HandlerError as error:
-            self.report(error)
+                return err(error.text, error.code)
+            except BaseException as fault:  # the application may have put anything into its text
+                error = fault
+        self.report(error)
+        if isinstance(error, HandlerError):
             return err("the mailbox is broken, please tell its administrator", "SYS/PERM")
-        except BaseException as error:
-            self.report(error)
-            return err("internal error, please try again later", "SYS/TEMP")
+        return err("internal error, please try again later", "SYS/TEMP")
 
     def _count_bad_command(self) -> None:
         self._bad_commands += 1
@@ -180,17 +198,6 @@ class Session:
             return ok("POP3 server ready")
         _expect_none("set_banner", self._handler.set_banner(self._banner))
         return ok(f"POP3 server ready {self._banner}")
-
-    def _run(self, line: bytes) -> Reply:
-        keyword, _, rest = line.partition(b" ")
-        found = COMMANDS[self.state].get(keyword.upper())
-        if found is None:
-            raise self._explain_unknown(line, keyword)
-        if rest:
-            return found.run(self, *_arguments(found, line, rest))
-        if found.fewest:
-            raise BadCommandError("missing argument")
-        return found.run(self)
 
     def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
         if keyword.upper() in COMMANDS[State.AUTHORIZATION]:
@@ -208,8 +215,7 @@ class Session:
     def do_CAPA(self) -> Reply:
         """RFC 2449 section 5: the same list before and after sign-in, but for what may be known of the user then."""
         expire = self._expire if self.state is State.AUTHORIZATION else self._expire.removesuffix(" USER")
-        reply = ok("capability list follows")
-        reply.lines = (
+        lines = (
             "TOP\r\n"
             "UIDL\r\n"
             "USER\r\n"
@@ -218,8 +224,8 @@ class Session:
             "AUTH-RESP-CODE\r\n"
             f"EXPIRE {expire}\r\n"
             f"IMPLEMENTATION {self._implementation}\r\n"
-        ).encode()
-        return reply
+        )
+        return ok("capability list follows", lines.encode())
 
     @command(State.AUTHORIZATION)
     def do_USER(self, name: str) -> Reply:
@@ -260,11 +266,12 @@ class Session:
             self._release()
             raise
         self.state = State.TRANSACTION
+        self._commands = COMMANDS[self.state]
         return ok(f"maildrop has {self._maildrop}")
 
     def _refuse_login(self, refusal: ReportableError) -> Reply:
-        reply = err(refusal.text, refusal.code or "AUTH")
-        reply.delay = FIRST_LOGIN_DELAY * 2 ** min(self._failed_logins, LOGIN_DELAY_DOUBLINGS)
+        delay = FIRST_LOGIN_DELAY * 2 ** min(self._failed_logins, LOGIN_DELAY_DOUBLINGS)
+        reply = err(refusal.text, refusal.code or "AUTH")._replace(delay=delay)
         self._failed_logins += 1
         if self._max_failed_logins is not None and self._failed_logins >= self._max_failed_logins:
             self.over = True
@@ -280,56 +287,46 @@ class Session:
     @command(State.TRANSACTION)
     def do_LIST(self, number: str | None = None) -> Reply:
         maildrop = self._maildrop
-        if number is not None:
-            n = maildrop.find(number)
-            return ok(f"{n} {maildrop.sizes[n - 1]}")
-        reply = ok(str(maildrop))
-        reply.lines = "".join([f"{n} {maildrop.sizes[n - 1]}\r\n" for n in maildrop.numbers()]).encode()
-        return reply
+        if number is None:
+            return ok(str(maildrop), maildrop.list_sizes())
+        n = maildrop.find(number)
+        return ok(f"{n} {maildrop.sizes[n - 1]}")
 
     @command(State.TRANSACTION)
     def do_UIDL(self, number: str | None = None) -> Reply:
         maildrop = self._maildrop
-        if number is not None:
-            n = maildrop.find(number)
-            (unique_id,) = maildrop.unique_ids([n])
-            return ok(f"{n} {unique_id}")
-        numbers = maildrop.numbers()
-        reply = ok("unique-id listing follows")
-        ids = maildrop.unique_ids(numbers)
-        reply.lines = "".join([f"{n} {unique_id}\r\n" for n, unique_id in zip(numbers, ids, strict=True)]).encode()
-        return reply
+        if number is None:
+            return ok("unique-id listing follows", maildrop.list_unique_ids())
+        n = maildrop.find(number)
+        return ok(f"{n} {maildrop.unique_id(n)}")
 
     @command(State.TRANSACTION)
     def do_RETR(self, number: str) -> Reply:
         n = self._maildrop.find(number)
-        reply = ok(f"{self._maildrop.sizes[n - 1]} octets")
-        reply.message = self._open(self._handler.get_message_reader(n))
-        return reply
+        message = self._open(self._handler.get_message_reader(n))
+        return ok(f"{self._maildrop.sizes[n - 1]} octets", message=message)
 
     @command(State.TRANSACTION)
     def do_TOP(self, number: str, lines: str) -> Reply:
         n = self._maildrop.find(number)
         if not _is_number(lines):
             raise BadCommandError("bad number of lines")
-        reply = ok("top of message follows")
-        reply.top = int(lines)
+        top = int(lines)
         if self._get_top_reader is None:
-            reply.message = self._open(self._handler.get_message_reader(n))
+            reader = self._handler.get_message_reader(n)
         else:
-            reply.message = self._open(self._get_top_reader(n, reply.top))
-        return reply
+            reader = self._get_top_reader(n, top)
+        return ok("top of message follows", message=self._open(reader), top=top)
 
     @command(State.TRANSACTION)
     def do_DELE(self, number: str) -> Reply:
-        n = self._maildrop.find(number)
-        self._maildrop.delete(n)
-        return ok(f"message {n} deleted")
+        self._maildrop.delete(self._maildrop.find(number))
+        return _DELETED
 
     @command(State.ANY)
     def do_NOOP(self) -> Reply:
         """In any state: clients use it to keep a connection alive before they sign in, too."""
-        return ok("nothing done")
+        return _NOTHING_DONE
 
     @command(State.TRANSACTION)
     def do_RSET(self) -> Reply:
@@ -423,17 +420,18 @@ def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
         raise BadCommandError("line too long")
     if not found.most:
         raise BadCommandError("this command takes no argument")
-    arguments = rest.split(b" ", found.most - 1)
-    if len(arguments) < found.fewest:
-        raise BadCommandError("missing argument")
     if b"\0" in rest:
         raise BadCommandError("a command holds no NUL")
     try:
-        return [argument.decode() for argument in arguments]
+        arguments = rest.decode().split(" ", found.most - 1)
     except UnicodeDecodeError:
-        pass
-    # Outside of the except block: that exception's text carries the line, and the line may be PASS.
-    raise BadCommandError("arguments must be UTF-8")
+        arguments = None
+    if arguments is None:
+        # Outside of the except block: that exception's text carries the line, and the line may be PASS.
+        raise BadCommandError("arguments must be UTF-8")
+    if len(arguments) < found.fewest:
+        raise BadCommandError("missing argument")
+    return arguments
 
 
 def _is_number(argument: str) -> bool:
@@ -458,8 +456,8 @@ class Maildrop:
         self._deleted: set[int] = set()
         self._ask_id = ask_id
         self._unchecked_ids = ids
-        self._ids: dict[int, str] = {}
-        self._known_ids: set[str] = set()
+        self._ids = [""] * self._all_count  # "" where it is not known yet
+        self._asked_ids: set[str] = set()
 
     @classmethod
     def open(cls, handler: Handler) -> Maildrop:
@@ -499,31 +497,50 @@ class Maildrop:
             raise ReportableError(f"message {number} is deleted")
         return number
 
-    def numbers(self) -> Iterable[int]:
-        """Return the numbers of the messages that are not marked as deleted."""
+    def list_sizes(self) -> bytes:
+        """Return the scan listings of the messages that are not marked as deleted (RFC 1939 section 5)."""
+        return self._list(self._numbers(), self.sizes)
+
+    def list_unique_ids(self) -> bytes:
+        """Return the unique-id listings likewise (RFC 1939 section 7).
+
+        :raises HandlerError: an id cannot stand on the wire or is not unique.
+        """
+        numbers = self._numbers()
+        self._know_ids(numbers)
+        return self._list(numbers, self._ids)
+
+    def unique_id(self, number: int) -> str:
+        """Return a message's unique-id.
+
+        :raises HandlerError: it, or with a listing any of the ids, cannot stand on the wire or is not unique.
+        """
+        self._know_ids([number])
+        return self._ids[number - 1]
+
+    def _numbers(self) -> Sequence[int]:
         numbers = range(1, self._all_count + 1)
         return [number for number in numbers if number not in self._deleted] if self._deleted else numbers
 
-    def unique_ids(self, numbers: Iterable[int]) -> Iterable[str]:
-        """Return the messages' unique-ids, asked for when first needed and kept.
+    def _list(self, numbers: Sequence[int], values: Sequence[object]) -> bytes:
+        # One format for all lines: a quarter faster than to join a string for each.
+        flat: list[object] = [None] * (2 * len(numbers))
+        flat[::2] = numbers
+        flat[1::2] = [values[number - 1] for number in numbers] if self._deleted else values
+        return ("%d %s\r\n" * len(numbers) % tuple(flat)).encode("ascii")
 
-        :raises HandlerError: an id, or with a listing any of the ids, cannot stand on the wire or is not unique.
-        """
-        if self._unchecked_ids:
-            self._ids = dict(enumerate(_check_ids(self._unchecked_ids), 1))
+    def _know_ids(self, numbers: Sequence[int]) -> None:
+        """See that these messages' ids, asked for when first needed and kept, are known and good."""
+        if self._unchecked_ids is not None:
+            self._ids = _check_ids(self._unchecked_ids)
             self._unchecked_ids = None
-        if len(self._ids) < self._all_count:
-            for number in numbers:
-                if number not in self._ids:
-                    self._ask_for(number)
-        return map(self._ids.__getitem__, numbers)
-
-    def _ask_for(self, number: int) -> None:
-        (identifier,) = _check_ids([self._ask_id(number)])
-        if identifier in self._known_ids:
-            raise HandlerError(f"message {number} has the unique-id of another message")
-        self._known_ids.add(identifier)
-        self._ids[number] = identifier
+        for number in numbers:
+            if not self._ids[number - 1]:
+                (identifier,) = _check_ids([self._ask_id(number)])
+                if identifier in self._asked_ids:
+                    raise HandlerError(f"message {number} has the unique-id of another message")
+                self._asked_ids.add(identifier)
+                self._ids[number - 1] = identifier
 
     def delete(self, number: int) -> None:
         """Mark a message as deleted.  Numbers never move (RFC 1939 section 5)."""
@@ -552,16 +569,17 @@ def _check_numbers(values: Iterable[SupportsIndex], most: int, what: str) -> lis
     return numbers
 
 
-def _check_ids(ids: Sequence[str]) -> list[str]:
+def _check_ids(ids: Iterable[str]) -> list[str]:
     # All at once, in C: ten times as fast as matching a pattern for each of 100,000 ids.
     try:
-        text = " ".join(ids)
+        plain = list(map(str.__str__, ids))  # a subclass could look one way here and another way on the wire
     except TypeError:
         raise HandlerError("a unique-id must be a str") from None
-    plain = text.split(" ")
-    if not (text.isascii() and text.isprintable() and len(plain) == len(ids)):
+    text = "".join(plain)
+    if not (text.isascii() and text.isprintable() and " " not in text):
         raise HandlerError("a unique-id holds characters from '!' to '~' only")
-    if not (all(plain) and max(map(len, plain)) <= MAX_UNIQUE_ID):
+    lengths = set(map(len, plain))
+    if lengths and not (min(lengths) >= 1 and max(lengths) <= MAX_UNIQUE_ID):
         raise HandlerError(f"a unique-id has 1 to {MAX_UNIQUE_ID} characters")
     if len(set(plain)) != len(plain):
         raise HandlerError("two messages have the same unique-id")

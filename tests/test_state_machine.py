@@ -310,8 +310,9 @@ class Connection:
         replies = []
         stream = io.BytesIO(octets)
         for length in itertools.chain(cuts, [len(octets)]):
-            self.lines.feed(stream.read(length))
-            while not self.session.over and (line := self.lines.next_line()) is not None:
+            for line in self.lines.feed(stream.read(length)):
+                if self.session.over:
+                    break
                 reply = self.session.respond(line)
                 replies.append(octets_of(reply))
                 assert bool(reply.delay) == replies[-1].startswith(b"-ERR [AUTH]")
@@ -324,8 +325,7 @@ class Connection:
         assert all(reader.closed for reader in self.handler.readers)
 
     def leave(self, unfinished: bytes) -> None:
-        self.lines.feed(unfinished)
-        assert self.session.over or self.lines.next_line() is None
+        assert self.session.over or not self.lines.feed(unfinished)
         self.session.close()
         self.model.leave()
 

@@ -485,7 +485,7 @@ def test_drop(tls: bool) -> None:
         server.drop("QUIT")
         with signed_in(server) as client:
             client.send(b"DELE 1\r\nQUIT\r\nNOOP\r\n")
-            assert client.rest() == b"+OK message 1 deleted\r\n"
+            assert client.rest() == b"+OK message marked as deleted\r\n"
         server.wait_for_session_end()
         assert server.messages("alice") == [MESSAGE]
         assert server.commands[-1] == ("alice", "QUIT")

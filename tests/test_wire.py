@@ -195,12 +195,7 @@ class TestTop:
 def lines_of(pieces: Iterable[bytes]) -> list[bytes]:
     """Feed a LineReader as a connection does and return all lines that come out."""
     reader = LineReader()
-    lines: list[bytes] = []
-    for piece in pieces:
-        reader.feed(piece)
-        while (line := reader.next_line()) is not None:
-            lines.append(line)
-    return lines
+    return [line for piece in pieces for line in reader.feed(piece)]
 
 
 class TestLineReader:
@@ -253,11 +248,8 @@ class TestLineReader:
     def test_long_line_is_answered_before_it_ends(self) -> None:
         """The refusal does not wait for a line end that may never come."""
         reader = LineReader()
-        reader.feed(b"x" * (MAX_AUTH_LINE + 10))
-        assert reader.next_line() == b"x" * (MAX_AUTH_LINE + 1)
-        assert reader.next_line() is None
-        reader.feed(b"QUIT\r")
-        assert reader.next_line() is None
+        assert reader.feed(b"x" * (MAX_AUTH_LINE + 10)) == [b"x" * (MAX_AUTH_LINE + 1)]
+        assert reader.feed(b"QUIT\r") == []
 
     def test_lone_cr_at_the_limit(self) -> None:
         """A line that is too long is not taken for a shorter one because a lone CR stands where it is cut."""
@@ -273,8 +265,6 @@ class TestLineReader:
         try:
             for _ in range(2500):
                 reader.feed(piece)
-                while reader.next_line() is not None:
-                    pass
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -329,9 +319,6 @@ class TestStatusLine:
 
 def test_head_ends_with_the_dot() -> None:
     """A reply of lines ends with the dot, also when there are none; a reply of one line has no dot (RFC 1939 3)."""
-    reply = ok("listing follows")
-    assert reply.head() == b"+OK listing follows\r\n"
-    reply.lines = b""
-    assert reply.head() == b"+OK listing follows\r\n.\r\n"
-    reply.lines = b"1 120\r\n"
-    assert reply.head() == b"+OK listing follows\r\n1 120\r\n.\r\n"
+    assert ok("listing follows").head() == b"+OK listing follows\r\n"
+    assert ok("listing follows", b"").head() == b"+OK listing follows\r\n.\r\n"
+    assert ok("listing follows", b"1 120\r\n").head() == b"+OK listing follows\r\n1 120\r\n.\r\n"

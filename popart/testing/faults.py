@@ -168,8 +168,7 @@ def _refusal(text: str, code: str | None) -> Action:
 
 
 def _delay(reply: Reply, seconds: float) -> Reply:
-    reply.delay += seconds
-    return reply
+    return reply._replace(delay=reply.delay + seconds)
 
 
 def _cut(reply: Reply, after: int) -> Reply:
