@@ -11,7 +11,18 @@ from popart.errors import (
     ReportableError,
     SessionError,
 )
-from popart.handler import Handler, MessageReader, SupportsClose, SupportsListing, SupportsTop
+from popart.handler import (
+    Handler,
+    MessageReader,
+    ScramCredentials,
+    SupportsCertificates,
+    SupportsClose,
+    SupportsListing,
+    SupportsScram,
+    SupportsTokens,
+    SupportsTop,
+)
+from popart.sasl import scram_credentials
 from popart.server import Server
 
 __all__ = [
@@ -22,11 +33,16 @@ __all__ = [
     "LimitError",
     "MessageReader",
     "ReportableError",
+    "ScramCredentials",
     "Server",
     "SessionError",
+    "SupportsCertificates",
     "SupportsClose",
     "SupportsListing",
+    "SupportsScram",
+    "SupportsTokens",
     "SupportsTop",
+    "scram_credentials",
 ]
 
 __version__ = "0.1.0"

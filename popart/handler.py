@@ -7,7 +7,8 @@ go of it when the session is over.  State that several handlers share is the app
 The order of calls in a session::
 
     set_banner                                  only with Server(apop=True), before the greeting
-    authenticate_pass or authenticate_apop      each time the client tries to sign in
+    authenticate_pass, authenticate_apop, authenticate_token, authenticate_certificate
+    or get_scram_credentials                    each time the client tries to sign in
     lock_maildrop                               once a sign-in has succeeded
     list_messages                               or get_message_count and get_message_size for each message
     get_message_id, get_message_reader, get_top_reader          as the client asks
@@ -27,8 +28,9 @@ closing the server waits for calls that are under way.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 
 class MessageReader(Protocol):
@@ -63,6 +65,9 @@ class Handler(Protocol):
     @abstractmethod
     def authenticate_pass(self, username: str, password: str) -> None:
         """Return if the password is right, otherwise raise (USER and PASS, RFC 1939 section 7).
+
+        AUTH PLAIN (RFC 4616) ends here too, and where a handler's class says ``allow_sasl_login = True`` so does AUTH
+        LOGIN, for old clients that know no other AUTH.
 
         Neither argument is ever empty; a password may hold spaces, also at its ends.  Say no with
         `ReportableError`, best with the same text for an unknown user and a wrong password: without a code of its
@@ -170,6 +175,81 @@ class SupportsTop(Protocol):
         ``TOP n 99999999``.
         """
         ...
+
+
+@runtime_checkable
+class SupportsTokens(Protocol):
+    """A handler that signs users in by OAuth 2.0 access tokens: AUTH OAUTHBEARER (RFC 7628) and XOAUTH2."""
+
+    @abstractmethod
+    def authenticate_token(self, username: str, token: str) -> None:
+        """Return if *token* is valid, is meant for this service and belongs to *username*, otherwise raise.
+
+        The token is visible ASCII and as the client sent it: popart has checked nothing of it.  Neither argument is
+        ever empty.  Everything said of `Handler.authenticate_pass` holds here too; after a `ReportableError` the
+        client is first told, as both mechanisms demand, that its token is not valid, and then reads the error.
+        """
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ScramCredentials:
+    """What a server keeps of a user's password for SCRAM-SHA-256 (RFC 5802 section 3, RFC 7677).
+
+    `popart.scram_credentials` makes them from a password.  The keys are octets, not base64.  Neither gives away the
+    password, but guard them as you would a hash: the server key lets its holder pose as this server.
+
+    :raises ValueError: *salt* has less than 12 octets, *iterations* is less than 4096, or a key has not 32 octets.
+    """
+
+    salt: bytes
+    iterations: int
+    stored_key: bytes
+    server_key: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.salt) < 12:
+            raise ValueError("a salt has at least 12 octets")
+        if self.iterations < 4096:
+            raise ValueError("SCRAM-SHA-256 takes at least 4096 iterations")
+        if not len(self.stored_key) == len(self.server_key) == 32:
+            raise ValueError("the keys of SCRAM-SHA-256 have 32 octets each")
+
+
+@runtime_checkable
+class SupportsScram(Protocol):
+    """A handler that can sign users in without ever seeing a password: AUTH SCRAM-SHA-256 (RFC 7677).
+
+    Offered only where the library scramp is installed: ``pip install popart-pop3[scram]``.
+    """
+
+    @abstractmethod
+    def get_scram_credentials(self, username: str) -> ScramCredentials:
+        """Return what is kept of this user's password, and keep the name: nothing is proved yet.
+
+        popart lets the client prove that it knows the password.  If it does, `Handler.lock_maildrop` is the next call;
+        if not, the handler is not told.  *username* is never empty, and is prepared with SASLprep (RFC 4013).
+
+        For a user who is unknown, or has no such credentials, raise `ReportableError` without a code, or with AUTH:
+        the exchange goes on with made-up credentials, and the client reads at its end what it reads after a wrong
+        password.  They have a salt of 16 octets, the same for a name as long as the process lives, and as many
+        iterations as `popart.scram_credentials` takes by default: a user whose own differ can be told from one who
+        does not exist.  A `ReportableError` with another code is a refusal that the client reads at once.
+        """
+
+
+@runtime_checkable
+class SupportsCertificates(Protocol):
+    """A handler that signs users in by their TLS client certificates: AUTH EXTERNAL (RFC 4422 appendix A)."""
+
+    @abstractmethod
+    def authenticate_certificate(self, identity: str, certificate: Mapping[str, Any]) -> None:
+        """Return if the holder of *certificate* may act as *identity*, otherwise raise.
+
+        *identity* is who the client asks to be.  It may be empty: then derive the user from the certificate.
+        *certificate* is what `ssl.SSLSocket.getpeercert` says of it.  It was verified against what the server's
+        ``ssl_context`` trusts; which names in it stand for which user is for you to decide.  EXTERNAL is offered only
+        to clients that presented one.  Everything else said of `Handler.authenticate_pass` holds here too.
+        """
 
 
 @runtime_checkable

@@ -509,6 +509,7 @@ class Connection(socketserver.StreamRequestHandler):
                 implementation=server.implementation,
                 expire=server.expire,
                 banner=_make_banner(server.hostname) if server.apop else None,
+                certificate=self.request.getpeercert() if isinstance(self.request, ssl.SSLSocket) else None,
                 max_bad_commands=server.max_bad_commands,
                 max_failed_logins=server.max_failed_logins,
             )

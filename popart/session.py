@@ -1,4 +1,4 @@
-"""The protocol: states, commands and their replies (RFC 1939, RFC 2449).
+"""The protocol: states, commands and their replies (RFC 1939, RFC 2449, RFC 5034).
 
 A `Session` knows no sockets, threads or clocks.  It is given one command line at a time and returns the reply; what
 can fail in a command fails before the reply exists, so a message is opened and first read here.  Commands never write.
@@ -6,9 +6,11 @@ can fail in a command fails before the reply exists, so a message is opened and 
 
 from __future__ import annotations
 
+import binascii
 import enum
 import re
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +25,8 @@ from popart.errors import (
     ReportableError,
 )
 from popart.handler import Handler, MessageReader, SupportsClose, SupportsListing, SupportsTop
-from popart.wire import MAX_LINE, Reply, err, ok
+from popart.sasl import Exchange, ability, expect_none, mechanisms
+from popart.wire import MAX_AUTH_LINE, MAX_LINE, Reply, err, ok
 
 CHUNK_SIZE = 65_536
 """Octets asked of a message's reader at a time."""
@@ -71,16 +74,17 @@ class Command:
     run: Callable[..., Reply]
     fewest: int
     most: int
+    longest: int
 
 
 COMMANDS: dict[State, dict[bytes, Command]] = {State.AUTHORIZATION: {}, State.TRANSACTION: {}}
 """The table of commands: for each state, what its keywords do."""
 
 
-def command(states: State) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
+def command(states: State, longest: int = MAX_LINE) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
     """Declare a command: the keyword is the method's name after ``do_``, the arity its signature.
 
-    The last parameter takes the rest of the line, spaces included.
+    The last parameter takes the rest of the line, spaces included.  The line has *longest* octets at the most.
     """
 
     def declare(method: Callable[..., Reply]) -> Callable[..., Reply]:
@@ -88,7 +92,7 @@ def command(states: State) -> Callable[[Callable[..., Reply]], Callable[..., Rep
         fewest = most - len(method.__defaults__ or ())
         for state, commands in COMMANDS.items():
             if state in states:
-                commands[method.__name__.removeprefix("do_").encode()] = Command(method, fewest, most)
+                commands[method.__name__.removeprefix("do_").encode()] = Command(method, fewest, most, longest)
         return method
 
     return declare
@@ -104,6 +108,7 @@ class Session:
         implementation: str,
         expire: str,
         banner: str | None = None,
+        certificate: Mapping[str, Any] | None = None,
         max_bad_commands: int | None = None,
         max_failed_logins: int | None = None,
     ) -> None:
@@ -120,9 +125,12 @@ class Session:
         self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
         self._failed_logins = 0
         self._username: str | None = None
+        self._mechanisms = mechanisms(handler, certificate)
+        self._exchange: Exchange | None = None
+        """The exchange of AUTH that waits for the client's response: the next line is that, whatever it says."""
         self._locked = False
         self._maildrop = Maildrop([], [], handler.get_message_id)
-        self._get_top_reader = _ability(handler, SupportsTop, "get_top_reader")
+        self._get_top_reader = ability(handler, SupportsTop, "get_top_reader")
 
     # What the connection calls.
 
@@ -137,16 +145,7 @@ class Session:
     def respond(self, line: bytes) -> Reply:
         """Run one command line, given without its line end, and return the reply.  Not called once it is `over`."""
         try:
-            keyword, _, rest = line.partition(b" ")
-            found = self._commands.get(keyword.upper())
-            if found is None:
-                raise self._explain_unknown(line, keyword)
-            if rest:
-                reply = found.run(self, *_arguments(found, line, rest))
-            elif found.fewest:
-                raise BadCommandError("missing argument")
-            else:
-                reply = found.run(self)
+            reply = self._run(line) if self._exchange is None else self._continue_exchange(self._exchange, line)
         except BaseException as error:
             return self._explain(error)
         self._bad_commands = 0
@@ -160,7 +159,7 @@ class Session:
         """End the session: release what is still held.  Called once, last.  Nothing is deleted here."""
         self.over = True
         self._release()
-        close = _ability(self._handler, SupportsClose, "close")
+        close = ability(self._handler, SupportsClose, "close")
         if close is not None:
             self._report_failure(close)
 
@@ -196,8 +195,19 @@ class Session:
     def _greet(self) -> Reply:
         if self._banner is None:
             return ok("POP3 server ready")
-        _expect_none("set_banner", self._handler.set_banner(self._banner))
+        expect_none("set_banner", self._handler.set_banner(self._banner))
         return ok(f"POP3 server ready {self._banner}")
+
+    def _run(self, line: bytes) -> Reply:
+        keyword, _, rest = line.partition(b" ")
+        found = self._commands.get(keyword.upper())
+        if found is None:
+            raise self._explain_unknown(line, keyword)
+        if rest:
+            return found.run(self, *_arguments(found, line, rest))
+        if found.fewest:
+            raise BadCommandError("missing argument")
+        return found.run(self)
 
     def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
         if keyword.upper() in COMMANDS[State.AUTHORIZATION]:
@@ -222,6 +232,7 @@ class Session:
             "PIPELINING\r\n"
             "RESP-CODES\r\n"
             "AUTH-RESP-CODE\r\n"
+            f"SASL {' '.join(self._mechanisms)}\r\n"
             f"EXPIRE {expire}\r\n"
             f"IMPLEMENTATION {self._implementation}\r\n"
         )
@@ -250,12 +261,54 @@ class Session:
             raise BadCommandError("APOP takes a name and an MD5 digest")
         return self._sign_in(self._handler.authenticate_apop, name, digest.lower())
 
+    @command(State.AUTHORIZATION, longest=MAX_AUTH_LINE)
+    def do_AUTH(self, mechanism: str = "", response: str = "") -> Reply:
+        """RFC 5034 section 4.  Without a mechanism it lists them, as some clients ask before CAPA."""
+        if not mechanism:
+            return ok("mechanisms follow", "".join([f"{name}\r\n" for name in self._mechanisms]).encode())
+        begin = self._mechanisms.get(mechanism.upper())
+        if begin is None:
+            raise BadCommandError("unknown mechanism")
+        self._username = None
+        exchange = begin()
+        challenge = next(exchange)
+        if response:
+            return self._continue_exchange(exchange, b"" if response == "=" else response.encode())
+        self._exchange = exchange
+        return _make_challenge(challenge)
+
+    def _continue_exchange(self, exchange: Exchange, line: bytes) -> Reply:
+        self._exchange = None
+        response = _read_response(line)
+        try:
+            if isinstance(response, BadCommandError):
+                challenge = exchange.throw(response)
+            else:
+                challenge = exchange.send(response)
+        except StopIteration:
+            return self._open_maildrop()
+        except BadCommandError:
+            raise
+        except ReportableError as refusal:
+            return self._refuse_login(refusal)
+        except BaseException:
+            self.over = True
+            raise
+        self._exchange = exchange
+        return _make_challenge(challenge)
+
     def _sign_in(self, authenticate: Callable[[str, str], object], username: str, secret: str) -> Reply:
         try:
-            try:
-                _expect_none("authenticate", authenticate(username, secret))
-            except ReportableError as refusal:
-                return self._refuse_login(refusal)
+            expect_none("authenticate", authenticate(username, secret))
+        except ReportableError as refusal:
+            return self._refuse_login(refusal)
+        except BaseException:
+            self.over = True
+            raise
+        return self._open_maildrop()
+
+    def _open_maildrop(self) -> Reply:
+        try:
             self._lock()
             self._maildrop = Maildrop.open(self._handler)
         except ReportableError:
@@ -340,7 +393,7 @@ class Session:
         numbers = self._maildrop.deleted()
         if numbers:
             try:
-                _expect_none("delete_messages", self._handler.delete_messages(numbers))
+                expect_none("delete_messages", self._handler.delete_messages(numbers))
             except BaseException:
                 self._release()
                 raise
@@ -355,12 +408,12 @@ class Session:
         except ReportableError as refusal:
             raise ReportableError(refusal.text, code=refusal.code or "IN-USE") from None
         self._locked = True
-        _expect_none("lock_maildrop", result)
+        expect_none("lock_maildrop", result)
 
     def _unlock(self) -> None:
         if self._locked:
             self._locked = False
-            _expect_none("unlock_maildrop", self._handler.unlock_maildrop())
+            expect_none("unlock_maildrop", self._handler.unlock_maildrop())
 
     def _release(self) -> None:
         """Unlock where another failure is being handled, or nobody is left to be told of this one."""
@@ -400,23 +453,24 @@ class Session:
             self._report_failure(reader.close)
 
 
-def _ability(handler: Handler, protocol: type, method: str) -> Any:
-    """Return the method that makes a handler satisfy an optional protocol, or None."""
-    found = getattr(handler, method, None)
-    # isinstance() with a protocol takes some 10 us before Python 3.12: three of them were a twentieth of a session.
-    return found if found is not None and isinstance(handler, protocol) else None
+def _make_challenge(octets: bytes) -> Reply:
+    return Reply(b"+ %b\r\n" % b64encode(octets))
 
 
-def _expect_none(method: str, result: object) -> None:
-    """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
-    if isinstance(result, Coroutine):
-        result.close()  # or Python would print that it was never awaited
-    if result is not None:
-        raise HandlerError(f"{method} returned {type(result).__name__}, not None")
+def _read_response(line: bytes) -> bytes | BadCommandError:
+    """Return the octets of a line that answers a challenge, or what keeps it from being an answer."""
+    if line == b"*":
+        return BadCommandError("authentication cancelled")
+    if len(line) > MAX_AUTH_LINE:
+        return BadCommandError("line too long")
+    try:
+        return b64decode(line, validate=True)
+    except binascii.Error:
+        return BadCommandError("a response is base64")
 
 
 def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
-    if len(line) > MAX_LINE:
+    if len(line) > found.longest:
         raise BadCommandError("line too long")
     if not found.most:
         raise BadCommandError("this command takes no argument")
@@ -466,7 +520,7 @@ class Maildrop:
         :raises HandlerError: the count, a size or the listing is not what it must be.
         """
         ids: list[str] | None = None
-        list_messages = _ability(handler, SupportsListing, "list_messages")
+        list_messages = ability(handler, SupportsListing, "list_messages")
         if list_messages is not None:
             listing = list_messages()
             if not isinstance(listing, Iterable):

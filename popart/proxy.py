@@ -1,0 +1,116 @@
+"""The PROXY protocol, versions 1 and 2: how a proxy says whose connection it brings (HAProxy's proxy-protocol.txt).
+
+Everything here is pure, octets in and an address out; asking for no octet too many, as TLS or POP3 may follow at once.
+"""
+
+# The package proxy-protocol (0.11.3) was weighed: it needs typing_extensions, where popart stands on the standard
+# library alone, and its reader is asyncio's: of version 1 it wants "a line", which no bare socket reads exactly.  It
+# takes lines of any length, ports such as "+1_0" and unknown families, and lets struct.error through.
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Generator
+
+from popart.errors import SessionError
+
+Address = tuple[str, int] | tuple[str, int, int, int] | str | bytes
+"""A client's address as `socket.socket.accept` returns it, for IPv4, IPv6, a UNIX socket's path and an abstract one."""
+
+MAX_V1 = 107
+"""Octets of a version 1 header, its CRLF included: the longest line that section 2.1 knows."""
+
+MAX_V2 = 4096
+"""Octets of a version 2 header that are accepted, as nginx has it.  Its length field could ask for 65,551."""
+
+_SHORTEST = len(b"PROXY UNKNOWN\r\n")  # and version 2 begins with 16
+_V1 = b"PROXY "
+_V1_LINE = re.compile(r"PROXY (TCP[46]) ([^ ]+) ([^ ]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})\r\n")
+_V2 = b"\r\n\r\n\0\r\nQUIT\n"
+_V2_FIXED = 16
+_LOCAL, _PROXY = 0x20, 0x21
+_UNIX_PATH = 108
+
+
+class ProxyError(SessionError):
+    """A PROXY header is malformed, or the connection ended within it.  No handler learns of it: there is none yet."""
+
+
+def read_header() -> Generator[int, bytes, Address | None]:
+    """Read a header of either version.
+
+    Yield how many octets are wanted next and be sent as many or fewer, ``b""`` when the connection has ended.
+    Return the client's address, or None where the connection's own address stands: LOCAL and UNKNOWN, which are
+    health checks and what the proxy itself does not know.
+
+    :raises ProxyError: it is malformed, too long, or cut short.
+    """
+    header = yield from _read(b"", _SHORTEST)
+    if header.startswith(_V1):
+        while not header.endswith(b"\r\n"):
+            size = len(header) + (1 if header.endswith(b"\r") else 2)  # never beyond the CRLF
+            if size > MAX_V1:
+                raise ProxyError("the PROXY header is too long")
+            header = yield from _read(header, size)
+        return _parse_v1(header)
+    header = yield from _read(header, _V2_FIXED)
+    size = _V2_FIXED + int.from_bytes(header[14:], "big")
+    if size > MAX_V2:
+        raise ProxyError("the PROXY header is too long")
+    header = yield from _read(header, size)
+    return _parse_v2(header[12], header[13], header[_V2_FIXED:])
+
+
+def _read(header: bytes, size: int) -> Generator[int, bytes, bytes]:
+    while len(header) < size:
+        octets = yield size - len(header)
+        header += octets
+        if not octets:
+            raise ProxyError("the connection ended within the PROXY header")
+        if not (_V1.startswith(header[: len(_V1)]) or _V2.startswith(header[: len(_V2)])):
+            raise ProxyError("this is no PROXY header")
+    return header
+
+
+def _parse_v1(line: bytes) -> Address | None:
+    """Section 2.1.  Of UNKNOWN the rest of the line means nothing."""
+    if line.startswith((b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ")):
+        return None
+    found = _V1_LINE.fullmatch(line.decode("latin-1"))
+    if found is None:
+        raise ProxyError("the PROXY header is malformed")
+    family = socket.AF_INET if found[1] == "TCP4" else socket.AF_INET6
+    ports = int(found[4]), int(found[5])
+    try:
+        source, _ = socket.inet_pton(family, found[2]), socket.inet_pton(family, found[3])
+    except (OSError, ValueError):
+        raise ProxyError("the PROXY header holds no address") from None
+    if max(ports) > 0xFFFF:
+        raise ProxyError("the PROXY header holds no port")
+    return _inet(family, source, ports[0])
+
+
+def _parse_v2(version_and_command: int, family_and_protocol: int, rest: bytes) -> Address | None:
+    """Section 2.2.  What follows the addresses, type-length-value vectors, is skipped."""
+    if version_and_command == _LOCAL:
+        return None
+    family, protocol = divmod(family_and_protocol, 16)
+    if version_and_command != _PROXY or family > 3 or protocol > 2:
+        raise ProxyError("the PROXY header has an unknown version, command, family or protocol")
+    if not (family and protocol):
+        return None
+    if len(rest) < (12, 36, 2 * _UNIX_PATH)[family - 1]:
+        raise ProxyError("the PROXY header is shorter than its addresses")
+    if family == 1:
+        return _inet(socket.AF_INET, rest[:4], int.from_bytes(rest[8:10], "big"))
+    if family == 2:
+        return _inet(socket.AF_INET6, rest[:16], int.from_bytes(rest[32:34], "big"))
+    path = rest[:_UNIX_PATH].rstrip(b"\0")
+    return path if path.startswith(b"\0") else os.fsdecode(path.partition(b"\0")[0])
+
+
+def _inet(family: socket.AddressFamily, host: bytes, port: int) -> Address:
+    text = socket.inet_ntop(family, host)
+    return (text, port) if family == socket.AF_INET else (text, port, 0, 0)

@@ -1,0 +1,313 @@
+"""The mechanisms of AUTH (RFC 5034, RFC 4422): what a client and a server say to each other in each of them.
+
+A mechanism is a generator.  It yields challenges, is sent the client's responses, both as octets without their
+base64, and returns the user's name once the handler has accepted.  Its first challenge is for a client that sent no
+initial response; one that did never sees it.  A refusal is a `ReportableError`, a response outside the mechanism's
+grammar a `BadCommandError`.  Where a line of the client is no response at all, a cancellation or bad base64, the
+session throws a `BadCommandError` into the generator: what comes out of it is the answer.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from popart.errors import BadCommandError, HandlerError, ReportableError
+from popart.handler import Handler, ScramCredentials, SupportsCertificates, SupportsScram, SupportsTokens
+from popart.wire import MAX_LINE
+
+Exchange = Generator[bytes, bytes, str]
+Authenticate = Callable[[str, str], object]
+
+SCRAM_ITERATIONS = 50_000
+"""Rounds of hashing that a client does for its password.  Clients built on Cyrus SASL refuse more than 65,536."""
+
+SCRAM_SALT_SIZE = 16
+"""Octets."""
+
+OAUTHBEARER_ERROR = b'{"status":"invalid_token"}'
+"""RFC 7628 section 3.2.2."""
+
+XOAUTH2_ERROR = b'{"status":"401","schemes":"bearer","scope":""}'
+"""Google's form has these three.  Which scope would be the right one is the application's knowledge."""
+
+_SCRAM = "SCRAM-SHA-256"
+_OTHER_USER = "nobody may act for another user"
+# The salt of a user who does not exist must not change from one attempt to the next.
+_DECOY_KEY = secrets.token_bytes(32)
+
+# RFC 5801 section 4; SASLprep (RFC 4013) forbids control characters in a name.
+_GS2_HEADER = re.compile(rb"(?:[ny]|(p=)[A-Za-z0-9.-]+),(?:a=((?:[^\x00-\x1f,=]|=2C|=3D)+))?,")
+_PAIR = re.compile(rb"([A-Za-z]+)=([^\x01]*)\x01")
+_PAIRS = re.compile(rb"\x01(?:%b)*\x01" % _PAIR.pattern)  # RFC 7628 section 3.1
+_BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)  # RFC 6750 section 2.1
+# A handler may well write names and passwords into another protocol that ends its lines so.
+_FORBIDDEN = re.compile(r"[\0\r\n]")
+
+
+def mechanisms(handler: Handler, certificate: Mapping[str, Any] | None) -> dict[str, Callable[[], Exchange]]:
+    """Return what this handler can do on this connection: for each mechanism a function that begins an exchange.
+
+    The order is CAPA's, what gives away least first.  *certificate* is what ``getpeercert`` says of a TLS client's
+    verified certificate; None, or nothing in it, means that there is none.
+    """
+    found: dict[str, Callable[[], Exchange]] = {}
+    authenticate_certificate = ability(handler, SupportsCertificates, "authenticate_certificate")
+    if certificate and authenticate_certificate is not None:
+        found["EXTERNAL"] = partial(_external, authenticate_certificate, certificate)
+    get_credentials = ability(handler, SupportsScram, "get_scram_credentials")
+    if get_credentials is not None and _has_scramp():
+        found[_SCRAM] = partial(_scram, get_credentials)
+    authenticate_token = ability(handler, SupportsTokens, "authenticate_token")
+    if authenticate_token is not None:
+        found["OAUTHBEARER"] = partial(_oauthbearer, authenticate_token)
+        found["XOAUTH2"] = partial(_xoauth2, authenticate_token)
+    found["PLAIN"] = partial(_plain, handler.authenticate_pass)
+    if getattr(handler, "allow_sasl_login", False):
+        found["LOGIN"] = partial(_login, handler.authenticate_pass)
+    return found
+
+
+def scram_credentials(
+    password: str, *, iterations: int = SCRAM_ITERATIONS, salt: bytes | None = None
+) -> ScramCredentials:
+    """Make what a server keeps of a password for SCRAM-SHA-256, with a random salt unless one is given.
+
+    It needs the library scramp: ``pip install popart-pop3[scram]``.
+
+    :raises ValueError: *password* is empty or holds what SASLprep (RFC 4013) forbids, *iterations* is less than 4096,
+        or *salt* has less than 12 octets.
+    :raises ImportError: scramp is not installed.
+    """
+    from scramp import ScramException, ScramMechanism  # type: ignore[import-untyped]
+
+    if not password:
+        raise ValueError("a password is not empty")
+    if salt is None:
+        salt = secrets.token_bytes(SCRAM_SALT_SIZE)
+    try:
+        salt, stored_key, server_key, iterations = ScramMechanism(_SCRAM).make_auth_info(password, iterations, salt)
+    except ScramException as error:
+        raise ValueError(error.args[0]) from None
+    return ScramCredentials(salt, iterations, stored_key, server_key)
+
+
+def ability(handler: Handler, protocol: type, method: str) -> Any:
+    """Return the method that makes a handler satisfy an optional protocol, or None."""
+    found = getattr(handler, method, None)
+    # isinstance() with a protocol takes some 10 us before Python 3.12: three of them were a twentieth of a session.
+    return found if found is not None and isinstance(handler, protocol) else None
+
+
+def expect_none(method: str, result: object) -> None:
+    """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
+    if isinstance(result, Coroutine):
+        result.close()  # or Python would print that it was never awaited
+    if result is not None:
+        raise HandlerError(f"{method} returned {type(result).__name__}, not None")
+
+
+# Passwords.
+
+
+def _plain(authenticate: Authenticate) -> Exchange:
+    """RFC 4616."""
+    response = yield b""
+    parts = response.split(b"\0")
+    if len(parts) != 3:
+        raise BadCommandError("PLAIN takes two identities and a password")
+    authzid, username, password = parts
+    if authzid not in (b"", username):
+        raise ReportableError(_OTHER_USER)
+    return _authenticate_pass(authenticate, username, password)
+
+
+def _login(authenticate: Authenticate) -> Exchange:
+    """Never standardised.  The challenges are those that old versions of Outlook know."""
+    username = yield b"Username:"
+    password = yield b"Password:"
+    return _authenticate_pass(authenticate, username, password)
+
+
+def _authenticate_pass(authenticate: Authenticate, username: bytes, password: bytes) -> str:
+    name = _text(username)
+    expect_none("authenticate_pass", authenticate(name, _text(password)))
+    return name
+
+
+# Tokens.
+
+
+def _oauthbearer(authenticate: Authenticate) -> Exchange:
+    """RFC 7628."""
+    _, authzid, rest = _split_gs2((yield b""))
+    username = authzid.replace(b"=2C", b",").replace(b"=3D", b"=")
+    return (yield from _authenticate_token(authenticate, username, _pairs(rest), OAUTHBEARER_ERROR))
+
+
+def _xoauth2(authenticate: Authenticate) -> Exchange:
+    """As Google and Microsoft have it: the same pairs, the user's name among them."""
+    pairs = _pairs(b"\x01" + (yield b""))
+    return (yield from _authenticate_token(authenticate, pairs.get(b"user", b""), pairs, XOAUTH2_ERROR))
+
+
+def _authenticate_token(
+    authenticate: Authenticate, username: bytes, pairs: Mapping[bytes, bytes], challenge: bytes
+) -> Exchange:
+    name = _text(username)
+    bearer = _BEARER.fullmatch(pairs.get(b"auth", b""))
+    try:
+        if bearer is None:
+            raise ReportableError("a bearer token is needed")
+        expect_none("authenticate_token", authenticate(name, bearer[1].decode()))
+        return name
+    except ReportableError as error:
+        refusal = error
+    # RFC 7628 section 3.2.3: whatever the client says to that, a cancellation too, the refusal is the answer.
+    with suppress(BadCommandError):
+        yield challenge
+    raise refusal
+
+
+# Certificates.
+
+
+def _external(authenticate: Callable[[str, Mapping[str, Any]], object], certificate: Mapping[str, Any]) -> Exchange:
+    """RFC 4422 appendix A."""
+    response = yield b""
+    identity = _text(response) if response else ""
+    expect_none("authenticate_certificate", authenticate(identity, certificate))
+    return identity
+
+
+# SCRAM.
+
+
+def _scram(get_credentials: Callable[[str], object]) -> Exchange:
+    """RFC 5802 and RFC 7677.  A failure is told by ``-ERR`` alone, as section 5.1 allows."""
+    from scramp import ScramException, ScramMechanism
+
+    mechanism = ScramMechanism(_SCRAM)
+    header, authzid, rest = _split_gs2((yield b""))
+    if authzid and not rest.startswith(b"n=%b," % authzid):
+        raise ReportableError(_OTHER_USER)
+    if len(rest) > MAX_LINE:
+        # A name this long fits into no USER, either.  SASLprep takes microseconds for each character, before sign-in.
+        raise BadCommandError("SCRAM message too long")
+    message = "n,," + _decode(rest)  # scramp takes no authorization identity, not even the right one
+
+    # scramp hides what is raised by the function that it asks for credentials.  So that function never asks the
+    # handler: at a first reading it learns the name, at a second it has the answer.
+    username = ""
+
+    def note_name(name: str) -> tuple[bytes, bytes, bytes, int]:
+        nonlocal username
+        username = name
+        return _for_scramp(_make_decoy(name))
+
+    with suppress(ScramException):
+        mechanism.make_server(note_name).set_client_first(message)
+    if not username:
+        raise BadCommandError("malformed SCRAM message")
+    credentials = _for_scramp(_ask_credentials(get_credentials, username))
+    server = mechanism.make_server(lambda name: credentials)
+    server.set_client_first(message)
+    server.gs2_header = _Gs2Header(header)
+
+    final = _decode((yield server.get_server_first().encode()))
+    answer = None
+    with suppress(ScramException):
+        server.set_client_final(final)
+        answer = server.get_server_final()
+    if answer is None:
+        raise ReportableError("wrong name or password")
+    if (yield answer.encode()):
+        raise BadCommandError("the last response of SCRAM is empty")
+    return username
+
+
+class _Gs2Header(bytes):
+    """The GS2 header that the client's last message must repeat.  scramp's own has no authorization identity."""
+
+    gs2_char = "n"  # scramp before 1.4.18 looks at this, and then takes the octets
+
+    def make_cbind_input(self, channel_binding: object) -> bytes:
+        return self
+
+
+def _ask_credentials(get_credentials: Callable[[str], object], username: str) -> ScramCredentials:
+    """Return the user's credentials, or others that look like them: a user who does not exist fails at the end."""
+    decoy = _make_decoy(username)
+    try:
+        found = get_credentials(username)
+    except ReportableError as refusal:
+        if refusal.code not in (None, "AUTH"):
+            raise
+        return decoy
+    if isinstance(found, Coroutine):
+        found.close()
+    if not isinstance(found, ScramCredentials):
+        raise HandlerError(f"get_scram_credentials returned {type(found).__name__}, not ScramCredentials")
+    return found
+
+
+def _make_decoy(username: str) -> ScramCredentials:
+    salt = hmac.digest(_DECOY_KEY, username.encode(), "sha256")[:SCRAM_SALT_SIZE]
+    return ScramCredentials(salt, SCRAM_ITERATIONS, secrets.token_bytes(32), secrets.token_bytes(32))
+
+
+def _for_scramp(credentials: ScramCredentials) -> tuple[bytes, bytes, bytes, int]:
+    return credentials.salt, credentials.stored_key, credentials.server_key, credentials.iterations
+
+
+def _has_scramp() -> bool:
+    try:
+        import scramp  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+# Parts of responses.
+
+
+def _split_gs2(octets: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the GS2 header that a response begins with, the authorization identity in it, and what follows."""
+    found = _GS2_HEADER.match(octets)
+    if found is None:
+        raise BadCommandError("malformed GS2 header")
+    if found[1]:
+        raise ReportableError("channel binding is not offered")
+    return found[0], found[2] or b"", octets[found.end() :]
+
+
+def _pairs(octets: bytes) -> dict[bytes, bytes]:
+    if not _PAIRS.fullmatch(octets):
+        raise BadCommandError("malformed key and value pairs")
+    pairs = _PAIR.findall(octets)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise BadCommandError("a key must not come twice")
+    return found
+
+
+def _text(octets: bytes) -> str:
+    """Read a name or a password."""
+    text = _decode(octets)
+    if not text:
+        raise BadCommandError("a name or a password is missing")
+    if _FORBIDDEN.search(text):
+        raise BadCommandError("names and passwords hold neither NUL nor line ends")
+    return text
+
+
+def _decode(octets: bytes) -> str:
+    with suppress(UnicodeDecodeError):
+        return octets.decode()
+    # Outside of the block: that exception's text carries the octets.
+    raise BadCommandError("responses must be UTF-8")
