@@ -22,13 +22,14 @@ import ssl
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
 from popart.handler import Handler
+from popart.proxy import ProxyError, read_header
 from popart.session import Session, State
 from popart.wire import LineReader, Reply, encode_message, err
 
@@ -56,6 +57,11 @@ SPARE_SECONDS = 1.0
 MAX_TIMEOUT = 86_400.0
 """Seconds.  The most that ``Server(timeout=...)`` takes; sockets cannot count much further than to 24 days."""
 
+TOO_MANY = "too many connections, please try again later"
+
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+"""The networks of this machine alone."""
+
 _SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _HOSTNAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _MAX_HOSTNAME = 255
@@ -69,7 +75,9 @@ class Line:
     """What the server holds of a live connection."""
 
     socket: socket.socket
-    peer: str
+    peer: str | None = None
+    """What it counts as in ``max_connections_per_peer``; None as long as a proxy has yet to name the client."""
+
     deadline: float = math.inf
     """On the monotonic clock: when the client must have done what its thread waits for."""
 
@@ -113,12 +121,21 @@ class Server(socketserver.ThreadingTCPServer):
     section 3).  *implementation* and *expire* are announced by CAPA (RFC 2449 sections 6.9 and 6.7).
     With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from
     its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.
+    With *require_tls* a listener without TLS is refused, unless it is on loopback or a UNIX socket.
+
+    With *proxy_protocol* each connection must begin with a PROXY header, version 1 or 2, before TLS and within
+    `handshake_timeout`.  The address in it is the one that *on_new_connection* and the limit per peer see.  It is
+    believed of a UNIX socket's clients and of *trusted_proxies*, addresses or networks (default: loopback); without a
+    good header, or from elsewhere, a connection is closed without a word.  With *reuse_port* several processes may
+    listen on one port, and the system deals new connections out among them (SO_REUSEPORT).
 
     A connection has a thread to itself, and that thread may have served others before: what an application keeps in
     thread-local variables stays there.
 
     :raises ValueError: a *hostname*, *implementation* or *expire* that cannot stand on the wire, a *timeout* below
-        `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called.
+        `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
+        *trusted_proxies* that are no networks, a listener that *require_tls* refuses, *reuse_port* where there is
+        no SO_REUSEPORT.
     :raises OSError: the address cannot be bound.
     """
 
@@ -162,6 +179,10 @@ class Server(socketserver.ThreadingTCPServer):
         expire: str = "NEVER",
         apop: bool = False,
         ssl_context: ssl.SSLContext | None = None,
+        require_tls: bool = False,
+        proxy_protocol: bool = False,
+        trusted_proxies: Iterable[str] = LOOPBACK,
+        reuse_port: bool = False,
         bind_and_activate: bool = True,
     ) -> None:
         if not callable(on_new_connection):
@@ -170,6 +191,8 @@ class Server(socketserver.ThreadingTCPServer):
             raise ValueError("ssl_context is one for clients; a server's is made with ssl.Purpose.CLIENT_AUTH")
         if not self.minimum_timeout <= timeout <= MAX_TIMEOUT:
             raise ValueError(f"timeout must be {self.minimum_timeout} to {MAX_TIMEOUT} seconds, not {timeout!r}")
+        if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+            raise ValueError("reuse_port needs SO_REUSEPORT, which this system does not have")
         if hostname is None:
             hostname = socket.gethostname()
             if not _HOSTNAME.fullmatch(hostname):
@@ -181,6 +204,10 @@ class Server(socketserver.ThreadingTCPServer):
         self.expire = _checked("expire", expire, _EXPIRE, 32)
         self.apop = apop
         self.ssl_context = ssl_context
+        self.require_tls = require_tls
+        self.proxy_protocol = proxy_protocol
+        self.trusted_proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
+        self.reuse_port = reuse_port
         self.closing = threading.Event()
         self.grace_over = False
         # Reentrant, as a signal handler may close the server while its thread is accepting.
@@ -202,6 +229,49 @@ class Server(socketserver.ThreadingTCPServer):
             self.address_family = socket.AF_INET6
         super().__init__(server_address, Connection, bind_and_activate)
 
+    @classmethod
+    def from_socket(
+        cls, listener: socket.socket, on_new_connection: Callable[[Any], Handler | None], **options: Any
+    ) -> Server:
+        """Make a server of a stream socket that is bound already, and may be listening: TCP or UNIX.
+
+        Such sockets come from systemd or from a parent process.  The server closes *listener* at its end; the path of
+        a UNIX socket is the caller's to remove.  *options* are the keyword arguments of `Server`.
+
+        :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
+        """
+        if listener.type != socket.SOCK_STREAM or not listener.getsockname():
+            raise ValueError(f"listener must be a bound stream socket, not {listener!r}")
+        server = cls(("", 0), on_new_connection, **options, bind_and_activate=False)
+        server.socket.close()
+        server.socket = listener
+        server.address_family = listener.family
+        server.server_address = listener.getsockname()
+        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            server._check_tls()
+        else:
+            server.server_activate()
+        return server
+
+    def server_bind(self) -> None:
+        """Bind the socket, to a port that others may share with *reuse_port*."""
+        if self.reuse_port:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
+
+    def server_activate(self) -> None:
+        """Listen.
+
+        :raises ValueError: *require_tls* forbids it.
+        """
+        self._check_tls()
+        super().server_activate()
+
+    def _check_tls(self) -> None:
+        if self.require_tls and self.tls_context is None and isinstance(address := self.socket.getsockname(), tuple):
+            if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+                raise ValueError(f"require_tls: {address[0]} is not loopback, so this server needs an ssl_context")
+
     # Accepting.
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
@@ -215,7 +285,8 @@ class Server(socketserver.ThreadingTCPServer):
             wakened, self._waker = socket.socketpair()
             with wakened, self._waker, selectors.DefaultSelector() as selector:
                 if not self.closing.is_set():
-                    # A client may be gone before it is accepted, and then accept would wait for the next.
+                    # A client may be gone before it is accepted, and then accept would wait for the next.  It is never
+                    # set back: other processes may be accepting from the same socket.
                     self.socket.setblocking(False)
                     selector.register(self.socket, selectors.EVENT_READ)
                     selector.register(wakened, selectors.EVENT_READ)
@@ -224,8 +295,6 @@ class Server(socketserver.ThreadingTCPServer):
                     self._accept_waiting()
                     self.service_actions()
         finally:
-            with contextlib.suppress(OSError):
-                self.socket.setblocking(True)  # as handle_request wants it
             self._stopping = False
             self._serving = None
             self._served.set()
@@ -243,6 +312,11 @@ class Server(socketserver.ThreadingTCPServer):
                 self._waker.send(b"\0")
         if self._serving not in (None, threading.current_thread()):
             self._served.wait()
+
+    def handle_request(self) -> None:
+        """Wait for one connection and accept it."""
+        self.socket.setblocking(True)  # where serve_forever left it otherwise, this would not wait
+        super().handle_request()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection without a TLS handshake, even where `socket` is an SSLSocket that would make one."""
@@ -274,7 +348,7 @@ class Server(socketserver.ThreadingTCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or refuse it when a limit is reached or no thread can start."""
         if not self._admit(request, client_address):
-            self._refuse(request, "too many connections, please try again later")
+            self._refuse(request, TOO_MANY)
             return
         with self._lock:
             if self._spare_threads:
@@ -351,15 +425,22 @@ class Server(socketserver.ThreadingTCPServer):
     # The registry of live connections.
 
     def _admit(self, request: socket.socket, client_address: Any) -> bool:
+        with self._lock:
+            if self.closing.is_set() or (self.max_connections is not None and len(self._lines) >= self.max_connections):
+                return False
+            line = Line(request)
+            if not (self.proxy_protocol or self.admit_peer(line, client_address)):
+                return False
+            self._lines[request] = line
+            return True
+
+    def admit_peer(self, line: Line, client_address: Any) -> bool:
+        """Count a connection as one of its client's, or return False if there are too many of those."""
         peer = _peer(client_address)
         with self._lock:
-            if (
-                self.closing.is_set()
-                or (self.max_connections is not None and len(self._lines) >= self.max_connections)
-                or (self.max_connections_per_peer is not None and self._peers[peer] >= self.max_connections_per_peer)
-            ):
+            if self.max_connections_per_peer is not None and self._peers[peer] >= self.max_connections_per_peer:
                 return False
-            self._lines[request] = Line(request, peer)
+            line.peer = peer
             self._peers[peer] += 1
             return True
 
@@ -367,10 +448,18 @@ class Server(socketserver.ThreadingTCPServer):
         with self._lock:
             line = self._lines.pop(request)
             self._line_gone.notify()
-            self._peers[line.peer] -= 1
-            if not self._peers[line.peer]:
-                del self._peers[line.peer]
+            if line.peer is not None:
+                self._peers[line.peer] -= 1
+                if not self._peers[line.peer]:
+                    del self._peers[line.peer]
             return line.socket
+
+    def trusts(self, client_address: Any) -> bool:
+        """Tell whether a PROXY header is believed of this socket address: of a UNIX socket's always."""
+        if not isinstance(client_address, tuple):
+            return True
+        address = _ip_address(client_address)
+        return any(address in network for network in self.trusted_proxies)
 
     def line_of(self, request: socket.socket) -> Line:
         """Return what the server holds of the connection that was accepted as *request*."""
@@ -484,18 +573,39 @@ class Connection(socketserver.StreamRequestHandler):
         """Hold the whole connection."""
         if self.request.family != getattr(socket, "AF_UNIX", None):
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        deadline = _deadline(self.server.handshake_timeout)
+        if self.server.proxy_protocol and not self._read_proxy_header(deadline):
+            return
         if (context := self.server.tls_context) is not None:
-            self._shake_hands(context)
+            self._shake_hands(context, deadline)
         session = self._make_session()
         if session is not None:
             self._hold_session(session)
 
-    def _shake_hands(self, context: ssl.SSLContext) -> None:
+    def _read_proxy_header(self, deadline: float) -> bool:
+        if not self.server.trusts(self.client_address):
+            raise ProxyError("a client that is no trusted proxy")
+        reading = read_header()
+        wanted = next(reading)
+        try:
+            with self._line.until(deadline):
+                while True:
+                    wanted = reading.send(self.request.recv(wanted))
+        except StopIteration as end:
+            if end.value is not None:
+                self.client_address = end.value
+        if self.server.admit_peer(self._line, self.client_address):
+            return True
+        if self.server.tls_context is None:
+            self._turn_away(err(TOO_MANY, "SYS/TEMP"))
+        return False
+
+    def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> None:
         self.request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
         self._line.socket = self.request
         if self.server.closing.is_set():
             raise ConnectionAbortedError("the server is closing")
-        with self._line.until(_deadline(self.server.handshake_timeout)):
+        with self._line.until(deadline):
             self.request.do_handshake()
 
     def _make_session(self) -> Session | None:
@@ -656,10 +766,12 @@ def _peer(client_address: Any) -> str:
     """Return what counts as one peer: an IPv4 address, an IPv6 /64, or all clients of a UNIX socket."""
     if not isinstance(client_address, tuple):
         return ""
-    host: str = client_address[0]
-    if ":" not in host:
-        return host
-    address = ipaddress.IPv6Address(host.partition("%")[0])
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(int(address) >> 64)
+    if ":" not in client_address[0]:
+        return str(client_address[0])
+    address = _ip_address(client_address)
+    return str(address) if address.version == 4 else str(int(address) >> 64)
+
+
+def _ip_address(client_address: Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(client_address[0].partition("%")[0])
+    return (address.version == 6 and address.ipv4_mapped) or address
