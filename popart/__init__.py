@@ -17,12 +17,17 @@ from popart.handler import (
     ScramCredentials,
     SupportsCertificates,
     SupportsClose,
+    SupportsExpire,
+    SupportsLanguages,
     SupportsListing,
+    SupportsLoginDelay,
+    SupportsMonitoring,
     SupportsScram,
     SupportsTokens,
     SupportsTop,
+    SupportsUTF8,
 )
-from popart.sasl import scram_credentials
+from popart.sasl import apop_digest, scram_credentials
 from popart.server import Server
 
 __all__ = [
@@ -38,10 +43,16 @@ __all__ = [
     "SessionError",
     "SupportsCertificates",
     "SupportsClose",
+    "SupportsExpire",
+    "SupportsLanguages",
     "SupportsListing",
+    "SupportsLoginDelay",
+    "SupportsMonitoring",
     "SupportsScram",
     "SupportsTokens",
     "SupportsTop",
+    "SupportsUTF8",
+    "apop_digest",
     "scram_credentials",
 ]
 

@@ -7,6 +7,7 @@ go of it when the session is over.  State that several handlers share is the app
 The order of calls in a session::
 
     set_banner                                  only with Server(apop=True), before the greeting
+    enable_utf8, set_language                   as the client asks; the second in any state
     authenticate_pass, authenticate_apop, authenticate_token, authenticate_certificate
     or get_scram_credentials                    each time the client tries to sign in
     lock_maildrop                               once a sign-in has succeeded
@@ -28,9 +29,11 @@ closing the server waits for calls that are under way.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+from popart.errors import HandlerError
 
 
 class MessageReader(Protocol):
@@ -80,7 +83,7 @@ class Handler(Protocol):
         """Return if *hexdigest* is right, otherwise raise (APOP, RFC 1939 section 7).
 
         It is the MD5 digest, 32 lower-case hexadecimal digits, of the banner followed by the user's secret.
-        Compare with `hmac.compare_digest`.  Everything said of `authenticate_pass` holds here too.
+        `popart.apop_digest` computes it; compare with `hmac.compare_digest`.  Everything said of `authenticate_pass` holds here too.
         """
 
     @abstractmethod
@@ -253,9 +256,107 @@ class SupportsCertificates(Protocol):
 
 
 @runtime_checkable
+class SupportsUTF8(Protocol):
+    """A handler whose messages may have UTF-8 in their headers (RFC 6532): the command UTF8 (RFC 6856 section 2)."""
+
+    def enable_utf8(self) -> None:
+        """Learn, before sign-in, that the client takes such messages as they are.  Some say so twice.
+
+        To a client that has not asked for UTF-8 they must not be sent so.  popart passes every octet of a reader
+        through, so that is the handler's to see to: return a surrogate that is ASCII, and its size, or raise
+        ``ReportableError("...", code="UTF8")`` when it is asked for a reader.  Raising here refuses the command.
+
+        From here on the texts of `ReportableError` are sent in UTF-8.  User names and passwords are UTF-8 anyway;
+        popart does not prepare them with SASLprep (RFC 4013).
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsLanguages(Protocol):
+    """A handler that can refuse in several languages: the command LANG (RFC 6856 section 3)."""
+
+    def get_languages(self) -> Mapping[str, str]:
+        """Return the languages: for each tag (RFC 5646) the language's name in itself, such as ``{"de": "Deutsch"}``.
+
+        The first is the one that ``LANG *`` chooses.
+        """
+        ...
+
+    def set_language(self, tag: str) -> None:
+        """Learn which of the tags the client has chosen.
+
+        From here on the texts of `ReportableError` are to be in that language, and are sent in UTF-8.  popart's own
+        few texts stay English.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsLoginDelay(Protocol):
+    """A handler that wants time to pass between sign-ins: LOGIN-DELAY in CAPA (RFC 2449 section 6.5).
+
+    It is the handler that insists on it: by ``ReportableError("...", code="LOGIN-DELAY")`` when a user comes too soon.
+    """
+
+    def get_login_delay(self) -> int:
+        """Return the seconds: before sign-in the most that any user has to wait, then what this user has to."""
+        ...
+
+
+@runtime_checkable
+class SupportsExpire(Protocol):
+    """A handler that deletes old mail by itself, after a time that depends on the user (RFC 2449 section 6.7)."""
+
+    def get_expire(self) -> int | None:
+        """Return for how many days the user who has signed in may leave messages here; None for ever.
+
+        Before sign-in CAPA announces the *expire* of the `Server`, which should be the least of any user.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsMonitoring(Protocol):
+    """A handler that counts: popart tells it what was done and how long it took, and never what was said."""
+
+    def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
+        """Learn that a command has been answered; called for each, in the connection's thread.
+
+        *verb* is a command that popart knows, in capitals, or ``""``.  *outcome* is how the answer began, ``"+OK"`` or
+        ``"-ERR"``; or ``"lost"`` where it could not be given whole.  *octets* is the length of the answer as it is
+        on the wire, without TLS; *seconds* the time from the command's arrival until all of the answer was on its way,
+        or stood in line behind those of other pipelined commands.  The steps of AUTH are one command.
+        """
+        ...
+
+    def session_finished(self, commands: int, octets: int, seconds: float) -> None:
+        """Learn that the session is over: how many commands it had, the octets of all answers, and how long it took."""
+        ...
+
+
+@runtime_checkable
 class SupportsClose(Protocol):
     """A handler that holds something for as long as its session lasts."""
 
     def close(self) -> None:
         """Learn that the session is over, signed in or not.  The last call to the handler, made exactly once."""
         ...
+
+
+# What the layers above ask of a handler and of its answers.
+
+
+def ability(handler: Handler, protocol: type, method: str) -> Any:
+    """Return the method that makes a handler satisfy an optional protocol, or None."""
+    found = getattr(handler, method, None)
+    # isinstance() with a protocol takes some 10 us before Python 3.12: three of them were a twentieth of a session.
+    return found if found is not None and isinstance(handler, protocol) else None
+
+
+def expect_none(method: str, result: object) -> None:
+    """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
+    if isinstance(result, Coroutine):
+        result.close()  # or Python would print that it was never awaited
+    if result is not None:
+        raise HandlerError(f"{method} returned {type(result).__name__}, not None")

@@ -9,6 +9,7 @@ session throws a `BadCommandError` into the generator: what comes out of it is t
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 import secrets
@@ -18,7 +19,15 @@ from functools import partial
 from typing import Any
 
 from popart.errors import BadCommandError, HandlerError, ReportableError
-from popart.handler import Handler, ScramCredentials, SupportsCertificates, SupportsScram, SupportsTokens
+from popart.handler import (
+    Handler,
+    ScramCredentials,
+    SupportsCertificates,
+    SupportsScram,
+    SupportsTokens,
+    ability,
+    expect_none,
+)
 from popart.wire import MAX_LINE
 
 Exchange = Generator[bytes, bytes, str]
@@ -97,19 +106,13 @@ def scram_credentials(
     return ScramCredentials(salt, iterations, stored_key, server_key)
 
 
-def ability(handler: Handler, protocol: type, method: str) -> Any:
-    """Return the method that makes a handler satisfy an optional protocol, or None."""
-    found = getattr(handler, method, None)
-    # isinstance() with a protocol takes some 10 us before Python 3.12: three of them were a twentieth of a session.
-    return found if found is not None and isinstance(handler, protocol) else None
+def apop_digest(banner: str, secret: str) -> str:
+    """Return the hexdigest that a client who knows *secret* sends with APOP (RFC 1939 section 7).
 
-
-def expect_none(method: str, result: object) -> None:
-    """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
-    if isinstance(result, Coroutine):
-        result.close()  # or Python would print that it was never awaited
-    if result is not None:
-        raise HandlerError(f"{method} returned {type(result).__name__}, not None")
+    *banner* is what `Handler.set_banner` was given.  Compare in constant time:
+    ``hmac.compare_digest(apop_digest(banner, secret), hexdigest)``.
+    """
+    return hashlib.md5(f"{banner}{secret}".encode(), usedforsecurity=False).hexdigest()
 
 
 # Passwords.

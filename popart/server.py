@@ -28,7 +28,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
-from popart.handler import Handler
+from popart.handler import Handler, SupportsMonitoring, ability
 from popart.proxy import ProxyError, read_header
 from popart.session import Session, State
 from popart.wire import LineReader, Reply, encode_message, err
@@ -561,7 +561,9 @@ class Connection(socketserver.StreamRequestHandler):
         """Make no file objects: they would be one more layer of buffers, and are unusable after a timeout."""
         self._replies: list[bytes] = []
         self._gathered = 0
+        self._sent_octets = 0
         self._had_command = False
+        self._monitor: _Monitor | None = None
         self._session: Session | None = None
         self._login_deadline = math.inf
         self._line = self.server.line_of(self.request)
@@ -614,6 +616,8 @@ class Connection(socketserver.StreamRequestHandler):
             handler = server.on_new_connection(self.client_address)
             if handler is None:
                 raise ReportableError("connection refused")
+            if ability(handler, SupportsMonitoring, "command_finished") is not None:
+                self._monitor = _Monitor(handler)
             return self.session_class(
                 handler,
                 implementation=server.implementation,
@@ -644,6 +648,8 @@ class Connection(socketserver.StreamRequestHandler):
                 session.report(error)
             return
         finally:
+            if self._monitor is not None:
+                self._monitor.tell_session(session, self._sent_octets)
             session.close()
         self._hang_up(complete)
 
@@ -665,7 +671,10 @@ class Connection(socketserver.StreamRequestHandler):
                 if session.is_quit(line):
                     self._flush()
                 try:
-                    self._send(session.respond(line))
+                    if self._monitor is None:
+                        self._send(session.respond(line))
+                    else:
+                        self._answer_monitored(session, line, self._monitor)
                 except BrokenMessageError:
                     with contextlib.suppress(SessionError):
                         self._flush()
@@ -674,6 +683,18 @@ class Connection(socketserver.StreamRequestHandler):
                     break
         self._flush()
         return True
+
+    def _answer_monitored(self, session: Session, line: bytes, monitor: _Monitor) -> None:
+        if not session.in_exchange:
+            monitor.begin_command(session.verb(line), self._sent_octets)
+        outcome = "lost"
+        try:
+            reply = session.respond(line)
+            self._send(reply)
+            outcome = reply.status.partition(b" ")[0].strip().decode()
+        finally:
+            if not session.in_exchange:
+                monitor.tell_command(session, outcome, self._sent_octets)
 
     def _receive(self, deadline: float) -> bytes:
         with self._line.until(deadline):
@@ -708,6 +729,7 @@ class Connection(socketserver.StreamRequestHandler):
     def _keep(self, octets: bytes) -> None:
         self._replies.append(octets)
         self._gathered += len(octets)
+        self._sent_octets += len(octets)
         if self._gathered >= GATHER_SIZE:
             self._flush()
 
@@ -745,6 +767,37 @@ class Connection(socketserver.StreamRequestHandler):
                 request.setblocking(True)  # the client has yet to read what was sent before
                 request.unwrap()
         request.setblocking(True)
+
+
+class _Monitor:
+    """Measures a session for a handler that satisfies `SupportsMonitoring`."""
+
+    def __init__(self, handler: Any) -> None:
+        self._handler: SupportsMonitoring = handler
+        self._session_began = self._command_began = time.monotonic()
+        self._commands = 0
+        self._verb = ""
+        self._octets_before = 0
+
+    def begin_command(self, verb: str, octets: int) -> None:
+        self._verb = verb
+        self._octets_before = octets
+        self._command_began = time.monotonic()
+
+    def tell_command(self, session: Session, outcome: str, octets: int) -> None:
+        self._commands += 1
+        seconds = time.monotonic() - self._command_began
+        self._tell(session, self._handler.command_finished, self._verb, outcome, octets - self._octets_before, seconds)
+
+    def tell_session(self, session: Session, octets: int) -> None:
+        seconds = time.monotonic() - self._session_began
+        self._tell(session, self._handler.session_finished, self._commands, octets, seconds)
+
+    def _tell(self, session: Session, method: Callable[..., None], *facts: object) -> None:
+        try:
+            method(*facts)
+        except BaseException as error:
+            session.report(error)
 
 
 def _checked(name: str, value: object, pattern: re.Pattern[str], longest: int) -> str:

@@ -24,8 +24,20 @@ from popart.errors import (
     LimitError,
     ReportableError,
 )
-from popart.handler import Handler, MessageReader, SupportsClose, SupportsListing, SupportsTop
-from popart.sasl import Exchange, ability, expect_none, mechanisms
+from popart.handler import (
+    Handler,
+    MessageReader,
+    SupportsClose,
+    SupportsExpire,
+    SupportsLanguages,
+    SupportsListing,
+    SupportsLoginDelay,
+    SupportsTop,
+    SupportsUTF8,
+    ability,
+    expect_none,
+)
+from popart.sasl import Exchange, mechanisms
 from popart.wire import MAX_AUTH_LINE, MAX_LINE, Reply, err, ok
 
 CHUNK_SIZE = 65_536
@@ -40,6 +52,9 @@ MAX_SIZE = 2**63 - 1
 MAX_UNIQUE_ID = 70
 """Characters of a unique-id (RFC 1939 section 7)."""
 
+MAX_LANGUAGE_NAME = 64
+"""Characters of a language's name: more than any has."""
+
 MAX_DIGITS = 10
 """Digits of a number in a command: enough for TOP's 99999999 and for any message."""
 
@@ -49,6 +64,7 @@ FIRST_LOGIN_DELAY = 0.25
 LOGIN_DELAY_DOUBLINGS = 6
 """... up to 16 seconds."""
 
+_LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,7}")  # RFC 5646 section 2.1, what it allows at all
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 # What other protocols' clients send first.  Reading on would let a web page post commands to a POP3 port.
 _OTHER_PROTOCOL = re.compile(rb"\x16\x03|CONNECT |[A-Z]+ (/|\*|https?:)")
@@ -131,6 +147,10 @@ class Session:
         self._locked = False
         self._maildrop = Maildrop([], [], handler.get_message_id)
         self._get_top_reader = ability(handler, SupportsTop, "get_top_reader")
+        self._enable_utf8 = ability(handler, SupportsUTF8, "enable_utf8")
+        self._get_languages = ability(handler, SupportsLanguages, "get_languages")
+        self._utf8 = False
+        """True when the client takes UTF-8 in the text of an error: after UTF8 or LANG."""
 
     # What the connection calls.
 
@@ -150,6 +170,18 @@ class Session:
             return self._explain(error)
         self._bad_commands = 0
         return reply
+
+    def verb(self, line: bytes) -> str:
+        """Return the keyword of the command that a line is, or is a part of; ``""`` for what is none."""
+        if self._exchange is not None:
+            return "AUTH"
+        keyword = line.partition(b" ")[0].upper()
+        return keyword.decode() if any(keyword in commands for commands in COMMANDS.values()) else ""
+
+    @property
+    def in_exchange(self) -> bool:
+        """True while AUTH waits for the client's response."""
+        return self._exchange is not None
 
     def is_quit(self, line: bytes) -> bool:
         """Tell whether a line begins as QUIT does: before that runs, and deletes, all replies must be on their way."""
@@ -177,7 +209,7 @@ class Session:
             self._bad_commands = 0
         if isinstance(error, ReportableError):
             try:
-                return err(error.text, error.code)
+                return err(error.text, error.code, utf8=self._utf8)
             except BaseException as fault:  # the application may have put anything into its text
                 error = fault
         self.report(error)
@@ -224,19 +256,60 @@ class Session:
     @command(State.ANY)
     def do_CAPA(self) -> Reply:
         """RFC 2449 section 5: the same list before and after sign-in, but for what may be known of the user then."""
-        expire = self._expire if self.state is State.AUTHORIZATION else self._expire.removesuffix(" USER")
-        lines = (
-            "TOP\r\n"
-            "UIDL\r\n"
-            "USER\r\n"
-            "PIPELINING\r\n"
-            "RESP-CODES\r\n"
-            "AUTH-RESP-CODE\r\n"
-            f"SASL {' '.join(self._mechanisms)}\r\n"
-            f"EXPIRE {expire}\r\n"
-            f"IMPLEMENTATION {self._implementation}\r\n"
-        )
-        return ok("capability list follows", lines.encode())
+        capabilities = [
+            "TOP",
+            "UIDL",
+            "USER",
+            "PIPELINING",
+            "RESP-CODES",
+            "AUTH-RESP-CODE",
+            f"SASL {' '.join(self._mechanisms)}",
+        ]
+        if self._enable_utf8 is not None:
+            capabilities.append("UTF8 USER")
+        if self._get_languages is not None:
+            capabilities.append("LANG")
+        # What differs from user to user is marked so until one has signed in.
+        may_differ = " USER" if self.state is State.AUTHORIZATION else ""
+        expire = self._expire if may_differ else self._expire.removesuffix(" USER")
+        get_login_delay = ability(self._handler, SupportsLoginDelay, "get_login_delay")
+        if get_login_delay is not None:
+            (seconds,) = _check_numbers([get_login_delay()], MAX_SIZE, "the login delay")
+            capabilities.append(f"LOGIN-DELAY {seconds}{may_differ}")
+        get_expire = ability(self._handler, SupportsExpire, "get_expire")
+        if get_expire is not None:
+            if may_differ:
+                expire = expire.removesuffix(may_differ) + may_differ
+            else:
+                days = get_expire()
+                expire = "NEVER" if days is None else str(*_check_numbers([days], MAX_SIZE, "the days to keep mail"))
+        capabilities += [f"EXPIRE {expire}", f"IMPLEMENTATION {self._implementation}"]
+        return ok("capability list follows", "".join([f"{line}\r\n" for line in capabilities]).encode())
+
+    @command(State.AUTHORIZATION)
+    def do_UTF8(self) -> Reply:
+        """RFC 6856 section 2.1."""
+        if self._enable_utf8 is None:
+            raise BadCommandError("UTF8 is not offered here")
+        expect_none("enable_utf8", self._enable_utf8())
+        self._utf8 = True
+        return ok("UTF-8 enabled")
+
+    @command(State.ANY)
+    def do_LANG(self, wanted: str | None = None) -> Reply:
+        """RFC 6856 section 3.2.  A language range matches the tags that it begins (RFC 4647 section 3.3.1)."""
+        if self._get_languages is None:
+            raise BadCommandError("LANG is not offered here")
+        languages = _check_languages(self._get_languages())
+        if wanted is None:
+            return ok("languages follow", "".join([f"{tag} {name}\r\n" for tag, name in languages.items()]).encode())
+        prefix = wanted.lower() + "-"
+        for tag, name in languages.items():
+            if wanted == "*" or f"{tag.lower()}-".startswith(prefix):
+                expect_none("set_language", self._handler.set_language(tag))  # type: ignore[attr-defined]
+                self._utf8 = True
+                return ok(f"{tag} {name}")
+        raise ReportableError("no such language here")
 
     @command(State.AUTHORIZATION)
     def do_USER(self, name: str) -> Reply:
@@ -611,6 +684,17 @@ class Maildrop:
         self._deleted.clear()
         self.count = self._all_count
         self.octets = self._all_octets
+
+
+def _check_languages(languages: object) -> Mapping[str, str]:
+    if not isinstance(languages, Mapping):
+        raise HandlerError(f"get_languages returned {type(languages).__name__}, not a mapping of tags to names")
+    for tag, name in languages.items():
+        if not (isinstance(tag, str) and _LANGUAGE_TAG.fullmatch(tag)):
+            raise HandlerError("a language tag has ASCII letters, digits and hyphens")
+        if not (isinstance(name, str) and name.isprintable() and len(name) <= MAX_LANGUAGE_NAME):
+            raise HandlerError(f"a language's name has at most {MAX_LANGUAGE_NAME} printable characters")
+    return languages
 
 
 def _check_numbers(values: Iterable[SupportsIndex], most: int, what: str) -> list[int]:

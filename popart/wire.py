@@ -59,17 +59,25 @@ def ok(
     top: int | None = None,
 ) -> Reply:
     """Make a ``+OK`` reply, its status line from a text that is known to fit: never an application's."""
-    return Reply(f"+OK {text}\r\n".encode("ascii"), lines, message, top)
+    return Reply(f"+OK {text}\r\n".encode(), lines, message, top)
 
 
-def err(text: str, code: str | None = None) -> Reply:
-    """Make an ``-ERR`` reply from any text: always one line of ASCII of at most 512 octets, CRLF included."""
+def err(text: str, code: str | None = None, *, utf8: bool = False) -> Reply:
+    """Make an ``-ERR`` reply from any text: always one line of at most 512 octets, CRLF included.
+
+    It is ASCII, or with *utf8* printable UTF-8 (RFC 6856 section 3.2).
+    """
     line = text if code is None else f"[{code}] {text}"
-    octets = line.encode("ascii", "replace").translate(_CONTROLS_TO_SPACES)
+    if utf8:
+        line = "".join([character if character.isprintable() else " " for character in line])
+    octets = line.encode("utf-8" if utf8 else "ascii", "replace").translate(_CONTROLS_TO_SPACES)
     if code is None:
         # RFC 2449 section 6.4: a text that begins with a bracket would be taken for a response code.
         octets = octets.lstrip(b" [")
-    return Reply((b"-ERR " + octets)[: MAX_REPLY_LINE - len(CRLF)] + CRLF)
+    octets = (b"-ERR " + octets)[: MAX_REPLY_LINE - len(CRLF)]
+    if utf8:
+        octets = octets.decode("utf-8", "ignore").encode()  # a character may have been cut in two
+    return Reply(octets + CRLF)
 
 
 class LineReader:

@@ -15,20 +15,22 @@ shell.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import re
 import ssl
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from email.message import Message
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from popart.errors import ReportableError
-from popart.handler import Handler, MessageReader, SupportsClose
+from popart.handler import Handler, MessageReader, ScramCredentials, SupportsClose
+from popart.sasl import scram_credentials
 from popart.server import Connection, Server
 from popart.session import Session, State
 from popart.testing.faults import Faults, split_command
@@ -51,11 +53,19 @@ class MailServer(Faults):
     other arguments, with a *timeout* that may be as small as 0.01 seconds, and its limits by their names, such as
     ``max_failed_logins=1``.
 
+    USER and PASS, and AUTH PLAIN, sign in with the password.  AUTH offers more if it is asked for: XOAUTH2 and
+    OAUTHBEARER with *tokens*, which maps names among *users* to OAuth 2.0 access tokens and may be empty;
+    SCRAM-SHA-256 with *scram*, which needs scramp; LOGIN with *login*; EXTERNAL with *client_certificates*, which needs
+    *tls*, to clients that present what `client_certificate` makes::
+
+        with MailServer(users={"alice": "secret"}, tokens={"alice": "ya29.x"}, scram=True) as server:
+
     The methods that make the server fail are those of `popart.testing.faults.Faults`.
 
     :raises OSError: when entered: the port cannot be had.
-    :raises ImportError: when entered: *tls* without trustme.
-    :raises ValueError: when entered: `popart.Server` does not take a value of *server_options*.
+    :raises ImportError: when entered: *tls* without trustme, *scram* without scramp.
+    :raises ValueError: *client_certificates* without *tls*, or, when entered, a value of *server_options* that
+        `popart.Server` does not take.
     """
 
     host: str
@@ -70,9 +80,13 @@ class MailServer(Faults):
     users: dict[str, str]
     """Names and passwords.  May be changed at any time."""
 
+    tokens: dict[str, str]
+    """Names and OAuth 2.0 access tokens.  May be changed at any time, as when a token expires."""
+
     commands: list[tuple[str, ...]]
     """What clients sent, in order: ``("alice", "RETR", "1")``.  First the name that the connection had given before,
-    or ``""``, then the words of the line: the first in upper case, ``***`` for a password or digest."""
+    or ``""``, then the words of the line: the first in upper case, ``***`` for a password, a digest, or a response
+    of AUTH.  A response on a line of its own is ``("", "***")``."""
 
     errors: list[BaseException]
     """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT."""
@@ -81,18 +95,30 @@ class MailServer(Faults):
         self,
         users: Mapping[str, str] = MappingProxyType({"alice": "secret"}),
         *,
+        tokens: Mapping[str, str] | None = None,
+        scram: bool = False,
+        login: bool = False,
         tls: bool = False,
+        client_certificates: bool = False,
         port: int = 0,
         **server_options: Any,
     ) -> None:
+        if client_certificates and not tls:
+            raise ValueError("client_certificates=True needs tls=True")
         super().__init__()
         self.users = dict(users)
+        self.tokens = dict(tokens or {})
         self.commands = []
         self.errors = []
         self.host = "localhost" if tls else "127.0.0.1"
         self.port = port
         self.ca_file = None
+        self._with_tokens = tokens is not None
+        self._with_scram = scram
+        self._with_login = login
         self._tls = tls
+        self._with_certificates = client_certificates
+        self._make_certificate: Callable[[str], str] | None = None
         self._wanted_port = port
         self._server_options = server_options
         self._block = contextlib.ExitStack()
@@ -106,6 +132,9 @@ class MailServer(Faults):
             options = dict(self._server_options)
             if self._tls:
                 options["ssl_context"] = self._make_tls_context(block)
+            if self._with_scram:
+                with _needed_by("scram=True"):
+                    import scramp  # type: ignore[import-untyped]  # noqa: F401
             server = block.enter_context(_Server(("127.0.0.1", self._wanted_port), self._begin_session, **options))
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
@@ -149,6 +178,21 @@ class MailServer(Faults):
         """
         return [octets for _, octets in self.maildrop(username).snapshot()]
 
+    def client_certificate(self, username: str) -> str:
+        """Return the path of a new PEM file, which goes with the block: a certificate of this user's, and its key.
+
+        The throw-away authority issued it.  The name is the certificate's common name.
+
+        :raises KeyError: there is no such user.
+        :raises RuntimeError: outside of the block, or without *client_certificates*.
+        :raises ValueError: the name has more than 64 characters.
+        """
+        if self._make_certificate is None:
+            raise RuntimeError("only a server with client_certificates=True has some, while in its block")
+        if username not in self.users:
+            raise KeyError(username)
+        return self._make_certificate(username)
+
     def record_command(self, command: tuple[str, ...]) -> None:
         """Add to `commands`.  Override it to learn of each command at once, in its connection's thread."""
         self.commands.append(command)
@@ -180,24 +224,50 @@ class MailServer(Faults):
             self._sessions_changed.notify_all()
 
     def _make_tls_context(self, block: contextlib.ExitStack) -> ssl.SSLContext:
-        try:
+        with _needed_by("tls=True"):
             import trustme
-        except ImportError:
-            raise ImportError("tls=True needs trustme: pip install 'popart-pop3[testing]'") from None
         authority = trustme.CA()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
-        path = Path(block.enter_context(tempfile.TemporaryDirectory(prefix="popart-")), "ca.pem")
+        directory = block.enter_context(tempfile.TemporaryDirectory(prefix="popart-"))
+        path = Path(directory, "ca.pem")
         authority.cert_pem.write_to_path(str(path))
         self.ca_file = str(path)
+        if self._with_certificates:
+            authority.configure_trust(context)
+            context.verify_mode = ssl.CERT_OPTIONAL
+
+            def make_certificate(username: str) -> str:
+                issued = authority.issue_cert(common_name=username)
+                with tempfile.NamedTemporaryFile(dir=directory, suffix=".pem", delete=False) as file:
+                    file.write(issued.private_key_and_cert_chain_pem.bytes())
+                return file.name
+
+            self._make_certificate = make_certificate
+            block.callback(setattr, self, "_make_certificate", None)
         return context
 
 
+@contextlib.contextmanager
+def _needed_by(option: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{option} needs {error.name}: pip install 'popart-pop3[testing]'") from None
+
+
 class _MemoryHandler(Handler, SupportsClose):
-    """Serves a user's maildrop, as it was at sign-in."""
+    """Serves a user's maildrop, as it was at sign-in.  It has only the abilities that were asked for."""
 
     def __init__(self, mail: MailServer) -> None:
         self.mail = mail
+        self.allow_sasl_login = mail._with_login
+        if mail._with_tokens:
+            self.authenticate_token = self._authenticate_token
+        if mail._with_scram:
+            self.get_scram_credentials = self._get_scram_credentials
+        if mail._with_certificates:
+            self.authenticate_certificate = self._authenticate_certificate
         self.username = ""
         self._banner = ""
         self._maildrop = Maildrop()
@@ -212,12 +282,23 @@ class _MemoryHandler(Handler, SupportsClose):
     def authenticate_apop(self, username: str, hexdigest: str) -> None:
         self._authenticate(username, lambda secret: _md5(self._banner + secret) == hexdigest)
 
-    def _authenticate(self, username: str, fits: Callable[[str], bool]) -> None:
+    def _authenticate_token(self, username: str, token: str) -> None:
+        self._authenticate(username, lambda _: self.mail.tokens.get(username) == token)
+
+    def _authenticate_certificate(self, identity: str, certificate: Mapping[str, Any]) -> None:
+        (name,) = (value for ((key, value),) in certificate["subject"] if key == "commonName")
+        self._authenticate(identity or name, lambda _: identity in ("", name))
+
+    def _get_scram_credentials(self, username: str) -> ScramCredentials:
+        return _scram_credentials(self._authenticate(username, lambda _: True))
+
+    def _authenticate(self, username: str, fits: Callable[[str], bool]) -> str:
         self.username = username
         self._run_or_fail("sign in", lambda: None)
         secret = self.mail.users.get(username)
         if secret is None or not fits(secret):
             raise ReportableError("wrong name or password")
+        return secret
 
     def lock_maildrop(self) -> None:
         self._maildrop = self.mail.maildrop(self.username)
@@ -253,6 +334,10 @@ class _MemoryHandler(Handler, SupportsClose):
         self.mail._run_or_fail([step], self.username, run)
 
 
+# It takes tens of milliseconds.  Users with the same password share a salt by this.
+_scram_credentials = functools.lru_cache(scram_credentials)
+
+
 def _md5(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -266,6 +351,9 @@ class _Session(Session):
 
     def respond(self, line: bytes) -> Reply:
         client = self._client
+        if self._exchange is not None:
+            client.mail.record_command((client.username, "***"))
+            return super().respond(line)
         words = split_command(_SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace")))
         username = client.username
         client.mail.record_command((username, *words))

@@ -33,7 +33,8 @@ class Faults:
     """What is to go wrong in a server.
 
     `fail`, `drop` and `delay` name a command, which may have arguments: ``"RETR"`` stands for each RETR, ``"RETR 2"``
-    only for that of message 2.  `refuse_sign_in`, `lock_maildrop` and `fail_commit` name a step of a session.
+    only for that of message 2.  ``"AUTH"`` stands for its first line, before the user is known; ``"AUTH PLAIN"`` is one
+    mechanism's.  `refuse_sign_in`, `lock_maildrop` and `fail_commit` name a step of a session.
 
     Each method takes *times*, how often it is to happen (None: for good), and *username*, the only user it is to
     happen to (None: each).  Faults for the same command happen one after the other, in the order of the calls.
@@ -95,7 +96,8 @@ class Faults:
         username: str | None = None,
     ) -> None:
         """Refuse a user by whatever command they sign in, as for a wrong password: each answer of a connection takes
-        twice as long as the one before, from a quarter of a second on, and the fifth is the last.
+        twice as long as the one before, from a quarter of a second on, and the fifth is the last.  SCRAM-SHA-256 tells
+        no *text* but the one for a wrong password, unless *code* is another.
 
         :raises ValueError: *code* is not a response code, or *times* is less than 1.
         """
