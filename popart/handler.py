@@ -83,7 +83,8 @@ class Handler(Protocol):
         """Return if *hexdigest* is right, otherwise raise (APOP, RFC 1939 section 7).
 
         It is the MD5 digest, 32 lower-case hexadecimal digits, of the banner followed by the user's secret.
-        `popart.apop_digest` computes it; compare with `hmac.compare_digest`.  Everything said of `authenticate_pass` holds here too.
+        `popart.apop_digest` computes it; compare with `hmac.compare_digest`.  Everything said of `authenticate_pass`
+        holds here too.
         """
 
     @abstractmethod
