@@ -686,7 +686,7 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _answer_monitored(self, session: Session, line: bytes, monitor: _Monitor) -> None:
         if not session.in_exchange:
-            monitor.begin_command(session.verb(line), self._sent_octets)
+            monitor.begin_command(session.verb(line), self._sent_octets + self._gathered)
         outcome = "lost"
         try:
             reply = session.respond(line)
@@ -694,7 +694,7 @@ class Connection(socketserver.StreamRequestHandler):
             outcome = reply.status.partition(b" ")[0].strip().decode()
         finally:
             if not session.in_exchange:
-                monitor.tell_command(session, outcome, self._sent_octets)
+                monitor.tell_command(session, outcome, self._sent_octets + self._gathered)
 
     def _receive(self, deadline: float) -> bytes:
         with self._line.until(deadline):
@@ -729,7 +729,6 @@ class Connection(socketserver.StreamRequestHandler):
     def _keep(self, octets: bytes) -> None:
         self._replies.append(octets)
         self._gathered += len(octets)
-        self._sent_octets += len(octets)
         if self._gathered >= GATHER_SIZE:
             self._flush()
 
@@ -737,6 +736,7 @@ class Connection(socketserver.StreamRequestHandler):
         octets = b"".join(self._replies)
         self._replies.clear()
         self._gathered = 0
+        self._sent_octets += len(octets)
         for start in range(0, len(octets), WRITE_SIZE):
             with self._line.until(self._next_deadline()):
                 self.request.sendall(memoryview(octets)[start : start + WRITE_SIZE])

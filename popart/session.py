@@ -165,7 +165,19 @@ class Session:
     def respond(self, line: bytes) -> Reply:
         """Run one command line, given without its line end, and return the reply.  Not called once it is `over`."""
         try:
-            reply = self._run(line) if self._exchange is None else self._continue_exchange(self._exchange, line)
+            if self._exchange is not None:
+                reply = self._continue_exchange(self._exchange, line)
+            else:
+                keyword, _, rest = line.partition(b" ")
+                found = self._commands.get(keyword.upper())
+                if found is None:
+                    raise self._explain_unknown(line, keyword)
+                if rest:
+                    reply = found.run(self, *_arguments(found, line, rest))
+                elif found.fewest:
+                    raise BadCommandError("missing argument")
+                else:
+                    reply = found.run(self)
         except BaseException as error:
             return self._explain(error)
         self._bad_commands = 0
@@ -229,17 +241,6 @@ class Session:
             return ok("POP3 server ready")
         expect_none("set_banner", self._handler.set_banner(self._banner))
         return ok(f"POP3 server ready {self._banner}")
-
-    def _run(self, line: bytes) -> Reply:
-        keyword, _, rest = line.partition(b" ")
-        found = self._commands.get(keyword.upper())
-        if found is None:
-            raise self._explain_unknown(line, keyword)
-        if rest:
-            return found.run(self, *_arguments(found, line, rest))
-        if found.fewest:
-            raise BadCommandError("missing argument")
-        return found.run(self)
 
     def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
         if keyword.upper() in COMMANDS[State.AUTHORIZATION]:

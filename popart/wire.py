@@ -98,14 +98,18 @@ class LineReader:
             if not newline:
                 return []
             self._skipping = False
-        *lines, self._rest = (self._rest + octets).split(b"\n")
+        octets = self._rest + octets
+        *lines, self._rest = octets.split(b"\n")
         # One more for the CR of a line end that is on its way.
         if len(self._rest) > MAX_AUTH_LINE + 1 or self._rest.startswith(_TLS_HANDSHAKE):
             # A TLS client would wait for an answer without ever ending its line.
             lines.append(self._rest)
             self._rest = b""
             self._skipping = True
-        return [(line[:-1] if line.endswith(b"\r") else line)[: MAX_AUTH_LINE + 1] for line in lines]
+        lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
+        if len(octets) > MAX_AUTH_LINE:
+            return [line[: MAX_AUTH_LINE + 1] for line in lines]
+        return lines
 
 
 def encode_message(chunks: Iterable[bytes], top: int | None = None) -> Iterator[bytes]:
