@@ -25,7 +25,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
 from popart.handler import Handler, SupportsMonitoring, ability
@@ -109,6 +109,9 @@ class Line:
             socket.socket.shutdown(self.socket, how)
 
 
+AnyServer = TypeVar("AnyServer", bound="Server")
+
+
 class Server(socketserver.ThreadingTCPServer):
     """A POP3 server on one listening socket, used as any `socketserver` server.
 
@@ -120,7 +123,8 @@ class Server(socketserver.ThreadingTCPServer):
     take for a command, and for reading each 128 KiB of a reply, before it is logged out without a word (RFC 1939
     section 3).  *implementation* and *expire* are announced by CAPA (RFC 2449 sections 6.9 and 6.7).
     With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from
-    its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.
+    its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.  To renew a
+    certificate, assign a new context to the attribute ``ssl_context``: it counts for the connections to come.
     With *require_tls* a listener without TLS is refused, unless it is on loopback or a UNIX socket.
 
     With *proxy_protocol* each connection must begin with a PROXY header, version 1 or 2, before TLS and within
@@ -231,8 +235,11 @@ class Server(socketserver.ThreadingTCPServer):
 
     @classmethod
     def from_socket(
-        cls, listener: socket.socket, on_new_connection: Callable[[Any], Handler | None], **options: Any
-    ) -> Server:
+        cls: type[AnyServer],
+        listener: socket.socket,
+        on_new_connection: Callable[[Any], Handler | None],
+        **options: Any,
+    ) -> AnyServer:
         """Make a server of a stream socket that is bound already, and may be listening: TCP or UNIX.
 
         Such sockets come from systemd or from a parent process.  The server closes *listener* at its end; the path of

@@ -171,16 +171,20 @@ def test_closing_amid_a_handshake(make: Make, server_context: ssl.SSLContext, cl
 
 
 @both_ways
-def test_a_new_certificate(make: Make, client_context: ssl.SSLContext, authority: trustme.CA) -> None:
-    """load_cert_chain() on the live context counts for the next connection."""
+@pytest.mark.parametrize("live", [False, True], ids=["new context", "live context"])
+def test_a_new_certificate(make: Make, live: bool, client_context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """A context assigned to ssl_context counts for the next connection, as does load_cert_chain() on the live one."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
     serials = []
     with running(make(lambda peer: MemoryHandler(Mail()), context)) as server:
         for _ in range(2):
-            authority.issue_cert("localhost").configure_cert(context)
             with connected(server, client_context) as client:
                 assert isinstance(client.sock, ssl.SSLSocket)
                 serials.append((client.sock.getpeercert() or {})["serialNumber"])
+            if not live:
+                server.ssl_context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.issue_cert("localhost").configure_cert(context)
     assert serials[0] != serials[1]
 
 

@@ -1,4 +1,4 @@
-"""Two ways to see what a server does.  Derive your handler from one of them, or from both."""
+"""Two ways to see what a server does.  Derive your handler from one of them."""
 
 import logging
 

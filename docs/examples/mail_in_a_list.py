@@ -1,0 +1,64 @@
+import threading
+from collections.abc import Sequence
+from io import BytesIO
+
+import popart
+
+# The mail: a unique-id and the message, for each.
+MAIL = [
+    ("lunch", b"From: bob@example.org\r\nSubject: Lunch?\r\n\r\nAt noon, as ever.\r\n"),
+    ("invoice", b"From: carol@example.org\r\nSubject: Invoice\r\n\r\nPlease pay soon.\r\n"),
+]
+LOCK = threading.Lock()
+
+
+class ListHandler(popart.Handler):
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+
+    # Signing in.
+
+    def set_banner(self, banner: str) -> None: ...
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if (username, password) != ("alice", "secret"):
+            raise popart.ReportableError("wrong name or password")
+
+    def authenticate_apop(self, username: str, hexdigest: str) -> None:
+        raise popart.ReportableError("use USER and PASS")
+
+    def lock_maildrop(self) -> None:
+        if not LOCK.acquire(blocking=False):
+            raise popart.ReportableError("another session has the maildrop")
+        self.messages = list(MAIL)
+
+    # Reading.  Messages are numbered from 1.
+
+    def get_message_count(self) -> int:
+        return len(self.messages)
+
+    def get_message_size(self, number: int) -> int:
+        return len(self.messages[number - 1][1])
+
+    def get_message_id(self, number: int) -> str:
+        return self.messages[number - 1][0]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        return BytesIO(self.messages[number - 1][1])
+
+    # Leaving.
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            MAIL.remove(self.messages[number - 1])
+
+    def unlock_maildrop(self) -> None:
+        LOCK.release()
+
+    def handle_session_error(self, error: BaseException) -> None:
+        print("session error:", repr(error))
+
+
+with popart.Server(("127.0.0.1", 1100), lambda peer: ListHandler()) as server:
+    print("POP3 on port", server.server_address[1])
+    server.serve_forever()
