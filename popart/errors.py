@@ -19,10 +19,11 @@ class ReportableError(Exception):
     Raise it from any method of a handler.  Every other exception stays hidden behind a fixed text.
 
     *text* is sent as one line of ASCII: line ends and other control octets become spaces, other characters ``?``,
-    and what does not fit into the 512 octets of a reply (RFC 1939 section 3) is cut off.
+    and what does not fit into the 512 octets of a reply (RFC 1939 section 3) is cut off.  To a client that said UTF8
+    or LANG it is sent in UTF-8 (RFC 6856).
 
     *code* is a response code without its brackets (RFC 2449 section 8): ``IN-USE``, ``LOGIN-DELAY``, ``AUTH``,
-    ``SYS/TEMP`` for a failure that will pass and ``SYS/PERM`` for one that needs a human (RFC 3206).
+    ``UTF8``, ``SYS/TEMP`` for a failure that will pass and ``SYS/PERM`` for one that needs a human (RFC 3206).
 
     :raises ValueError: *code* is not a response code in RFC 2449's grammar, or is longer than 64 characters.
     """

@@ -13,8 +13,10 @@ The order of calls in a session::
     lock_maildrop                               once a sign-in has succeeded
     list_messages                               or get_message_count and get_message_size for each message
     get_message_id, get_message_reader, get_top_reader          as the client asks
+    get_languages, get_login_delay, get_expire  as the client asks, in any state, the last of them after sign-in
     delete_messages                             at QUIT, if something is marked as deleted
     unlock_maildrop                             once for each lock_maildrop that returned, however the session ends
+    command_finished, session_finished          after each command, and at the end
     close                                       once, last, also when nobody signed in
 
 Any method may raise.  A `ReportableError` is a refusal in words that the client is meant to read.  Whatever else is
@@ -260,6 +262,7 @@ class SupportsCertificates(Protocol):
 class SupportsUTF8(Protocol):
     """A handler whose messages may have UTF-8 in their headers (RFC 6532): the command UTF8 (RFC 6856 section 2)."""
 
+    @abstractmethod
     def enable_utf8(self) -> None:
         """Learn, before sign-in, that the client takes such messages as they are.  Some say so twice.
 
@@ -277,6 +280,7 @@ class SupportsUTF8(Protocol):
 class SupportsLanguages(Protocol):
     """A handler that can refuse in several languages: the command LANG (RFC 6856 section 3)."""
 
+    @abstractmethod
     def get_languages(self) -> Mapping[str, str]:
         """Return the languages: for each tag (RFC 5646) the language's name in itself, such as ``{"de": "Deutsch"}``.
 
@@ -284,6 +288,7 @@ class SupportsLanguages(Protocol):
         """
         ...
 
+    @abstractmethod
     def set_language(self, tag: str) -> None:
         """Learn which of the tags the client has chosen.
 
@@ -300,6 +305,7 @@ class SupportsLoginDelay(Protocol):
     It is the handler that insists on it: by ``ReportableError("...", code="LOGIN-DELAY")`` when a user comes too soon.
     """
 
+    @abstractmethod
     def get_login_delay(self) -> int:
         """Return the seconds: before sign-in the most that any user has to wait, then what this user has to."""
         ...
@@ -309,6 +315,7 @@ class SupportsLoginDelay(Protocol):
 class SupportsExpire(Protocol):
     """A handler that deletes old mail by itself, after a time that depends on the user (RFC 2449 section 6.7)."""
 
+    @abstractmethod
     def get_expire(self) -> int | None:
         """Return for how many days the user who has signed in may leave messages here; None for ever.
 
@@ -322,12 +329,14 @@ class SupportsMonitoring(Protocol):
     """A handler that counts: popart tells it what was done and how long it took, and never what was said."""
 
     def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
-        """Learn that a command has been answered; called for each, in the connection's thread.
+        """Learn that a command has been answered; called for each, in the connection's thread, before the next is run.
 
         *verb* is a command that popart knows, in capitals, or ``""``.  *outcome* is how the answer began, ``"+OK"`` or
-        ``"-ERR"``; or ``"lost"`` where it could not be given whole.  *octets* is the length of the answer as it is
-        on the wire, without TLS; *seconds* the time from the command's arrival until all of the answer was on its way,
-        or stood in line behind those of other pipelined commands.  The steps of AUTH are one command.
+        ``"-ERR"``, or ``"lost"`` where it could not be given whole.  *octets* is the length of the answer as it is
+        on the wire, without TLS; *seconds* is the time from the command's arrival until the system had taken all of
+        the answer.  The steps of AUTH are one command.
+
+        The answers to pipelined commands are sent one by one when somebody counts, and otherwise together.
         """
         ...
 

@@ -28,7 +28,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
-from popart.handler import Handler, SupportsMonitoring, ability
+from popart.handler import Handler, SupportsMonitoring, ability, expect_none
 from popart.proxy import ProxyError, read_header
 from popart.session import Session, State
 from popart.wire import LineReader, Reply, encode_message, err
@@ -431,6 +431,21 @@ class Server(socketserver.ThreadingTCPServer):
 
     # The registry of live connections.
 
+    def drain(self, timeout: float | None = None) -> bool:
+        """Stop listening and let the sessions come to their own ends, at most for *timeout* seconds (None: no limit).
+
+        For a server that another one takes over from: call it after `serve_forever` has returned, and `server_close`
+        next, which ends what is left.  Connections that the system had accepted already are served too.  Returns
+        whether all sessions have ended.
+        """
+        self.shutdown()
+        with contextlib.suppress(OSError):
+            self.socket.setblocking(False)
+        self._accept_waiting()
+        self.socket.close()
+        with self._lock:
+            return self._line_gone.wait_for(lambda: not self._lines, timeout)
+
     def _admit(self, request: socket.socket, client_address: Any) -> bool:
         with self._lock:
             if self.closing.is_set() or (self.max_connections is not None and len(self._lines) >= self.max_connections):
@@ -454,7 +469,7 @@ class Server(socketserver.ThreadingTCPServer):
     def _forget(self, request: socket.socket) -> socket.socket:
         with self._lock:
             line = self._lines.pop(request)
-            self._line_gone.notify()
+            self._line_gone.notify_all()
             if line.peer is not None:
                 self._peers[line.peer] -= 1
                 if not self._peers[line.peer]:
@@ -655,7 +670,10 @@ class Connection(socketserver.StreamRequestHandler):
                 session.report(error)
             return
         finally:
+            session.release()
             if self._monitor is not None:
+                if session.in_exchange:
+                    self._monitor.tell_command(session, "lost", self._sent_octets)
                 self._monitor.tell_session(session, self._sent_octets)
             session.close()
         self._hang_up(complete)
@@ -693,11 +711,12 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _answer_monitored(self, session: Session, line: bytes, monitor: _Monitor) -> None:
         if not session.in_exchange:
-            monitor.begin_command(session.verb(line), self._sent_octets + self._gathered)
+            monitor.begin_command(session.verb(line), self._sent_octets)
         outcome = "lost"
         try:
             reply = session.respond(line)
             self._send(reply)
+            self._flush()
             outcome = reply.status.partition(b" ")[0].strip().decode()
         finally:
             if not session.in_exchange:
@@ -800,9 +819,9 @@ class _Monitor:
         seconds = time.monotonic() - self._session_began
         self._tell(session, self._handler.session_finished, self._commands, octets, seconds)
 
-    def _tell(self, session: Session, method: Callable[..., None], *facts: object) -> None:
+    def _tell(self, session: Session, method: Callable[..., object], *facts: object) -> None:
         try:
-            method(*facts)
+            expect_none(method.__name__, method(*facts))
         except BaseException as error:
             session.report(error)
 

@@ -1,4 +1,4 @@
-"""The protocol: states, commands and their replies (RFC 1939, RFC 2449, RFC 5034).
+"""The protocol: states, commands and their replies (RFC 1939, RFC 2449, RFC 5034, RFC 6856).
 
 A `Session` knows no sockets, threads or clocks.  It is given one command line at a time and returns the reply; what
 can fail in a command fails before the reply exists, so a message is opened and first read here.  Commands never write.
@@ -64,7 +64,7 @@ FIRST_LOGIN_DELAY = 0.25
 LOGIN_DELAY_DOUBLINGS = 6
 """... up to 16 seconds."""
 
-_LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,7}")  # RFC 5646 section 2.1, what it allows at all
+_LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,7}")  # RFC 5646 section 2.1, roughly
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 # What other protocols' clients send first.  Reading on would let a web page post commands to a POP3 port.
 _OTHER_PROTOCOL = re.compile(rb"\x16\x03|CONNECT |[A-Z]+ (/|\*|https?:)")
@@ -184,9 +184,7 @@ class Session:
         return reply
 
     def verb(self, line: bytes) -> str:
-        """Return the keyword of the command that a line is, or is a part of; ``""`` for what is none."""
-        if self._exchange is not None:
-            return "AUTH"
+        """Return the keyword of a command line, in capitals; ``""`` for what is no command."""
         keyword = line.partition(b" ")[0].upper()
         return keyword.decode() if any(keyword in commands for commands in COMMANDS.values()) else ""
 
@@ -200,12 +198,16 @@ class Session:
         return line[:4].upper() == b"QUIT"
 
     def close(self) -> None:
-        """End the session: release what is still held.  Called once, last.  Nothing is deleted here."""
+        """End the session: release what is still held.  Called once, last.  Nothing is deleted."""
         self.over = True
-        self._release()
+        self.release()
         close = ability(self._handler, SupportsClose, "close")
         if close is not None:
             self._report_failure(close)
+
+    def release(self) -> None:
+        """Unlock where another failure is being handled, or nobody is left to be told of this one."""
+        self._report_failure(self._unlock)
 
     def report(self, error: BaseException) -> None:
         """Tell the handler of a failure.  What it raises then has nowhere to go."""
@@ -304,13 +306,16 @@ class Session:
         languages = _check_languages(self._get_languages())
         if wanted is None:
             return ok("languages follow", "".join([f"{tag} {name}\r\n" for tag, name in languages.items()]).encode())
-        prefix = wanted.lower() + "-"
-        for tag, name in languages.items():
-            if wanted == "*" or f"{tag.lower()}-".startswith(prefix):
-                expect_none("set_language", self._handler.set_language(tag))  # type: ignore[attr-defined]
-                self._utf8 = True
-                return ok(f"{tag} {name}")
-        raise ReportableError("no such language here")
+        tags = list(languages)
+        if wanted != "*":
+            prefix = wanted.encode().lower() + b"-"  # bytes: str.lower knows letters beyond ASCII
+            # The shortest first: that is the tag itself, where it is there.
+            tags = sorted([tag for tag in tags if f"{tag}-".encode().lower().startswith(prefix)], key=len)
+        if not tags:
+            raise ReportableError("no such language here")
+        expect_none("set_language", self._handler.set_language(tags[0]))  # type: ignore[attr-defined]
+        self._utf8 = True
+        return ok(f"{tags[0]} {languages[tags[0]]}")
 
     @command(State.AUTHORIZATION)
     def do_USER(self, name: str) -> Reply:
@@ -324,7 +329,8 @@ class Session:
         username, self._username = self._username, None
         if username is None:
             raise BadCommandError("USER comes before PASS")
-        return self._sign_in(self._handler.authenticate_pass, username, password)
+        authenticate = self._handler.authenticate_pass
+        return self._sign_in(lambda: expect_none("authenticate_pass", authenticate(username, password)))
 
     @command(State.AUTHORIZATION)
     def do_APOP(self, name: str, digest: str) -> Reply:
@@ -333,14 +339,15 @@ class Session:
             raise BadCommandError("APOP is not offered here")
         if not name or not _HEX_DIGEST.fullmatch(digest):
             raise BadCommandError("APOP takes a name and an MD5 digest")
-        return self._sign_in(self._handler.authenticate_apop, name, digest.lower())
+        authenticate = self._handler.authenticate_apop
+        return self._sign_in(lambda: expect_none("authenticate_apop", authenticate(name, digest.lower())))
 
     @command(State.AUTHORIZATION, longest=MAX_AUTH_LINE)
-    def do_AUTH(self, mechanism: str = "", response: str = "") -> Reply:
+    def do_AUTH(self, mechanism: str | None = None, response: str = "") -> Reply:
         """RFC 5034 section 4.  Without a mechanism it lists them, as some clients ask before CAPA."""
-        if not mechanism:
+        if mechanism is None:
             return ok("mechanisms follow", "".join([f"{name}\r\n" for name in self._mechanisms]).encode())
-        begin = self._mechanisms.get(mechanism.upper())
+        begin = self._mechanisms.get(mechanism.upper()) if mechanism.isascii() else None
         if begin is None:
             raise BadCommandError("unknown mechanism")
         self._username = None
@@ -354,13 +361,24 @@ class Session:
     def _continue_exchange(self, exchange: Exchange, line: bytes) -> Reply:
         self._exchange = None
         response = _read_response(line)
+
+        def answer() -> bytes | None:
+            try:
+                if isinstance(response, BadCommandError):
+                    challenge = exchange.throw(response)
+                else:
+                    challenge = exchange.send(response)
+            except StopIteration:
+                return None
+            self._exchange = exchange
+            return challenge
+
+        return self._sign_in(answer)
+
+    def _sign_in(self, attempt: Callable[[], bytes | None]) -> Reply:
+        """Go on if *attempt* returns None: the user is known.  Octets that it returns are a challenge."""
         try:
-            if isinstance(response, BadCommandError):
-                challenge = exchange.throw(response)
-            else:
-                challenge = exchange.send(response)
-        except StopIteration:
-            return self._open_maildrop()
+            challenge = attempt()
         except BadCommandError:
             raise
         except ReportableError as refusal:
@@ -368,29 +386,18 @@ class Session:
         except BaseException:
             self.over = True
             raise
-        self._exchange = exchange
-        return _make_challenge(challenge)
-
-    def _sign_in(self, authenticate: Callable[[str, str], object], username: str, secret: str) -> Reply:
-        try:
-            expect_none("authenticate", authenticate(username, secret))
-        except ReportableError as refusal:
-            return self._refuse_login(refusal)
-        except BaseException:
-            self.over = True
-            raise
-        return self._open_maildrop()
+        return self._open_maildrop() if challenge is None else _make_challenge(challenge)
 
     def _open_maildrop(self) -> Reply:
         try:
             self._lock()
             self._maildrop = Maildrop.open(self._handler)
         except ReportableError:
-            self._release()
+            self.release()
             raise
         except BaseException:
             self.over = True
-            self._release()
+            self.release()
             raise
         self.state = State.TRANSACTION
         self._commands = COMMANDS[self.state]
@@ -398,12 +405,11 @@ class Session:
 
     def _refuse_login(self, refusal: ReportableError) -> Reply:
         delay = FIRST_LOGIN_DELAY * 2 ** min(self._failed_logins, LOGIN_DELAY_DOUBLINGS)
-        reply = err(refusal.text, refusal.code or "AUTH")._replace(delay=delay)
         self._failed_logins += 1
         if self._max_failed_logins is not None and self._failed_logins >= self._max_failed_logins:
             self.over = True
             self.report(LimitError("too many failed logins"))
-        return reply
+        return err(refusal.text, refusal.code or "AUTH", utf8=self._utf8)._replace(delay=delay)
 
     # RFC 1939 sections 5 to 7: the TRANSACTION state.
 
@@ -469,7 +475,7 @@ class Session:
             try:
                 expect_none("delete_messages", self._handler.delete_messages(numbers))
             except BaseException:
-                self._release()
+                self.release()
                 raise
         self._unlock()
         return ok("goodbye")
@@ -488,10 +494,6 @@ class Session:
         if self._locked:
             self._locked = False
             expect_none("unlock_maildrop", self._handler.unlock_maildrop())
-
-    def _release(self) -> None:
-        """Unlock where another failure is being handled, or nobody is left to be told of this one."""
-        self._report_failure(self._unlock)
 
     def _report_failure(self, action: Callable[[], None]) -> None:
         try:
@@ -687,15 +689,17 @@ class Maildrop:
         self.octets = self._all_octets
 
 
-def _check_languages(languages: object) -> Mapping[str, str]:
+def _check_languages(languages: object) -> dict[str, str]:
     if not isinstance(languages, Mapping):
         raise HandlerError(f"get_languages returned {type(languages).__name__}, not a mapping of tags to names")
+    found: dict[str, str] = {}
     for tag, name in languages.items():
         if not (isinstance(tag, str) and _LANGUAGE_TAG.fullmatch(tag)):
             raise HandlerError("a language tag has ASCII letters, digits and hyphens")
         if not (isinstance(name, str) and name.isprintable() and len(name) <= MAX_LANGUAGE_NAME):
             raise HandlerError(f"a language's name has at most {MAX_LANGUAGE_NAME} printable characters")
-    return languages
+        found[str.__str__(tag)] = str.__str__(name)  # as in _check_ids
+    return found
 
 
 def _check_numbers(values: Iterable[SupportsIndex], most: int, what: str) -> list[int]:

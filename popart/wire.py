@@ -58,7 +58,7 @@ def ok(
     message: Generator[bytes, None, None] | None = None,
     top: int | None = None,
 ) -> Reply:
-    """Make a ``+OK`` reply, its status line from a text that is known to fit: never an application's."""
+    """Make a ``+OK`` reply, its status line from a text that is known to be one line, and to fit."""
     return Reply(f"+OK {text}\r\n".encode(), lines, message, top)
 
 
@@ -83,8 +83,8 @@ def err(text: str, code: str | None = None, *, utf8: bool = False) -> Reply:
 class LineReader:
     """Cuts what arrives into lines, whatever the cuts of the network.  CRLF or LF ends a line; a lone CR does not.
 
-    It never keeps more than MAX_AUTH_LINE octets.  A longer line is returned once, cut to one octet more than that
-    limit, so that the session refuses it; the rest of it is dropped.
+    It keeps no more than MAX_AUTH_LINE octets and a CR.  A longer line is returned once, cut to one octet more than
+    that limit, so that the session refuses it; the rest of it is dropped.
     """
 
     def __init__(self) -> None:

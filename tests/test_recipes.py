@@ -115,17 +115,17 @@ def test_monitoring(caplog: pytest.LogCaptureFixture) -> None:
 
     class Logged(recipe.Logged, MemoryHandler): ...  # type: ignore[misc, name-defined]
 
-    mail = Mail(b"a\n")
     caplog.set_level(logging.DEBUG, "pop3")
     for kind in (Counted, Logged):
-        with running(QuickServer(("127.0.0.1", 0), lambda peer, kind=kind: kind(mail))) as server:
+        mail = Mail(b"a\n")
+        with running(QuickServer(("127.0.0.1", 0), lambda peer, kind=kind, mail=mail: kind(mail))) as server:
             with signed_in(server) as client:
                 assert client.ask(b"RETR 1").startswith(b"+OK")
                 client.lines()
                 assert client.ask(b"QUIT").startswith(b"+OK")
             with signed_in(server):
                 pass
-            wait_until(lambda: len(mail.errors) == 1 or "ClientGoneError" in caplog.text)
+            wait_until(lambda mail=mail: mail.errors or "ClientGoneError" in caplog.text)
     assert recipe.COMMANDS.labels("RETR", "+OK")._value.get() == 1
     assert recipe.SESSIONS._value.get() == 2
     assert recipe.OCTETS._value.get() > 100

@@ -39,7 +39,7 @@ from popart.wire import Reply, err
 
 __all__ = ["MailServer", "Maildrop"]
 
-_SECRET = re.compile(r"\A(\s*(?:PASS|(?:APOP|AUTH)\s+\S+)\s).+", re.IGNORECASE | re.DOTALL)
+_SECRET = re.compile(r"\A(\s*(?:PASS|(?:APOP|AUTH)\s\S*)\s).+", re.IGNORECASE | re.DOTALL)
 
 
 class MailServer(Faults):

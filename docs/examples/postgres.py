@@ -1,0 +1,334 @@
+"""A POP3 server whose mail is in PostgreSQL, for one machine or for many that share a database.
+
+    pip install popart-pop3 'psycopg[binary,pool]'
+    python3 postgres.py --dsn 'host=db dbname=mail' init                 makes the tables
+    python3 postgres.py --dsn 'host=db dbname=mail' adduser alice        reads the password from standard input
+    python3 postgres.py --dsn 'host=db dbname=mail' deliver alice        reads a message from standard input
+    python3 postgres.py --dsn 'host=db dbname=mail' serve --port 1100    until SIGTERM
+
+Any number of such servers may run against one database.  A maildrop's lock is an advisory lock of the session's own
+database connection, and the deletion at QUIT goes through the same connection.  So whoever deletes still has the lock,
+and when a process is killed or a machine vanishes, PostgreSQL ends the connection and the lock is free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import hmac
+import logging
+import secrets
+import signal
+import ssl
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+import popart
+from popart.wire import normalise_line_ends
+
+log = logging.getLogger("postgres")
+
+# 1. The tables.
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS users (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text NOT NULL UNIQUE,
+    cost integer NOT NULL,
+    salt bytea NOT NULL,
+    key bytea NOT NULL
+);
+CREATE TABLE IF NOT EXISTS messages (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    user_id integer NOT NULL REFERENCES users ON DELETE CASCADE,
+    unique_id uuid NOT NULL DEFAULT gen_random_uuid(),
+    size integer NOT NULL,
+    octets bytea NOT NULL
+);
+CREATE INDEX IF NOT EXISTS messages_of_user ON messages (user_id, id) INCLUDE (unique_id, size);
+-- Not compressed: a piece of a large message is then found without unpacking all that is before it.
+ALTER TABLE messages ALTER octets SET STORAGE EXTERNAL;
+"""
+# A random unique_id is never used again, not even when the database was restored from a backup and counts anew.
+
+LOCK_CLASS = int.from_bytes(b"POP3", "big")
+"""The first key of the advisory locks, a user's id being the second.  Other programs in the database take another."""
+
+COST = 2**14
+"""scrypt's cost for new passwords: 16 MB of memory and some 30 ms of a core for each sign-in."""
+
+
+def derive_key(password: str, salt: bytes, cost: int) -> bytes:
+    return hashlib.scrypt(password.encode(), salt=salt, n=cost, r=8, p=1)
+
+
+def add_user(connection: psycopg.Connection[Any], name: str, password: str, cost: int = COST) -> None:
+    salt = secrets.token_bytes(16)
+    connection.execute(
+        "INSERT INTO users (name, cost, salt, key) VALUES (%s, %s, %s, %s)",
+        (name, cost, salt, derive_key(password, salt, cost)),
+    )
+
+
+def deliver(connection: psycopg.Connection[Any], name: str, message: bytes) -> str:
+    """Store a message as it goes over the wire, so that its length is the size to announce.  Return its unique-id."""
+    octets = b"".join(normalise_line_ends([message]))
+    row = connection.execute(
+        "INSERT INTO messages (user_id, size, octets) SELECT id, %s, %s FROM users WHERE name = %s RETURNING unique_id",
+        (len(octets), octets, name),
+    ).fetchone()
+    if row is None:
+        raise LookupError(f"there is no user {name!r}")
+    return str(row[0])
+
+
+# 2. The connections.
+
+
+def open_pool(dsn: str, size: int, dead_after: int) -> ConnectionPool[psycopg.Connection[Any]]:
+    """Open a pool of at most *size* connections: so many sessions can be signed in at a time.
+
+    Both ends notice within *dead_after* seconds that the other has vanished without a word, as a machine does that
+    lost its power or its network.  The kernel of PostgreSQL's machine would wait for more than two hours, and the
+    locks as long: TCP's keepalives ask an idle peer, TCP_USER_TIMEOUT bounds the wait for a peer that was sent
+    something.  PostgreSQL lets each connection set them for its own end, so nothing needs to be configured there.
+    """
+    probe = max(1, dead_after // 3)
+    server_settings = {
+        "tcp_keepalives_idle": probe,
+        "tcp_keepalives_interval": probe,
+        "tcp_keepalives_count": 2,
+        "tcp_user_timeout": dead_after * 1000,
+        "statement_timeout": 60_000,
+    }
+    return ConnectionPool(
+        dsn,
+        min_size=min(4, size),
+        max_size=size,
+        timeout=10,
+        check=ConnectionPool.check_connection,  # a round trip; else the first client after a failure pays for it
+        kwargs={
+            "autocommit": True,
+            "connect_timeout": max(2, dead_after),
+            "keepalives_idle": probe,
+            "keepalives_interval": probe,
+            "keepalives_count": 2,
+            "tcp_user_timeout": dead_after * 1000,
+            "options": " ".join(f"-c {name}={value}" for name, value in server_settings.items()),
+        },
+    )
+
+
+# 3. The handler.
+
+
+class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
+    """One client's session.  From its first sign-in to its end it has one of the pool's connections to itself."""
+
+    def __init__(self, pool: ConnectionPool[psycopg.Connection[Any]], peer: Any) -> None:
+        self.pool = pool
+        self.peer = peer
+        self.connection: psycopg.Connection[Any] | None = None
+        self.username = ""
+        self.user_id = 0
+        self.messages: list[tuple[int, str, int]] = []
+
+    def query(self, statement: str, *values: Any) -> psycopg.Cursor[Any]:
+        """Run a statement, a transaction of its own, in one round trip.
+
+        A connection that failed is closed and not used again.  It might hold the lock without our knowing: that an
+        advisory lock was taken is not undone by an error.
+        """
+        if self.connection is None:
+            self.connection = self.pool.getconn()
+        try:
+            return self.connection.execute(statement, values, binary=True)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    # Signing in.
+
+    def set_banner(self, banner: str) -> None: ...
+
+    def authenticate_apop(self, username: str, hexdigest: str) -> None:
+        raise popart.ReportableError("APOP is not offered here: it needs readable passwords")
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        row = self.query("SELECT id, cost, salt, key FROM users WHERE name = %s", username).fetchone()
+        # Unknown users take as long as others.
+        user_id, cost, salt, key = row or (0, COST, b"", b"")
+        if not hmac.compare_digest(derive_key(password, salt, cost), key):
+            self.give_back()  # nobody's guesses keep a connection from those who have mail here
+            raise popart.ReportableError("wrong name or password")
+        self.username, self.user_id = username, user_id
+
+    def lock_maildrop(self) -> None:
+        (locked,) = self.query("SELECT pg_try_advisory_lock(%s, %s)", LOCK_CLASS, self.user_id).fetchone() or (False,)
+        if not locked:
+            self.give_back()
+            raise popart.ReportableError("another session has the maildrop", code="IN-USE")
+
+    # Reading.
+
+    def list_messages(self) -> list[tuple[int, str]]:
+        """One query, answered from the index alone.  Sizes and ids were stored at delivery."""
+        rows = self.query("SELECT id, unique_id, size FROM messages WHERE user_id = %s ORDER BY id", self.user_id)
+        self.messages = [(row, str(unique_id), size) for row, unique_id, size in rows]
+        return [(size, unique_id) for _, unique_id, size in self.messages]
+
+    def get_message_count(self) -> int:
+        return len(self.messages)
+
+    def get_message_size(self, number: int) -> int:
+        return self.messages[number - 1][2]
+
+    def get_message_id(self, number: int) -> str:
+        return self.messages[number - 1][1]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        row, _, size = self.messages[number - 1]
+        return MessageReader(self, row, size)
+
+    # Leaving.
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        """Delete all in one statement, so in one transaction, through the connection that holds the lock."""
+        self.query("DELETE FROM messages WHERE id = ANY(%s)", [self.messages[number - 1][0] for number in numbers])
+
+    def unlock_maildrop(self) -> None:
+        # A connection that broke took the lock along, and what was deleted before is deleted: no reason to say -ERR.
+        with contextlib.suppress(psycopg.Error):
+            self.query("SELECT pg_advisory_unlock(%s, %s)", LOCK_CLASS, self.user_id)
+
+    def handle_session_error(self, error: BaseException) -> None:
+        log.warning("%s, %r: %r", self.peer, self.username, error)
+
+    def close(self) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Return the connection: without a lock, or closed, in which case the pool opens another in its place."""
+        if self.connection is not None:
+            self.pool.putconn(self.connection)
+            self.connection = None
+
+
+class MessageReader:
+    """Reads a message piece by piece, one query each: memory stays flat, and a slow client holds no transaction."""
+
+    def __init__(self, handler: MailHandler, row: int, size: int) -> None:
+        self.handler = handler
+        self.row = row
+        self.size = size
+        self.offset = 0
+
+    def read(self, n: int) -> bytes:
+        if self.offset >= self.size:
+            return b""
+        found = self.handler.query(
+            "SELECT substring(octets FROM %s FOR %s) FROM messages WHERE id = %s", self.offset + 1, n, self.row
+        ).fetchone()
+        if found is None:
+            raise LookupError("the message is gone")
+        octets: bytes = found[0]
+        self.offset += len(octets)
+        return octets
+
+    def close(self) -> None: ...
+
+
+# 4. The program.
+
+
+class MailServer(popart.Server):
+    """A server that can let its clients come to their end."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.connections = 0
+        self.changed = threading.Condition()
+        super().__init__(*arguments, **options)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self.changed:
+            self.connections += 1
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        super().close_request(request)
+        with self.changed:
+            self.connections -= 1
+            self.changed.notify_all()
+
+    def drain(self, seconds: float) -> None:
+        """Refuse new clients, so that a proxy sends them elsewhere, and wait for those that are here."""
+        with contextlib.suppress(OSError):  # BlockingIOError, when nobody is left in the queue that closing resets
+            while True:
+                self.process_request(*self.get_request())
+        self.socket.close()
+        with self.changed:
+            self.changed.wait_for(lambda: not self.connections, seconds)
+
+
+def serve(options: argparse.Namespace, handler_class: type[MailHandler] = MailHandler) -> None:
+    context = None
+    if options.certfile:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(options.certfile, options.keyfile)
+    with open_pool(options.dsn, options.pool_size, options.dead_after) as pool:
+        pool.wait()
+        server = MailServer(
+            (options.host, options.port),
+            lambda peer: handler_class(pool, peer),
+            ssl_context=context,
+            proxy_protocol=bool(options.trusted_proxy),
+            trusted_proxies=options.trusted_proxy,
+        )
+        with server:
+            signal.signal(signal.SIGTERM, lambda *_: server.shutdown())  # makes serve_forever return
+            log.warning("serving on %s, port %d", *server.server_address[:2])
+            server.serve_forever()
+            server.drain(options.drain)
+
+
+def main(arguments: Sequence[str] | None = None, handler_class: type[MailHandler] = MailHandler) -> None:
+    parser = argparse.ArgumentParser(description="POP3 with the mail in PostgreSQL.")
+    parser.add_argument("--dsn", required=True, help="the database, as libpq takes it: 'host=db dbname=mail'")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("init", help="make the tables")
+    commands.add_parser("adduser", help="add a user; the password is read from standard input").add_argument("name")
+    commands.add_parser("deliver", help="deliver the message on standard input").add_argument("name")
+    serving = commands.add_parser("serve", help="serve until SIGTERM")
+    serving.add_argument("--host", default="127.0.0.1")
+    serving.add_argument("--port", type=int, default=1100)
+    serving.add_argument("--certfile", help="a certificate: all connections are then TLS")
+    serving.add_argument("--keyfile")
+    serving.add_argument("--trusted-proxy", action="append", default=[], metavar="NETWORK",
+                         help="expect the PROXY protocol, from this network; may be repeated")  # fmt: skip
+    serving.add_argument("--pool-size", type=int, default=50, help="signed-in sessions at a time (%(default)s)")
+    serving.add_argument("--dead-after", type=int, default=15, metavar="SECONDS",
+                         help="how long a machine may be silent until its locks are freed (%(default)s)")  # fmt: skip
+    serving.add_argument("--drain", type=float, default=30, metavar="SECONDS",
+                         help="how long sessions may go on after SIGTERM (%(default)s)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    if options.command == "serve":
+        serve(options, handler_class)
+        return
+    with psycopg.connect(options.dsn) as connection:
+        if options.command == "init":
+            connection.execute(SCHEMA)
+        elif options.command == "adduser":
+            add_user(connection, options.name, sys.stdin.readline().rstrip("\n"))
+        else:
+            print(deliver(connection, options.name, sys.stdin.buffer.read()))
+
+
+if __name__ == "__main__":
+    main()
