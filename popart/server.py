@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import errno
 import ipaddress
 import math
 import re
@@ -46,7 +45,8 @@ LINGER = 2.0
 """Seconds that a closing connection goes on reading, lest unread input turn the last reply into a reset."""
 
 ACCEPT_PAUSE = 0.1
-"""Seconds to wait when the system is short of what a connection needs: the listening socket stays readable."""
+"""Seconds to wait when a connection cannot be accepted, mostly for want of descriptors: it stays in the queue, and the
+listening socket readable."""
 
 WAKE_PAUSE = 0.002
 """Seconds that a session gets to end before the next is woken: thousands at once would fight for the interpreter."""
@@ -62,7 +62,6 @@ TOO_MANY = "too many connections, please try again later"
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 """The networks of this machine alone."""
 
-_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _HOSTNAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _MAX_HOSTNAME = 255
 _IMPLEMENTATION = re.compile(r"[!-~]+( [!-~]+)*")
@@ -159,7 +158,7 @@ class Server(socketserver.ThreadingTCPServer):
     """Refused sign-ins of a connection; the session ends with the answer to the last of them."""
 
     handshake_timeout: float | None = 30
-    """Seconds for the whole TLS handshake."""
+    """Seconds for the whole TLS handshake, and for the PROXY header before it, if there is one."""
 
     login_timeout: float | None = 180
     """Seconds for the whole AUTHORIZATION state."""
@@ -243,17 +242,19 @@ class Server(socketserver.ThreadingTCPServer):
         """Make a server of a stream socket that is bound already, and may be listening: TCP or UNIX.
 
         Such sockets come from systemd or from a parent process.  The server closes *listener* at its end; the path of
-        a UNIX socket is the caller's to remove.  *options* are the keyword arguments of `Server`.
+        a UNIX socket is the caller's to remove.  *options* are the keyword arguments of `Server` but *reuse_port*,
+        for which it is too late.
 
         :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
         """
-        if listener.type != socket.SOCK_STREAM or not listener.getsockname():
+        address = listener.getsockname()
+        if listener.type != socket.SOCK_STREAM or not address or (isinstance(address, tuple) and not address[1]):
             raise ValueError(f"listener must be a bound stream socket, not {listener!r}")
         server = cls(("", 0), on_new_connection, **options, bind_and_activate=False)
         server.socket.close()
         server.socket = listener
         server.address_family = listener.family
-        server.server_address = listener.getsockname()
+        server.server_address = address
         if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             server._check_tls()
         else:
@@ -276,7 +277,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _check_tls(self) -> None:
         if self.require_tls and self.tls_context is None and isinstance(address := self.socket.getsockname(), tuple):
-            if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+            if not _ip_address(address).is_loopback:
                 raise ValueError(f"require_tls: {address[0]} is not loopback, so this server needs an ssl_context")
 
     # Accepting.
@@ -284,7 +285,7 @@ class Server(socketserver.ThreadingTCPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Accept connections until `shutdown` or `server_close`; return at once if either was called before.
 
-        `service_actions` is called at least every *poll_interval* seconds.
+        `service_actions` is called every *poll_interval* seconds, or when all that waited has been accepted.
         """
         self._served.clear()
         self._serving = threading.current_thread()
@@ -292,9 +293,6 @@ class Server(socketserver.ThreadingTCPServer):
             wakened, self._waker = socket.socketpair()
             with wakened, self._waker, selectors.DefaultSelector() as selector:
                 if not self.closing.is_set():
-                    # A client may be gone before it is accepted, and then accept would wait for the next.  It is never
-                    # set back: other processes may be accepting from the same socket.
-                    self.socket.setblocking(False)
                     selector.register(self.socket, selectors.EVENT_READ)
                     selector.register(wakened, selectors.EVENT_READ)
                 while not (self._stopping or self.closing.is_set()):
@@ -321,41 +319,58 @@ class Server(socketserver.ThreadingTCPServer):
             self._served.wait()
 
     def handle_request(self) -> None:
-        """Wait for one connection and accept it."""
-        self.socket.setblocking(True)  # where serve_forever left it otherwise, this would not wait
-        super().handle_request()
+        """Wait for one connection and accept it, or call `handle_timeout` after ``self.timeout`` seconds, if not None."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.socket, selectors.EVENT_READ)
+            while selector.select(self.timeout):
+                if self._accept_one():
+                    return
+        self.handle_timeout()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection without a TLS handshake, even where `socket` is an SSLSocket that would make one."""
         try:
             # SSLSocket.accept shakes hands: one silent client would stop the server.
             request, client_address = socket.socket.accept(self.socket)
-        except OSError as error:
-            if error.errno in _SHORTAGE:
-                time.sleep(ACCEPT_PAUSE)
+        except (BlockingIOError, ConnectionAbortedError):
+            raise
+        except OSError:
+            time.sleep(ACCEPT_PAUSE)
             raise
         request.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
         return request, client_address
 
     def _accept_waiting(self) -> None:
-        while not self._stopping:
-            try:
-                request, client_address = self.get_request()
-            except OSError:
-                return  # none is left, or this one is lost
-            try:
-                if self.verify_request(request, client_address):
-                    self.process_request(request, client_address)
-                else:
-                    self.close_request(request)
-            except Exception:
-                self.handle_error(request, client_address)
+        while not self._stopping and self._accept_one():
+            pass
+
+    def _accept_one(self) -> bool:
+        """Accept a connection, or return False when none is left, or this one is lost."""
+        try:
+            # A client may be gone before it is accepted, and then accept would wait for the next.  It is said anew each
+            # time, as other processes that share the socket may say otherwise.
+            self.socket.setblocking(False)
+            request, client_address = self.get_request()
+        except OSError:
+            return False
+        try:
+            if self.verify_request(request, client_address):
+                self.process_request(request, client_address)
+            else:
                 self.close_request(request)
+        except Exception:
+            with contextlib.suppress(Exception):
+                self.handle_error(request, client_address)
+            self.close_request(request)
+        return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or refuse it when a limit is reached or no thread can start."""
         if not self._admit(request, client_address):
-            self._refuse(request, TOO_MANY)
+            if self.proxy_protocol and not self.trusts(client_address):
+                self.close_request(request)
+            else:
+                self.refuse(request, TOO_MANY)
             return
         with self._lock:
             if self._spare_threads:
@@ -377,7 +392,7 @@ class Server(socketserver.ThreadingTCPServer):
             if thread.ident is None:
                 self._threads.discard(thread)
                 self._forget(request)
-                self._refuse(request, "short of resources, please try again later")
+                self.refuse(request, "short of resources, please try again later")
             if not isinstance(error, (RuntimeError, MemoryError)):
                 raise  # a signal handler's
 
@@ -439,8 +454,7 @@ class Server(socketserver.ThreadingTCPServer):
         whether all sessions have ended.
         """
         self.shutdown()
-        with contextlib.suppress(OSError):
-            self.socket.setblocking(False)
+        self._stopping = False
         self._accept_waiting()
         self.socket.close()
         with self._lock:
@@ -468,7 +482,9 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _forget(self, request: socket.socket) -> socket.socket:
         with self._lock:
-            line = self._lines.pop(request)
+            line = self._lines.pop(request, None)
+            if line is None:
+                return request  # server_close was faster
             self._line_gone.notify_all()
             if line.peer is not None:
                 self._peers[line.peer] -= 1
@@ -500,8 +516,8 @@ class Server(socketserver.ThreadingTCPServer):
                     line.late = True
                     line.shut(socket.SHUT_RDWR)
 
-    def _refuse(self, request: socket.socket, text: str) -> None:
-        """Refuse from the accepting thread, which never waits for a client."""
+    def refuse(self, request: socket.socket, text: str) -> None:
+        """Refuse without waiting for the client: neither may the accepting thread, nor may this take up a place."""
         with contextlib.suppress(OSError):
             request.setblocking(False)
             if self.tls_context is None:
@@ -620,8 +636,7 @@ class Connection(socketserver.StreamRequestHandler):
                 self.client_address = end.value
         if self.server.admit_peer(self._line, self.client_address):
             return True
-        if self.server.tls_context is None:
-            self._turn_away(err(TOO_MANY, "SYS/TEMP"))
+        self.server.refuse(self.request, TOO_MANY)
         return False
 
     def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> None:

@@ -351,7 +351,7 @@ class _Session(Session):
 
     def respond(self, line: bytes) -> Reply:
         client = self._client
-        if self._exchange is not None:
+        if self.in_exchange:
             client.mail.record_command((client.username, "***"))
             return super().respond(line)
         words = split_command(_SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.exit(2, f"{parser.prog}: {error}\n")
         trust = f", trust {server.ca_file}" if options.tls else ""
         print(f"{server.url} user alice, password secret{trust}", flush=True)
-        threading.Event().wait()
+        while True:
+            time.sleep(1)  # a signal that comes just before a wait does not end it
 
 
 if __name__ == "__main__":
