@@ -180,7 +180,8 @@ class Session:
                     reply = found.run(self)
         except BaseException as error:
             return self._explain(error)
-        self._bad_commands = 0
+        if self._exchange is None:  # a challenge says nothing of the command yet
+            self._bad_commands = 0
         return reply
 
     def verb(self, line: bytes) -> str:
@@ -354,7 +355,7 @@ class Session:
         exchange = begin()
         challenge = next(exchange)
         if response:
-            return self._continue_exchange(exchange, b"" if response == "=" else response.encode())
+            return self._continue_exchange(exchange, response.encode())
         self._exchange = exchange
         return _make_challenge(challenge)
 
@@ -537,6 +538,8 @@ def _read_response(line: bytes) -> bytes | BadCommandError:
     """Return the octets of a line that answers a challenge, or what keeps it from being an answer."""
     if line == b"*":
         return BadCommandError("authentication cancelled")
+    if line == b"=":
+        return b""  # for initial responses, but curl answers a challenge so too
     if len(line) > MAX_AUTH_LINE:
         return BadCommandError("line too long")
     try:

@@ -1,0 +1,19 @@
+#!/bin/sh
+# fetchmail would demand STLS without "sslproto ''", and change headers without "no rewrite" and --invisible.
+set -eu
+tls="sslproto ''"
+[ -z "$POP3_CA" ] || tls="ssl sslcertck sslcertfile '$POP3_CA'"
+protocol=pop3
+[ -z "$POP3_AUTH" ] || protocol=$POP3_AUTH
+keep=keep
+[ "$POP3_ACTION" = keep ] || keep=nokeep
+cat >"$HOME/fetchmailrc" <<END
+set no syslog
+poll localhost service $POP3_PORT protocol $protocol uidl timeout 30
+    user alice password $POP3_PASSWORD $tls
+    mda "/bin/sh -c 'cat >\$(mktemp $INBOX/XXXXXX)'"
+    $keep no rewrite
+END
+chmod 600 "$HOME/fetchmailrc"
+FETCHMAILHOME=$HOME fetchmail --fetchmailrc "$HOME/fetchmailrc" --invisible --silent ||
+    [ $? -eq 1 ]  # there was no mail
