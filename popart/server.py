@@ -319,7 +319,7 @@ class Server(socketserver.ThreadingTCPServer):
             self._served.wait()
 
     def handle_request(self) -> None:
-        """Wait for one connection and accept it, or call `handle_timeout` after ``self.timeout`` seconds, if not None."""
+        """Accept one connection, or call `handle_timeout` after ``self.timeout`` seconds, unless that is None."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.socket, selectors.EVENT_READ)
             while selector.select(self.timeout):
