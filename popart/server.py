@@ -292,7 +292,7 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             wakened, self._waker = socket.socketpair()
             with wakened, self._waker, selectors.DefaultSelector() as selector:
-                if not self.closing.is_set():
+                if not (self._stopping or self.closing.is_set()):
                     selector.register(self.socket, selectors.EVENT_READ)
                     selector.register(wakened, selectors.EVENT_READ)
                 while not (self._stopping or self.closing.is_set()):
@@ -451,14 +451,17 @@ class Server(socketserver.ThreadingTCPServer):
 
         For a server that another one takes over from: call it after `serve_forever` has returned, and `server_close`
         next, which ends what is left.  Connections that the system had accepted already are served too.  Returns
-        whether all sessions have ended.
+        whether all sessions have ended.  A handler's method that calls it waits for its own session.
         """
+        deadline = _deadline(timeout)
         self.shutdown()
-        self._stopping = False
-        self._accept_waiting()
+        while time.monotonic() < deadline and self._accept_one():
+            pass
+        self._stopping = True  # serve_forever has nothing to serve any more
         self.socket.close()
         with self._lock:
-            return self._line_gone.wait_for(lambda: not self._lines, timeout)
+            patience = None if timeout is None else max(0.0, deadline - time.monotonic())
+            return self._line_gone.wait_for(lambda: not self._lines, patience)
 
     def _admit(self, request: socket.socket, client_address: Any) -> bool:
         with self._lock:

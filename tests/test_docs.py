@@ -34,7 +34,7 @@ import trustme
 
 import popart
 from popart.testing import MailServer
-from tests.conftest import PATIENCE, Client, Mail, MemoryHandler, connected, running, signed_in
+from tests.conftest import PATIENCE, Client, Mail, MemoryHandler, connected, running, signed_in, wait_until
 from tests.wire.other_servers import make_table
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -148,7 +148,7 @@ def test_an_answer_that_is_not_printed_is_found(tmp_path: Path, monkeypatch: pyt
 def mail_db(tmp_path: Path) -> Path:
     """A directory with the second part's files, and alice's three messages."""
     copy_examples(tmp_path, "mailstore.py", "mail_in_sqlite.py", "serve_tls.py", "systemd_sockets.py")
-    copy_examples(tmp_path, "behind_haproxy.py")
+    copy_examples(tmp_path, "behind_haproxy.py", "one_of_many.py")
     run(tmp_path, sys.executable, "mailstore.py")
     return tmp_path
 
@@ -445,6 +445,74 @@ def test_sockets_for_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inherited_sockets() == []
     monkeypatch.delenv("LISTEN_PID", raising=False)
     assert inherited_sockets() == []
+
+
+def open_file(process: int, descriptor: int) -> str:
+    """Return what a descriptor of another process is, or "" if it is closed."""
+    try:
+        return os.readlink(f"/proc/{process}/fd/{descriptor}")
+    except FileNotFoundError:
+        return ""
+
+
+def test_processes_on_one_socket(mail_db: Path) -> None:
+    """howto-processes: when one has been told to stop, the other has the new clients, and the old go on to QUIT."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        port = listener.getsockname()[1]
+        command = [sys.executable, "-c", SYSTEMD, str(listener.fileno()), sys.executable, "systemd_sockets.py"]
+        old = stack.enter_context(process(mail_db, *command, pass_fds=[listener.fileno()]))
+        client = stack.enter_context(client_of(port))
+        client.dele(2)
+        shared = open_file(old.pid, 3)
+        old.terminate()
+        wait_until(lambda: open_file(old.pid, 3) != shared)
+        with process(mail_db, *command, pass_fds=[listener.fileno()]):
+            with pytest.raises(poplib.error_proto, match="IN-USE"), client_of(port):
+                pass
+            client.quit()
+            assert old.wait(PATIENCE) == 0
+            with client_of(port) as new:
+                assert new.stat()[0] == 2
+
+
+@pytest.mark.parametrize("namespace", [[], ["--map-root-user", "--pid", "--fork", "--kill-child"]], ids=["", "as 1"])
+def test_sigterm_drains(mail_db: Path, namespace: list[str]) -> None:
+    """howto-processes: after SIGTERM clients are refused, and a session goes on to QUIT; so too with process 1."""
+    prefix = ["unshare", *namespace] if namespace else []
+    if namespace and subprocess.run([*prefix, "true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("this takes a PID namespace")
+    with process(mail_db, *prefix, sys.executable, "one_of_many.py") as server:
+        port = port_of(server)
+        pid = int(Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()) if namespace else server.pid
+
+        def is_refused() -> bool:
+            with socket.socket() as sock:
+                return sock.connect_ex(("127.0.0.1", port)) != 0
+
+        with client_of(port) as client:
+            os.kill(pid, signal.SIGTERM)
+            wait_until(is_refused)
+            client.dele(2)
+            client.quit()
+        assert server.wait(PATIENCE) == 0
+    with process(mail_db, sys.executable, "mail_in_sqlite.py") as server, client_of(port_of(server)) as client:
+        assert client.stat()[0] == 2
+
+
+def test_the_units(tmp_path: Path) -> None:
+    """howto-systemd, howto-processes: systemd finds no fault with the units."""
+    need(shutil.which("systemd-analyze"), "systemd")
+    for name in ("popart.socket", "popart.service", "popart@.service"):
+        text = (EXAMPLES / name).read_text("utf-8").replace("/opt/mail/.venv/bin/python", sys.executable)
+        (tmp_path / name).write_text(text, "utf-8")
+    verify = ["systemd-analyze", "verify", "--man=no"]
+    assert run(tmp_path, *verify, "./popart.socket", "./popart.service") == ""
+    (tmp_path / "popart.service").unlink()
+    shown = follow_tutorial.blocks(DOCS / "howto-processes.rst")
+    (addition,) = (block.text for block in shown if block.text.startswith("Service="))
+    text = (tmp_path / "popart.socket").read_text("utf-8").replace("[Socket]\n", "[Socket]\n" + addition)
+    (tmp_path / "popart.socket").write_text(text, "utf-8")
+    assert run(tmp_path, *verify, "./popart.socket", "./popart@1.service") == ""
 
 
 def test_behind_haproxy(mail_db: Path) -> None:

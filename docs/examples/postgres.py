@@ -22,7 +22,6 @@ import secrets
 import signal
 import ssl
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -247,35 +246,6 @@ class MessageReader:
 # 4. The program.
 
 
-class MailServer(popart.Server):
-    """A server that can let its clients come to their end."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.connections = 0
-        self.changed = threading.Condition()
-        super().__init__(*arguments, **options)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self.changed:
-            self.connections += 1
-        super().process_request(request, client_address)
-
-    def close_request(self, request: Any) -> None:
-        super().close_request(request)
-        with self.changed:
-            self.connections -= 1
-            self.changed.notify_all()
-
-    def drain(self, seconds: float) -> None:
-        """Refuse new clients, so that a proxy sends them elsewhere, and wait for those that are here."""
-        with contextlib.suppress(OSError):  # BlockingIOError, when nobody is left in the queue that closing resets
-            while True:
-                self.process_request(*self.get_request())
-        self.socket.close()
-        with self.changed:
-            self.changed.wait_for(lambda: not self.connections, seconds)
-
-
 def serve(options: argparse.Namespace, handler_class: type[MailHandler] = MailHandler) -> None:
     context = None
     if options.certfile:
@@ -283,7 +253,7 @@ def serve(options: argparse.Namespace, handler_class: type[MailHandler] = MailHa
         context.load_cert_chain(options.certfile, options.keyfile)
     with open_pool(options.dsn, options.pool_size, options.dead_after) as pool:
         pool.wait()
-        server = MailServer(
+        server = popart.Server(
             (options.host, options.port),
             lambda peer: handler_class(pool, peer),
             ssl_context=context,

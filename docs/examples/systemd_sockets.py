@@ -24,3 +24,4 @@ if __name__ == "__main__":
     with popart.Server.from_socket(listener, lambda peer: SQLiteHandler()) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
         server.serve_forever()
+        server.drain(30)

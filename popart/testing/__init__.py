@@ -287,7 +287,7 @@ class _MemoryHandler(Handler, SupportsClose):
 
     def _authenticate_certificate(self, identity: str, certificate: Mapping[str, Any]) -> None:
         (name,) = (value for ((key, value),) in certificate["subject"] if key == "commonName")
-        self._authenticate(identity or name, lambda _: identity in ("", name))
+        self._authenticate(name, lambda _: identity in ("", name))
 
     def _get_scram_credentials(self, username: str) -> ScramCredentials:
         return _scram_credentials(self._authenticate(username, lambda _: True))
