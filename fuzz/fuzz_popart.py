@@ -2,7 +2,7 @@
 
 Run it by hand from the top of the checkout, on a Python that atheris supports (3.11 is one), with libFuzzer's options::
 
-    pip install atheris
+    pip install atheris scramp
     python3 fuzz/fuzz_popart.py -max_total_time=60
     python3 fuzz/fuzz_popart.py crash-0123456789             runs once more what was found
 
@@ -29,13 +29,16 @@ with atheris.instrument_imports(include=["popart"]):
     from popart.session import Session
     from popart.wire import MAX_AUTH_LINE, MAX_REPLY_LINE, LineReader, encode_message
 
-STATUS = re.compile(rb"(\+OK|-ERR)[ -~]*\r\n")
+STATUS = re.compile(rb"(\+OK|-ERR)[ -~]*\r\n|\+ [A-Za-z0-9+/]*={0,2}\r\n")
 LINES = re.compile(rb"((?!\.\r)[ -~]*\r\n)*\.\r\n")
 WORDS = (
     b"USER a\r\nPASS b\r\n|USER |PASS |APOP a 0123456789abcdef0123456789abcdef\r\n|STAT\r\n|LIST\r\n|LIST |UIDL\r\n|"
     b"UIDL |RETR 1\r\n|RETR |TOP 1 1\r\n|TOP |DELE 1\r\n|DELE |RSET\r\n|NOOP\r\n|CAPA\r\n|QUIT|QUIT\r\n|\r\n|\n|\r| |"
+    b"AUTH |AUTH\r\n|PLAIN |PLAIN\r\n|AGEAYg==\r\n|LOGIN\r\n|YQ==\r\n|XOAUTH2 |dXNlcj1hAWF1dGg9QmVhcmVyIGIBAQ==\r\n|"
+    b"OAUTHBEARER |bixhPWEsAWF1dGg9QmVhcmVyIGIBAQ==\r\n|SCRAM-SHA-256 |biwsbj1hLHI9Yg==\r\n|EXTERNAL |=|*\r\n|"
     b"0|2|3|9|\0|\xff|" + b"x" * 1000
 ).split(b"|")
+CREDENTIALS = popart.ScramCredentials(bytes(16), 4096, bytes(32), bytes(32))
 
 
 def cut(octets: bytes, lengths: bytes) -> Iterator[bytes]:
@@ -87,7 +90,7 @@ def decode(pieces: Iterable[bytes]) -> bytes:
 def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
     """Each line has one well-formed reply, nothing is raised, locks are released, only QUIT deletes."""
 
-    def authenticate(username: str, secret: str) -> None:
+    def authenticate(username: str, secret: object) -> None:
         if username != "a":
             raise popart.ReportableError(f"there is no {username}")
 
@@ -96,6 +99,10 @@ def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
     handler = SimpleNamespace(
         authenticate_pass=authenticate,
         authenticate_apop=authenticate,
+        authenticate_token=authenticate,
+        authenticate_certificate=authenticate,
+        get_scram_credentials=lambda username: CREDENTIALS,
+        allow_sasl_login=True,
         lock_maildrop=lambda: calls.update(["lock"]),
         get_message_count=lambda: 2,
         get_message_size=lambda number: number,
@@ -105,7 +112,10 @@ def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
         unlock_maildrop=lambda: calls.update(["unlock"]),
         handle_session_error=errors.append,
     )
-    session = Session(handler, implementation="x", expire="0 USER", banner="<1.2@x>", max_bad_commands=50)
+    certificate = {"subject": ()}
+    session = Session(
+        handler, implementation="x", expire="0 USER", banner="<1.2@x>", certificate=certificate, max_bad_commands=50
+    )
     for line in read_lines(cut(octets, lengths)):
         reply = session.respond(line)
         head = reply.head()

@@ -16,7 +16,7 @@ SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in R
 
 LAYERS = [{"errors"}, {"handler", "proxy", "wire"}, {"sasl"}, {"session"}, {"server"}, {"testing"}, {"__init__"}]
 
-EXTRAS = {"testing": {"pytest", "trustme"}, "sasl": {"scramp"}}
+EXTRAS = {"testing": {"pytest", "scramp", "trustme"}, "sasl": {"scramp"}}
 """What a module may use where it is installed."""
 
 
@@ -65,10 +65,10 @@ def test_silent(module: str) -> None:
 
 
 def test_commands_are_those_declared() -> None:
-    """Each command of RFC 1939 and CAPA is in the table, in the states in which it may be given, and no other is."""
-    anywhere = {b"CAPA", b"NOOP", b"QUIT"}
+    """Each command of RFC 1939, 2449, 5034 and 6856 is in the table, in its states, and no other is."""
+    anywhere = {b"CAPA", b"LANG", b"NOOP", b"QUIT"}
     assert {state: set(commands) for state, commands in COMMANDS.items()} == {
-        State.AUTHORIZATION: anywhere | {b"USER", b"PASS", b"APOP"},
+        State.AUTHORIZATION: anywhere | {b"USER", b"PASS", b"APOP", b"AUTH", b"UTF8"},
         State.TRANSACTION: anywhere | {b"STAT", b"LIST", b"RETR", b"DELE", b"RSET", b"TOP", b"UIDL"},
     }
 

@@ -107,6 +107,33 @@ def test_marker(run: Run) -> None:
     result.assert_outcomes(passed=3)
 
 
+def test_marker_for_mechanisms(run: Run) -> None:
+    """The mechanisms of AUTH are asked for in the marker as well."""
+    result = run(
+        """
+        import poplib
+        import ssl
+
+        import pytest
+
+        @pytest.mark.pop3(tokens={"alice": "ya29.x"}, scram=True)
+        def test_plain(pop3_server):
+            client = poplib.POP3(pop3_server.host, pop3_server.port, timeout=10)
+            assert client.capa()["SASL"] == ["SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2", "PLAIN"]
+            client.quit()
+
+        @pytest.mark.pop3(client_certificates=True)
+        def test_tls(pop3s_server):
+            context = ssl.create_default_context(cafile=pop3s_server.ca_file)
+            context.load_cert_chain(pop3s_server.client_certificate("alice"))
+            client = poplib.POP3_SSL(pop3s_server.host, pop3s_server.port, timeout=10, context=context)
+            assert client.capa()["SASL"] == ["EXTERNAL", "PLAIN"]
+            client.quit()
+        """
+    )
+    result.assert_outcomes(passed=2)
+
+
 def test_bad_marker(run: Run) -> None:
     """A marker with an argument that MailServer does not take is an error of the test."""
     result = run(

@@ -190,10 +190,10 @@ class TestCommands:
             status, *capabilities = ask(session, b"CAPA")[0].decode().split("\r\n")
             assert status.startswith("+OK")
             assert capabilities[:6] == ["TOP", "UIDL", "USER", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
-            assert capabilities[6:] == [f"EXPIRE {shown}", "IMPLEMENTATION popart 1.0", ".", ""]
+            assert capabilities[6:] == ["SASL PLAIN", f"EXPIRE {shown}", "IMPLEMENTATION popart 1.0", ".", ""]
             ask(session, *SIGN_IN)
 
-    @each("line", [b"USER alice", b"PASS secret", APOP])
+    @each("line", [b"USER alice", b"PASS secret", APOP, b"AUTH", b"AUTH PLAIN"])
     def test_signed_in_already(self, line: bytes) -> None:
         """The commands that sign in are refused in the TRANSACTION state (RFC 1939 sections 3 and 7)."""
         session = begin(MemoryHandler(Mail()), banner=BANNER)

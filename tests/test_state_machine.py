@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ PASSWORD = "a secret "
 MAX_BAD_COMMANDS = 6
 MAX_FAILED_LOGINS = 3
 MAX_LINE = 1024
+MAX_AUTH_LINE = 12_288
 CAPABILITIES = {b"TOP", b"UIDL", b"USER", b"PIPELINING", b"RESP-CODES", b"AUTH-RESP-CODE", b"IMPLEMENTATION popart"}
 
 MESSAGES = [
@@ -45,7 +47,18 @@ MESSAGES = [
 NUMBERS = b"1|2|3|4".split(b"|")
 OTHER_NUMBERS = b"0|01|5|9999999999".split(b"|")
 NO_NUMBERS = b"+1|-1|1_0| 1|1 |1 2|x|\xff|\xef\xbc\x91|\0|11111111111|{900}".split(b"|")
+RIGHT, *WRONG = map(
+    b64encode, [b"\0alice\0a secret ", b"\0alice\0x", b"\0bob\0a secret ", b"bob\0alice\0a secret ", b"b\0\xff\0"]
+)
+NO_RESPONSES = [
+    *map(b64encode, [b"alice", b"\0alice", b"\0alice\0", b"\0\0x", b"\0\0\0", b"\0a\n\0x", b"\0\xff\0x", b"\0a\0\xff"]),
+    *[RIGHT[:-1], RIGHT + b"=", b"!" + RIGHT, b"=" + RIGHT, RIGHT + b" ", b"***", b"\xff", b"{12280}", b"{13000}"],
+]
 SIGN_INS = [
+    *[b"AUTH PLAIN " + RIGHT, b"auth plain\r\n" + RIGHT, b"AUTH PLAIN " + b64encode(b"alice\0alice\0a secret ")] * 2,
+    *[b"AUTH PLAIN \r\n*\r\nAUTH\r\nAUTH PLAIN\r\n" + RIGHT, b"USER alice\r\nAUTH PLAIN\r\n*\r\nPASS a secret "],
+    *[b"AUTH PLAIN " + response for response in WRONG],
+    *[b"AUTH PLAIN\n" + response for response in WRONG],
     *[b"USER alice\r\nPASS a secret "] * 12,
     *[b"APOP alice " + digest.encode() for digest in (DIGEST, DIGEST.upper(), DIGEST[::-1])],
     *[b"user bob\nPass a secret ", b"USER alice\r\nPASS a secret", b"USER alice\nPASS  a secret ", b"NOOP"],
@@ -68,6 +81,9 @@ BAD = [
     *b"TOP|RETR|DELE |STAT x|RSET x|NOOP x|QUIT x|CAPA x| NOOP|NOOP\t|NOOP\r|\rNOOP|NO\rOP|NOOP\0".split(b"|"),
     *b"USER|USER |USER \xff|USER a b|USER a\0b|PASS|PASS |PASS \xff|PASS x|APOP|APOP alice|APOP alice 0123".split(b"|"),
     *[b"APOP  " + DIGEST.encode(), b"APOP alice " + b"g" * 32],
+    *b"AUTH|AUTH |AUTH X|AUTH PLAIN|AUTH PLAIN =|AUTH PLAIN *|AUTH PLAIN {12277}|AUTH PLAIN {12278}".split(b"|"),
+    *[b"AUTH PLAIN\n" + response for response in NO_RESPONSES],
+    *[b"AUTH PLAIN " + response for response in NO_RESPONSES],
     *b"| |\r|\0|\xff\xfe|XYZZY|LAST|STLS|\xc5\xbftat|GET / HTTP/1.1|\x16\x03\x01\x02\0".split(b"|"),
     *[b"USER {%d}" % length for length in (MAX_LINE - 5, MAX_LINE - 4, 12_288, 12_289, 13_000, 40_000)],
 ]
@@ -99,6 +115,7 @@ class Answer:
     """All further octets; of a list of capabilities, only what must be among them."""
 
 
+BASE64 = re.compile(rb"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 OK = r"\+OK .+"
 ERR = r"-ERR [^\[].*"
 
@@ -128,6 +145,7 @@ class ModelSession:
     deleted: set[int] = field(default_factory=set)
     bad_commands: int = 0
     failed_logins: int = 0
+    challenged: bool = False
 
     def answer_all(self, octets: bytes) -> Iterator[Answer]:
         """Answer lines for as long as the session lasts."""
@@ -138,7 +156,11 @@ class ModelSession:
     def answer(self, line: bytes) -> Answer:
         """Answer a line, and count those in a row that are unknown, malformed or misplaced."""
         answer = self.run(line)
-        self.bad_commands = 0 if answer else self.bad_commands + 1
+        if answer is None:
+            self.bad_commands += 1
+            self.name = None
+        elif not self.challenged:
+            self.bad_commands = 0
         if self.bad_commands == MAX_BAD_COMMANDS:
             self.reach_limit()
         return answer or Answer(ERR)
@@ -148,11 +170,14 @@ class ModelSession:
         self.maildrop.limits_reached += 1
 
     def run(self, line: bytes) -> Answer | None:
+        if self.challenged:
+            self.challenged = False
+            return self.authenticate(line)
         if line.startswith((b"\x16\x03", b"GET / HTTP/")):
             self.over = True
-        if len(line) > MAX_LINE or b"\0" in line:
-            return None
         keyword, _, octets = line.partition(b" ")
+        if len(line) > (MAX_AUTH_LINE if keyword.upper() == b"AUTH" else MAX_LINE) or b"\0" in line:
+            return None
         try:
             rest = octets.decode()
         except UnicodeDecodeError:
@@ -160,7 +185,7 @@ class ModelSession:
         messages = {n: message for n, message in enumerate(self.maildrop.messages, 1) if n not in self.deleted}
         match keyword.upper(), bool(rest), self.signed_in:
             case b"CAPA", False, _:
-                return Answer(OK, CAPABILITIES | {b"EXPIRE 7" if self.signed_in else b"EXPIRE 7 USER"})
+                return Answer(OK, CAPABILITIES | {b"SASL PLAIN", b"EXPIRE 7" if self.signed_in else b"EXPIRE 7 USER"})
             case b"NOOP", False, _:
                 return Answer(OK)
             case b"QUIT", False, _:
@@ -173,6 +198,15 @@ class ModelSession:
                 return self.sign_in((name, rest) == ("alice", PASSWORD))
             case b"APOP", True, False if self.with_apop and re.fullmatch("[^ ]+ [0-9A-Fa-f]{32}", rest):
                 return self.sign_in(rest.lower() == f"alice {DIGEST}")
+            case b"AUTH", False, False:
+                return Answer(OK, b"PLAIN\r\n.\r\n")
+            case b"AUTH", True, False if rest.upper() in ("PLAIN", "PLAIN "):
+                self.challenged = True
+                self.name = None
+                return Answer(r"\+ ")
+            case b"AUTH", True, False if rest.upper().startswith("PLAIN "):
+                self.name = None
+                return self.authenticate(b"" if rest[6:] == "=" else rest[6:].encode())
             case b"STAT", False, True:
                 return Answer(rf"\+OK {len(messages)} {sum(map(size, messages.values()))}")
             case b"RSET", False, True:
@@ -194,6 +228,22 @@ class ModelSession:
                 number, _, lines = rest.partition(" ")
                 return self.find(number, messages, lambda n: self.top(messages[n], lines))
         return None
+
+    def authenticate(self, response: bytes) -> Answer | None:
+        if len(response) > MAX_AUTH_LINE or not BASE64.fullmatch(response):
+            return None
+        identity, *name_and_password = b64decode(response).split(b"\0")
+        if len(name_and_password) != 2:
+            return None
+        if identity not in (b"", name_and_password[0]):
+            return self.sign_in(False)
+        try:
+            name, password = [octets.decode() for octets in name_and_password]
+        except UnicodeDecodeError:
+            return None
+        if not (name and password) or re.search(r"[\r\n]", name + password):
+            return None
+        return self.sign_in((name, password) == ("alice", PASSWORD))
 
     def sign_in(self, welcome: bool) -> Answer:
         if not welcome:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage, Message
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scramp  # type: ignore[import-untyped]
+import trustme
 
 import popart
 from popart.testing import Maildrop, MailServer
@@ -33,19 +36,22 @@ MESSAGE = b"Subject: x\r\n\r\nhello\r\n.dot\r\n"
 ON_THE_WIRE = b"Subject: x\r\n\r\nhello\r\n..dot\r\n"
 
 
-def dial(server: MailServer) -> socket.socket:
+def dial(server: MailServer, certificate: str | None = None) -> socket.socket:
     """Connect, over TLS where the server speaks it."""
     raw = socket.create_connection((server.host, server.port), PATIENCE)
     if not server.url.startswith("pop3s:"):
         return raw
     assert server.ca_file is not None
-    return ssl.create_default_context(cafile=server.ca_file).wrap_socket(raw, server_hostname=server.host)
+    context = ssl.create_default_context(cafile=server.ca_file)
+    if certificate is not None:
+        context.load_cert_chain(certificate)
+    return context.wrap_socket(raw, server_hostname=server.host)
 
 
 @contextmanager
-def connected(server: MailServer) -> Iterator[Client]:
+def connected(server: MailServer, certificate: str | None = None) -> Iterator[Client]:
     """Connect a raw client and read the greeting."""
-    with dial(server) as sock:
+    with dial(server, certificate) as sock:
         client = Client(sock)
         try:
             assert client.line().startswith(b"+OK")
@@ -245,6 +251,209 @@ def test_maildrop_lock() -> None:
             client.sign_in()
 
 
+# Modern sign-in.
+
+
+def answer(client: Client, response: bytes) -> bytes:
+    """Send a response and return what is answered: a challenge's octets, or another line."""
+    line = client.ask(b64encode(response))
+    return b64decode(line[2:-2], validate=True) if line.startswith(b"+ ") else line
+
+
+def sign_in_by_scram(client: Client, username: str = "alice", password: str = "secret") -> bytes:
+    """Do as scramp's client does."""
+    scram = scramp.ScramClient(["SCRAM-SHA-256"], username, password)
+    assert client.ask(b"AUTH SCRAM-SHA-256") == b"+ \r\n"
+    scram.set_server_first(answer(client, scram.get_client_first().encode()).decode())
+    final = answer(client, scram.get_client_final().encode())
+    if final.startswith(b"-ERR"):
+        return final
+    scram.set_server_final(final.decode())
+    return answer(client, b"")
+
+
+def offered(client: Client) -> list[str]:
+    client.send(b"CAPA\r\n")
+    (found,) = re.findall(r"\r\nSASL (.*)\r\n", client.lines().decode())
+    return found.split()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("options", "mechanisms"),
+    [
+        ({}, "PLAIN"),
+        ({"scram": True}, "SCRAM-SHA-256 PLAIN"),
+        ({"tokens": {"alice": "ya29.x"}}, "OAUTHBEARER XOAUTH2 PLAIN"),
+        ({"tokens": {}}, "OAUTHBEARER XOAUTH2 PLAIN"),
+        ({"login": True}, "PLAIN LOGIN"),
+        ({"tls": True}, "PLAIN"),
+        ({"tls": True, "client_certificates": True}, "EXTERNAL PLAIN"),
+        (
+            {"tokens": {}, "scram": True, "login": True, "tls": True, "client_certificates": True},
+            "EXTERNAL SCRAM-SHA-256 OAUTHBEARER XOAUTH2 PLAIN LOGIN",
+        ),
+    ],
+)
+def test_mechanisms(options: dict[str, Any], mechanisms: str) -> None:
+    """A server offers the mechanisms that it was asked for; EXTERNAL only to those who present a certificate."""
+    with MailServer(**options) as server:
+        certificate = server.client_certificate("alice") if "client_certificates" in options else None
+        with connected(server, certificate) as client:
+            assert offered(client) == mechanisms.split()
+        with connected(server) as client:
+            assert offered(client) == mechanisms.removeprefix("EXTERNAL ").split()
+
+
+def test_no_external_unasked(authority: trustme.CA) -> None:
+    """A certificate is no way to sign in where nobody asked for it, whatever the server's TLS makes of it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    clients = ssl.create_default_context()
+    authority.configure_trust(clients)
+    authority.issue_cert(common_name="alice").configure_cert(clients)
+    with MailServer(ssl_context=context) as server, socket.create_connection((server.host, server.port)) as raw:
+        client = Client(clients.wrap_socket(raw, server_hostname="localhost"))
+        client.line()
+        assert offered(client) == ["PLAIN"]
+        client.close()
+
+
+ALL_OPTIONS: dict[str, Any] = {"tokens": {"alice": "ya29.x"}, "login": True}
+RESPONSES = {
+    "PLAIN": [b"\0alice\0secret"],
+    "LOGIN": [b"alice", b"secret"],
+    "OAUTHBEARER": [b"n,a=alice,\x01auth=Bearer ya29.x\x01\x01"],
+    "XOAUTH2": [b"user=alice\x01auth=Bearer ya29.x\x01\x01"],
+}
+
+
+@pytest.mark.parametrize("mechanism", RESPONSES)
+@pytest.mark.parametrize("initial", [True, False])
+def test_auth(mechanism: str, initial: bool) -> None:
+    """A client signs in by AUTH and sees its mail; what it sent is recorded without its responses."""
+    first, *more = RESPONSES[mechanism]
+    with MailServer(**ALL_OPTIONS) as server:
+        server.deliver("alice", MESSAGE)
+        with connected(server) as client:
+            if initial:
+                line = client.ask(b"AUTH %b %b" % (mechanism.encode(), b64encode(first)))
+            else:
+                assert client.ask(b"AUTH " + mechanism.encode()).startswith(b"+ ")
+                line = client.ask(b64encode(first))
+            for response in more:
+                assert line == b"+ UGFzc3dvcmQ6\r\n"
+                line = client.ask(b64encode(response))
+            assert line.startswith(b"+OK")
+            assert client.ask(b"STAT") == b"+OK 1 %d\r\n" % len(MESSAGE)
+    begin = [("", "AUTH", mechanism, "***")] if initial else [("", "AUTH", mechanism), ("", "***")]
+    assert server.commands == [*begin, *[("", "***") for _ in more], ("alice", "STAT")]
+
+
+def test_scram() -> None:
+    """A client that never sends its password signs in with it, and the server proves that it knows it as well."""
+    with MailServer({"alice": "secret", "zo\xeb": "\u2168"}, scram=True) as server:
+        with connected(server) as client:
+            assert sign_in_by_scram(client).startswith(b"+OK")
+            client.ask(b"QUIT")
+        assert server.commands == [
+            ("", "AUTH", "SCRAM-SHA-256"), ("", "***"), ("alice", "***"), ("alice", "***"), ("alice", "QUIT"),
+        ]  # fmt: skip
+        with connected(server) as client:
+            assert sign_in_by_scram(client, "zo\xeb", "IX").startswith(b"+OK")  # SASLprep makes it that
+            client.ask(b"QUIT")
+    assert server.errors == []
+
+
+def test_scram_refuses() -> None:
+    """A wrong password and a wrong name read the same; a new password counts at once, and the salt stays."""
+    with MailServer(scram=True, max_failed_logins=None) as server, connected(server) as client:
+        for username, password in (("alice", "wrong"), ("nobody", "secret")):
+            assert sign_in_by_scram(client, username, password) == b"-ERR [AUTH] wrong name or password\r\n"
+        salts = set()
+        for _ in range(2):
+            client.ask(b"AUTH SCRAM-SHA-256")
+            salts.add(answer(client, b"n,,n=alice,r=x").split(b",")[1])
+            assert client.ask(b"*").startswith(b"-ERR")
+        assert len(salts) == 1
+        server.users["alice"] = "new"
+        assert sign_in_by_scram(client, "alice", "new").startswith(b"+OK")
+
+
+@pytest.mark.parametrize("mechanism", ["OAUTHBEARER", "XOAUTH2"])
+def test_expired_token(mechanism: str) -> None:
+    """A token that is not the user's any more is refused as both mechanisms demand; a fresh one lets in."""
+    with MailServer(tokens={"alice": "ya29.y"}) as server, connected(server) as client:
+        client.ask(b"AUTH " + mechanism.encode())
+        assert b'"status"' in answer(client, RESPONSES[mechanism][0])
+        assert answer(client, b"\x01") == b"-ERR [AUTH] wrong name or password\r\n"
+        server.tokens["alice"] = "ya29.x"
+        client.ask(b"AUTH " + mechanism.encode())
+        assert answer(client, RESPONSES[mechanism][0]).startswith(b"+OK")
+
+
+@pytest.mark.parametrize("name", [b"bob", b"carol"])
+def test_token_of_another_user(name: bytes) -> None:
+    """A token is good for its own user, who must be one of the server's."""
+    with MailServer({"alice": "x", "bob": "x"}, tokens={"alice": "ya29.x", "carol": "ya29.x"}) as server:
+        with connected(server) as client:
+            client.ask(b"AUTH XOAUTH2")
+            assert b'"status"' in answer(client, RESPONSES["XOAUTH2"][0].replace(b"alice", name))
+            assert answer(client, b"").startswith(b"-ERR [AUTH]")
+
+
+@pytest.mark.parametrize("identity", ["", "zo\xeb x"])
+def test_client_certificate(identity: str) -> None:
+    """A certificate that the server made signs its user in, whether the client says who that is or not."""
+    users = {"alice": "secret", "zo\xeb x": "secret"}
+    with MailServer(users, tls=True, client_certificates=True) as server:
+        path = server.client_certificate("zo\xeb x")
+        with connected(server, path) as client:
+            client.ask(b"AUTH EXTERNAL")
+            assert answer(client, identity.encode()).startswith(b"+OK")
+            client.ask(b"NOOP")
+        assert server.commands[-1] == ("zo\xeb x", "NOOP")
+        assert path != server.client_certificate("alice")
+    assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize("identity", [b"", b"alice", b"bob"])
+def test_certificate_of_another_user(identity: bytes) -> None:
+    """Nobody signs in as somebody else by it, nor once they are a user no more."""
+    with MailServer({"alice": "x", "bob": "x"}, tls=True, client_certificates=True) as server:
+        with connected(server, server.client_certificate("bob")) as client:
+            del server.users["bob"]
+            client.ask(b"AUTH EXTERNAL")
+            assert answer(client, identity) == b"-ERR [AUTH] wrong name or password\r\n"
+
+
+def test_no_client_certificate() -> None:
+    """Who asks for a certificate where there is none is told why."""
+    with pytest.raises(ValueError, match="tls=True"):
+        MailServer(client_certificates=True)
+    with MailServer(tls=True) as without, pytest.raises(RuntimeError, match="client_certificates=True"):
+        without.client_certificate("alice")
+    server = MailServer({"alice": "x", "x" * 65: "x"}, tls=True, client_certificates=True)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="block"):
+            server.client_certificate("alice")
+        with server:
+            assert server.client_certificate("alice")
+            with pytest.raises(KeyError, match="bob"):
+                server.client_certificate("bob")
+            with pytest.raises(ValueError):
+                server.client_certificate("x" * 65)
+
+
+def test_one_lock_for_all() -> None:
+    """Whoever is signed in by AUTH holds the maildrop as one who gave a password does."""
+    with MailServer() as server, connected(server) as first, connected(server) as second:
+        line = b"AUTH PLAIN " + b64encode(b"\0alice\0secret")
+        assert first.ask(line).startswith(b"+OK")
+        assert second.ask(line).startswith(b"-ERR [IN-USE] ")
+
+
 # Watching.
 
 
@@ -268,6 +477,10 @@ def test_maildrop_lock() -> None:
         (b"APOP alice 01 23", ("APOP", "alice", "***")),
         (b"AUTH PLAIN AGFsaWNlAHNlY3JldA==", ("AUTH", "PLAIN", "***")),
         (b"AUTH", ("AUTH",)),
+        (b"auth plain", ("AUTH", "plain")),
+        (b"AUTH PLAIN =", ("AUTH", "PLAIN", "***")),
+        (b"AUTH PLAIN AGFs aWNl", ("AUTH", "PLAIN", "***")),
+        (b"AUTH  AGFsaWNl", ("AUTH", "", "***")),
     ],
 )
 def test_command_recorded(line: bytes, recorded: tuple[str, ...]) -> None:
@@ -300,6 +513,15 @@ def test_commands_in_order() -> None:
         ("bob", "USER", "eve"),
         ("bob", "STAT"),
     ]
+
+
+def test_lines_of_an_exchange() -> None:
+    """Whatever a client sends while a challenge is pending is recorded as a response, and as a command after it."""
+    with MailServer() as server, connected(server) as client:
+        for line in (b"PASS secret", b"*", b"", b"c2VjcmV0", b"s\xff", b"QUIT", b"x" * 20_000):
+            assert client.ask(b"AUTH PLAIN") == b"+ \r\n"
+            assert client.ask(line).startswith(b"-ERR")
+    assert server.commands == [("", "AUTH", "PLAIN"), ("", "***")] * 7
 
 
 def test_errors() -> None:
@@ -432,6 +654,60 @@ def test_sign_in_faults(ask: Callable[..., None], answer: bytes, username: str |
             client.ask(b"USER alice")
             assert client.ask(b"PASS secret") == answer
             client.sign_in()
+
+
+@pytest.mark.parametrize("mechanism", [*RESPONSES, "EXTERNAL", "SCRAM-SHA-256"])
+@pytest.mark.parametrize("code", ["AUTH", "LOGIN-DELAY"])
+def test_sign_in_faults_of_auth(mechanism: str, code: str) -> None:
+    """The same by any mechanism, in the words that were asked for; but SCRAM has one text for a wrong password."""
+    options = {**ALL_OPTIONS, "scram": True, "tls": True, "client_certificates": True}
+    with MailServer({"alice": "secret", "bob": "secret"}, **options) as server:
+        server.refuse_sign_in("try later", code=code, username="alice")
+        server.refuse_sign_in(username="bob")
+        server.lock_maildrop(username="alice")
+        answers = []
+        with connected(server, server.client_certificate("alice")) as client:
+            for _ in range(3):
+                if mechanism == "SCRAM-SHA-256" and (answers or code == "AUTH"):
+                    answers.append(sign_in_by_scram(client))
+                    continue
+                client.ask(b"AUTH " + mechanism.encode())
+                for response in RESPONSES.get(mechanism, [b"n,,n=alice,r=x" if "SCRAM" in mechanism else b"alice"]):
+                    line = answer(client, response)
+                answers.append(answer(client, b"") if line.startswith(b"{") else line)
+    refusal = "wrong name or password" if (mechanism, code) == ("SCRAM-SHA-256", "AUTH") else "try later"
+    assert answers[0] == f"-ERR [{code}] {refusal}\r\n".encode()
+    assert answers[1] == b"-ERR [IN-USE] another session has the maildrop\r\n"
+    assert answers[2].startswith(b"+OK")
+
+
+def test_faults_of_the_command() -> None:
+    """AUTH fails on demand in place of its challenge, is answered late, or never; each mechanism by itself."""
+    with MailServer(**ALL_OPTIONS) as server:
+        server.fail("AUTH", code="SYS/TEMP")
+        server.fail("AUTH XOAUTH2", "not today")
+        server.delay("AUTH LOGIN", 0.2)
+        server.drop("AUTH PLAIN")
+        with connected(server) as client:
+            assert client.ask(b"AUTH PLAIN") == b"-ERR [SYS/TEMP] failed on demand\r\n"
+            assert client.ask(b"AUTH XOAUTH2 " + b64encode(RESPONSES["XOAUTH2"][0])) == b"-ERR not today\r\n"
+            begin = time.monotonic()
+            assert client.ask(b"AUTH LOGIN").startswith(b"+ ")
+            assert time.monotonic() - begin >= 0.2
+            assert client.ask(b"*").startswith(b"-ERR")
+            client.send(b"AUTH PLAIN\r\n")
+            assert client.rest() == b""
+        with connected(server) as client:
+            client.ask(b"AUTH PLAIN")
+            assert answer(client, RESPONSES["PLAIN"][0]).startswith(b"+OK")
+
+
+def test_drop_after_a_challenge() -> None:
+    """With ``after=0`` the client reads the challenge, and then the connection ends."""
+    with MailServer() as server, connected(server) as client:
+        server.drop("AUTH", after=0)
+        client.send(b"AUTH PLAIN\r\n")
+        assert client.rest() == b"+ \r\n"
 
 
 def test_refusal_in_other_words() -> None:
@@ -734,6 +1010,15 @@ def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:
     with MailServer() as server:
         server.deliver("alice", MESSAGE)
         assert fetch_and_delete(server)
+
+
+def test_without_scramp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without scramp there is no SCRAM, and the error says what to install."""
+    monkeypatch.setitem(sys.modules, "scramp", None)
+    with pytest.raises(ImportError, match=r"scram=True needs scramp: pip install 'popart-pop3\[testing\]'"):
+        MailServer(scram=True).__enter__()
+    with MailServer() as server, pop(server):
+        pass
 
 
 def test_standard_library_alone() -> None:
