@@ -17,7 +17,7 @@ PANEL_GAP = 14
 MOST_FLOOR = 1.5
 """How much longer than the longest other bar the floor's may be."""
 
-_COLOURS = {"popart": "#c0392b", "popart x2": "#e08e84", FLOOR: "#b8bcc2"}
+_COLOURS = {"popart": "#c0392b", "popart pinned": "#d4695d", "popart x2": "#e08e84", FLOOR: "#b8bcc2"}
 _OTHER = "#5b7ea6"
 
 

@@ -99,7 +99,7 @@ class Harness:
         title = f"{IDLE[key]}, of {count:,}"
         for peer in self._able(tls):
             # An epoll loop in Python and a second process would show nothing more.
-            if peer.name in ("client ceiling", "popart x2"):
+            if peer.name in ("client ceiling", "popart pinned", "popart x2"):
                 continue
             number = min(count, peer.most_sessions)
             with self._failing(key, title, "KB", peer.name), self._running(peer, "small", tls) as server:
@@ -226,6 +226,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _candidates(options: argparse.Namespace) -> list[peers.Peer]:
     found: list[peers.Peer] = [
         peers.PythonPeer("popart", "popart_server.py"),
+        peers.PythonPeer("popart pinned", "popart_server.py", last=("--pin",)),
         peers.PythonPeer("popart x2", "popart_server.py", last=("--processes", "2")),
     ]
     if options.baseline:

@@ -590,6 +590,7 @@ class Maildrop:
         self._ask_id = ask_id
         self._unchecked_ids = ids
         self._ids = [""] * self._all_count  # "" where it is not known yet
+        self._asks = ids is None
         self._asked_ids: set[str] = set()
 
     @classmethod
@@ -667,7 +668,7 @@ class Maildrop:
         if self._unchecked_ids is not None:
             self._ids = _check_ids(self._unchecked_ids)
             self._unchecked_ids = None
-        for number in numbers:
+        for number in numbers if self._asks else ():
             if not self._ids[number - 1]:
                 (identifier,) = _check_ids([self._ask_id(number)])
                 if identifier in self._asked_ids:
@@ -715,12 +716,14 @@ def _check_numbers(values: Iterable[SupportsIndex], most: int, what: str) -> lis
     return numbers
 
 
-def _check_ids(ids: Iterable[str]) -> list[str]:
+def _check_ids(ids: list[str]) -> list[str]:
     # All at once, in C: ten times as fast as matching a pattern for each of 100,000 ids.
-    try:
-        plain = list(map(str.__str__, ids))  # a subclass could look one way here and another way on the wire
-    except TypeError:
-        raise HandlerError("a unique-id must be a str") from None
+    plain = ids
+    if set(map(type, ids)) - {str}:
+        try:
+            plain = list(map(str.__str__, ids))  # a subclass could look one way here and another way on the wire
+        except TypeError:
+            raise HandlerError("a unique-id must be a str") from None
     text = "".join(plain)
     if not (text.isascii() and text.isprintable() and " " not in text):
         raise HandlerError("a unique-id holds characters from '!' to '~' only")

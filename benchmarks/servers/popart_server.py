@@ -18,6 +18,7 @@ parser.add_argument("port", type=int)
 parser.add_argument("maildrop")
 parser.add_argument("--tls", metavar="PEM", help="a file with a certificate and its key")
 parser.add_argument("--processes", type=int, default=1)
+parser.add_argument("--pin", action="store_true", help="run on one processor, the last one")
 parser.add_argument("--popart", default=str(HERE.parent.parent), help="the directory that popart is imported from")
 arguments = parser.parse_args()
 sys.path[:0] = [arguments.popart, str(HERE.parent)]
@@ -77,6 +78,8 @@ class BenchmarkServer(popart.Server):
 
 
 def main() -> None:
+    if arguments.pin:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     context = None
     if arguments.tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
