@@ -161,6 +161,7 @@ class Handler(Protocol):
 class SupportsListing(Protocol):
     """A handler that knows its whole maildrop at once."""
 
+    @abstractmethod
     def list_messages(self) -> Iterable[tuple[int, str]]:
         """Yield the size and the unique-id of each message, message 1 first.
 
@@ -174,6 +175,7 @@ class SupportsListing(Protocol):
 class SupportsTop(Protocol):
     """A handler that can read the beginning of a message without opening all of it."""
 
+    @abstractmethod
     def get_top_reader(self, number: int, lines: int) -> MessageReader:
         """Open message *number* for TOP: its header, the blank line and the first *lines* lines of its body.
 
@@ -333,8 +335,9 @@ class SupportsMonitoring(Protocol):
 
         *verb* is a command that popart knows, in capitals, or ``""``.  *outcome* is how the answer began, ``"+OK"`` or
         ``"-ERR"``, or ``"lost"`` where it could not be given whole.  *octets* is the length of the answer as it is
-        on the wire, without TLS; *seconds* is the time from the command's arrival until the system had taken all of
-        the answer.  The steps of AUTH are one command.
+        on the wire, without TLS, and an upper bound if it was lost; *seconds* is the time from the command's turn
+        until the system had taken all of the answer.  The steps of AUTH are one command, the client's time for its
+        responses included.
 
         The answers to pipelined commands are sent one by one when somebody counts, and otherwise together.
         """

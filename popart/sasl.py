@@ -93,7 +93,7 @@ def scram_credentials(
         or *salt* has less than 12 octets.
     :raises ImportError: scramp is not installed.
     """
-    from scramp import ScramException, ScramMechanism  # type: ignore[import-untyped]
+    from scramp import ScramException, ScramMechanism
 
     if not password:
         raise ValueError("a password is not empty")

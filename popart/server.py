@@ -138,7 +138,7 @@ class Server(socketserver.ThreadingTCPServer):
     :raises ValueError: a *hostname*, *implementation* or *expire* that cannot stand on the wire, a *timeout* below
         `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
         *trusted_proxies* that are no networks, a listener that *require_tls* refuses, *reuse_port* where there is
-        no SO_REUSEPORT.
+        no SO_REUSEPORT, a limit that is no number.
     :raises OSError: the address cannot be bound.
     """
 
@@ -188,11 +188,20 @@ class Server(socketserver.ThreadingTCPServer):
         reuse_port: bool = False,
         bind_and_activate: bool = True,
     ) -> None:
+        if self.address_family == socket.AF_INET and not isinstance(server_address, tuple):
+            raise ValueError(f"server_address must be a host and a port, not {server_address!r}")
         if not callable(on_new_connection):
             raise ValueError(f"on_new_connection must be callable, not {on_new_connection!r}")
+        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
+            raise ValueError(f"ssl_context must be an SSLContext, not {ssl_context!r}")
         if ssl_context is not None and ssl_context.protocol == ssl.PROTOCOL_TLS_CLIENT:
             raise ValueError("ssl_context is one for clients; a server's is made with ssl.Purpose.CLIENT_AUTH")
-        if not self.minimum_timeout <= timeout <= MAX_TIMEOUT:
+        if isinstance(trusted_proxies, str):
+            raise ValueError(f"trusted_proxies must be several: [{trusted_proxies!r}]")
+        for limit in Server.__annotations__:  # which are the limits
+            if not isinstance(getattr(self, limit), (int, float, type(None))):
+                raise ValueError(f"{limit} must be a number or None, not {getattr(self, limit)!r}")
+        if not (isinstance(timeout, (int, float)) and self.minimum_timeout <= timeout <= MAX_TIMEOUT):
             raise ValueError(f"timeout must be {self.minimum_timeout} to {MAX_TIMEOUT} seconds, not {timeout!r}")
         if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
             raise ValueError("reuse_port needs SO_REUSEPORT, which this system does not have")
@@ -345,12 +354,14 @@ class Server(socketserver.ThreadingTCPServer):
             pass
 
     def _accept_one(self) -> bool:
-        """Accept a connection, or return False when none is left, or this one is lost."""
+        """Accept a connection, or return False when none is left, or none can be had now."""
         try:
             # A client may be gone before it is accepted, and then accept would wait for the next.  It is said anew each
             # time, as other processes that share the socket may say otherwise.
             self.socket.setblocking(False)
             request, client_address = self.get_request()
+        except ConnectionAbortedError:
+            return True  # this one is lost, and others may be waiting
         except OSError:
             return False
         try:
@@ -435,7 +446,7 @@ class Server(socketserver.ThreadingTCPServer):
             self.close_request(self._forget(request))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Learn, in an ``except`` block, of a failure that has no handler to tell: TLS, *on_new_connection*.
+        """Learn, in an ``except`` block, of a failure without a handler to tell: PROXY, TLS, *on_new_connection*.
 
         It does nothing; override it to log `sys.exc_info()`.
         """
@@ -455,8 +466,9 @@ class Server(socketserver.ThreadingTCPServer):
         """
         deadline = _deadline(timeout)
         self.shutdown()
-        while time.monotonic() < deadline and self._accept_one():
-            pass
+        for _ in range(self.request_queue_size):  # clients may go on coming
+            if time.monotonic() >= deadline or not self._accept_one():
+                break
         self._stopping = True  # serve_forever has nothing to serve any more
         self.socket.close()
         with self._lock:
@@ -759,7 +771,7 @@ class Connection(socketserver.StreamRequestHandler):
         """
         if reply.delay:
             self._flush()
-            self.server.closing.wait(min(reply.delay, self._login_deadline - time.monotonic()))
+            self.server.closing.wait(min(reply.delay, self._login_limit() - time.monotonic()))
         if reply.message is None:
             self._keep(reply.head())
             return
@@ -787,10 +799,15 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _next_deadline(self) -> float:
         """Return when the client's next step, a command or reading one write, must be done."""
-        deadline = _deadline(LINGER if self.server.grace_over else self.server.command_timeout)
-        if self._session is not None and self._session.state is State.AUTHORIZATION:
-            return min(deadline, self._login_deadline)
-        return deadline
+        return min(
+            _deadline(LINGER if self.server.grace_over else self.server.command_timeout),
+            self._login_limit(),
+        )
+
+    def _login_limit(self) -> float:
+        """Return when the AUTHORIZATION state must be over: never, when it is."""
+        in_time = self._session is None or self._session.state is State.TRANSACTION
+        return math.inf if in_time else self._login_deadline
 
     def _hang_up(self, complete: bool) -> None:
         """End the connection so that all that was sent arrives; over TLS with close_notify if it is *complete*."""

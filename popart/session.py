@@ -149,6 +149,7 @@ class Session:
         self._get_top_reader = ability(handler, SupportsTop, "get_top_reader")
         self._enable_utf8 = ability(handler, SupportsUTF8, "enable_utf8")
         self._get_languages = ability(handler, SupportsLanguages, "get_languages")
+        self._set_language = ability(handler, SupportsLanguages, "set_language")
         self._utf8 = False
         """True when the client takes UTF-8 in the text of an error: after UTF8 or LANG."""
 
@@ -314,7 +315,7 @@ class Session:
             tags = sorted([tag for tag in tags if f"{tag}-".encode().lower().startswith(prefix)], key=len)
         if not tags:
             raise ReportableError("no such language here")
-        expect_none("set_language", self._handler.set_language(tags[0]))  # type: ignore[attr-defined]
+        expect_none("set_language", self._set_language(tags[0]))
         self._utf8 = True
         return ok(f"{tags[0]} {languages[tags[0]]}")
 

@@ -274,3 +274,17 @@ def test_sigterm() -> None:
         signal.signal(signal.SIGTERM, before)
     assert ("delete_messages", [1]) in mail.calls
     assert not mail.locked
+
+
+def test_drain_ends_though_clients_go_on_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is accepted while draining is bounded by the length of the queue."""
+    accepted = []
+
+    def accept_one() -> bool:
+        accepted.append(1)
+        return True
+
+    with Server(HOST, lambda peer: None) as server:
+        monkeypatch.setattr(server, "_accept_one", accept_one)
+        assert server.drain()
+        assert len(accepted) == server.request_queue_size

@@ -365,7 +365,7 @@ def test_clients_gone_before_they_are_accepted(monkeypatch: pytest.MonkeyPatch) 
     accept = socket.socket.accept
 
     def aborted(sock: socket.socket) -> Any:
-        monkeypatch.setattr(socket.socket, "accept", robbed)
+        monkeypatch.setattr(socket.socket, "accept", accept)
         accept(sock)[0].close()
         raise ConnectionAbortedError(errno.ECONNABORTED, "aborted")
 
@@ -375,8 +375,8 @@ def test_clients_gone_before_they_are_accepted(monkeypatch: pytest.MonkeyPatch) 
         return accept(sock)
 
     with running(TalkingServer(HOST, lambda peer: MemoryHandler(Mail()))) as server:
-        monkeypatch.setattr(socket.socket, "accept", aborted)
-        for _ in range(2):
+        for trouble in (aborted, robbed):
+            monkeypatch.setattr(socket.socket, "accept", trouble)
             with connected(server) as client:
                 assert client.rest() == b""
     assert isinstance(server, TalkingServer)
@@ -750,3 +750,21 @@ def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, number:
         with suppress(ConnectionResetError):
             client.rest()
         wait_until(lambda: threading.active_count() == threads)
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "limits", "text"),
+    [
+        ("127.0.0.1:1100", {}, {}, "a host and a port"),
+        (HOST, {"ssl_context": "cert.pem"}, {}, "an SSLContext"),
+        (HOST, {"trusted_proxies": "127.0.0.1"}, {}, r"several: \['127.0.0.1'\]"),
+        (HOST, {"timeout": None}, {}, "timeout must be"),
+        (HOST, {"timeout": "600"}, {}, "timeout must be"),
+        (HOST, {}, {"login_timeout": "5"}, "login_timeout must be a number or None"),
+        (HOST, {}, {"max_connections": "x"}, "max_connections must be a number or None"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(address: Any, options: Any, limits: Any, text: str) -> None:
+    """A mistake in an argument or a limit is told at once, by its name."""
+    with pytest.raises(ValueError, match=text):
+        type("Subclass", (Server,), limits)(address, lambda peer: None, **options)

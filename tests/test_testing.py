@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scramp  # type: ignore[import-untyped]
+import scramp
 import trustme
 
 import popart
@@ -477,7 +477,7 @@ def test_one_lock_for_all() -> None:
         (b"APOP alice 01 23", ("APOP", "alice", "***")),
         (b"AUTH PLAIN AGFsaWNlAHNlY3JldA==", ("AUTH", "PLAIN", "***")),
         (b"AUTH", ("AUTH",)),
-        (b"auth plain", ("AUTH", "plain")),
+        (b"auth plain", ("AUTH", "PLAIN")),
         (b"AUTH PLAIN =", ("AUTH", "PLAIN", "***")),
         (b"AUTH PLAIN AGFs aWNl", ("AUTH", "PLAIN", "***")),
         (b"AUTH  AGFsaWNl", ("AUTH", "", "***")),
@@ -818,6 +818,18 @@ def test_drop_after_octets_of_other_answers(command: bytes, expected: bytes) -> 
         with signed_in(server) as client:
             client.send(command + b"\r\nNOOP\r\n")
             assert client.rest() == expected
+
+
+def test_delay_is_no_part_of_the_login() -> None:
+    """After sign-in an answer is delayed as long as was asked for, whatever the login timeout."""
+    with MailServer(login_timeout=0.2) as server, contextlib.closing(poplib.POP3(server.host, server.port)) as client:
+        client.user("alice")
+        client.pass_("secret")
+        server.delay("NOOP", 0.4)
+        before = time.monotonic()
+        client.noop()
+        assert time.monotonic() - before >= 0.4
+        client.quit()
 
 
 def test_delay() -> None:

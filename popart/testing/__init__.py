@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import io
 import re
 import ssl
@@ -30,7 +29,7 @@ from typing import Any
 
 from popart.errors import ReportableError
 from popart.handler import Handler, MessageReader, ScramCredentials, SupportsClose
-from popart.sasl import scram_credentials
+from popart.sasl import apop_digest, scram_credentials
 from popart.server import Connection, Server
 from popart.session import Session, State
 from popart.testing.faults import Faults, split_command
@@ -85,8 +84,8 @@ class MailServer(Faults):
 
     commands: list[tuple[str, ...]]
     """What clients sent, in order: ``("alice", "RETR", "1")``.  First the name that the connection had given before,
-    or ``""``, then the words of the line: the first in upper case, ``***`` for a password, a digest, or a response
-    of AUTH.  A response on a line of its own is ``("", "***")``."""
+    or ``""``, then the words of the line: the keyword and AUTH's mechanism in upper case, ``***`` for a password, a
+    digest, or a response of AUTH.  A response on a line of its own is ``("", "***")``."""
 
     errors: list[BaseException]
     """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT."""
@@ -134,7 +133,7 @@ class MailServer(Faults):
                 options["ssl_context"] = self._make_tls_context(block)
             if self._with_scram:
                 with _needed_by("scram=True"):
-                    import scramp  # type: ignore[import-untyped]  # noqa: F401
+                    import scramp  # noqa: F401
             server = block.enter_context(_Server(("127.0.0.1", self._wanted_port), self._begin_session, **options))
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
@@ -280,7 +279,7 @@ class _MemoryHandler(Handler, SupportsClose):
         self._authenticate(username, lambda secret: secret == password)
 
     def authenticate_apop(self, username: str, hexdigest: str) -> None:
-        self._authenticate(username, lambda secret: _md5(self._banner + secret) == hexdigest)
+        self._authenticate(username, lambda secret: apop_digest(self._banner, secret) == hexdigest)
 
     def _authenticate_token(self, username: str, token: str) -> None:
         self._authenticate(username, lambda _: self.mail.tokens.get(username) == token)
@@ -336,10 +335,6 @@ class _MemoryHandler(Handler, SupportsClose):
 
 # It takes tens of milliseconds.  Users with the same password share a salt by this.
 _scram_credentials = functools.lru_cache(scram_credentials)
-
-
-def _md5(text: str) -> str:
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class _Session(Session):

@@ -155,8 +155,10 @@ class Faults:
 
 
 def split_command(line: str) -> list[str]:
-    """Split a command at its spaces; the keyword, which comes first, is made upper case."""
+    """Split a command at its spaces; the keyword, and AUTH's mechanism, are made upper case."""
     keyword, *arguments = line.split(" ")
+    if keyword.upper() == "AUTH":
+        arguments[:1] = [mechanism.upper() for mechanism in arguments[:1]]
     return [keyword.upper(), *arguments]
 
 
