@@ -70,7 +70,14 @@ class LimitError(SessionError):
 
 
 class BrokenMessageError(SessionError):
-    """A message's reader failed after ``+OK`` was promised.
+    """A message turned out to be broken after ``+OK`` was promised.
 
-    The handler is given the reader's own exception; this one only tells the connection to end without the final dot.
+    The handler is told why by another exception; this one only tells the connection what to do: to send *answer* in
+    place of the whole reply, if there is one and no octet of the reply has left yet; otherwise to end without the
+    final dot, by a reset or, without *reset*, as any connection ends.
     """
+
+    def __init__(self, text: str, *, answer: bytes | None = None, reset: bool = True) -> None:
+        super().__init__(text)
+        self.answer = answer
+        self.reset = reset
