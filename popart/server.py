@@ -1,63 +1,50 @@
-"""Sockets, TLS, threads, deadlines and limits.
+"""The server: its options, the listening socket, accepting, closing.
 
-`Server` accepts, counts, gives each connection a thread and ends them all; `Connection` moves octets between its
-socket and its `Session`.  Every wait for a client has a deadline that no octet extends: the thread notes it in its
-`Line` and blocks, and one watchdog thread cuts the connections whose deadline has passed.  Timeouts of the sockets'
-own would bound one system call each, not a command, and cost three system calls where blocking costs one.
+`Server` accepts connections and gives each a place (`popart.places`) and a thread (`popart.workers`), in which a
+`Connection` holds the client's session.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
+import errno
+import functools
 import ipaddress
 import math
+import os
 import re
-import secrets
 import selectors
 import socket
 import socketserver
 import ssl
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
-from popart.handler import Handler, SupportsMonitoring, ability, expect_none
-from popart.proxy import ProxyError, read_header
-from popart.session import Session, State
-from popart.wire import LineReader, Reply, encode_message, err
-
-READ_SIZE = 4096
-"""Octets asked of a socket at a time.  Kept small, as each waiting thread holds a buffer of this size."""
-
-WRITE_SIZE = 131_072
-"""Octets that are written under one deadline."""
-
-GATHER_SIZE = 32_768
-"""Octets of replies that are kept before they are sent: less than a chunk of a message, which so is never copied."""
-
-LINGER = 2.0
-"""Seconds that a closing connection goes on reading, lest unread input turn the last reply into a reset."""
+from popart.connection import LINGER, READ_SIZE, TOO_MANY, Connection
+from popart.handler import Handler
+from popart.pacing import Pacer
+from popart.places import Ending, Place, Places, Watchdog, deadline_in, ip_address
+from popart.wire import err
+from popart.workers import Workers
 
 ACCEPT_PAUSE = 0.1
 """Seconds to wait when a connection cannot be accepted, mostly for want of descriptors: it stays in the queue, and the
 listening socket readable."""
 
-WAKE_PAUSE = 0.002
-"""Seconds that a session gets to end before the next is woken: thousands at once would fight for the interpreter."""
+MAX_ACCEPTED = 100
+"""Connections that are accepted before the loop looks at anything else: clients may come without end."""
 
-SPARE_SECONDS = 1.0
-"""Seconds that a thread waits for another connection when its own has ended."""
+LONGEST_QUEUE = 65_535
+"""Connections that `drain` accepts at the most: no system's queue is longer, and clients may go on coming."""
+
+SIGNAL_PAUSE = 0.05
+"""Seconds between two looks for a wish that a signal handler has left, which may not take the lock to say so."""
 
 MAX_TIMEOUT = 86_400.0
 """Seconds.  The most that ``Server(timeout=...)`` takes; sockets cannot count much further than to 24 days."""
-
-TOO_MANY = "too many connections, please try again later"
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 """The networks of this machine alone."""
@@ -69,46 +56,33 @@ _MAX_IMPLEMENTATION = 400  # a capability line has 512 octets, RFC 2449 section 
 _EXPIRE = re.compile(r"(NEVER|[0-9]{1,9})( USER)?")
 
 
-@dataclass(slots=True, eq=False)
-class Line:
-    """What the server holds of a live connection."""
-
-    socket: socket.socket
-    peer: str | None = None
-    """What it counts as in ``max_connections_per_peer``; None as long as a proxy has yet to name the client."""
-
-    deadline: float = math.inf
-    """On the monotonic clock: when the client must have done what its thread waits for."""
-
-    late: bool = False
-    """True when the watchdog has cut the connection."""
-
-    def until(self, deadline: float) -> Line:
-        """Wait for the client in a ``with`` block that the watchdog ends at *deadline*.
-
-        :raises ClientTimeoutError: it did.
-        :raises ClientGoneError: the connection is broken.
-        """
-        self.deadline = deadline
-        return self
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self.deadline = math.inf
-        if self.late:
-            raise ClientTimeoutError("the client was too slow") from None
-        if isinstance(error, OSError):
-            raise ClientGoneError("the connection broke") from error
-
-    def shut(self, how: int) -> None:
-        """Wake the connection's thread where it reads or writes."""
-        with contextlib.suppress(OSError):
-            # SSLSocket.shutdown would drop the TLS object: what is written later would go out in the clear.
-            socket.socket.shutdown(self.socket, how)
-
+_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 AnyServer = TypeVar("AnyServer", bound="Server")
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def _operation(method: Callable[Concatenate[AnyServer, P], Result]) -> Callable[Concatenate[AnyServer, P], Result]:
+    """Make a method of `Server` one that a signal handler may interrupt with `server_close`.
+
+    The handler's call finds a frame below it that may hold the lock.  So it only notes the wish, and the interrupted
+    method carries it out when it is done.
+    """
+
+    @functools.wraps(method)
+    def run(server: AnyServer, *arguments: P.args, **options: P.kwargs) -> Result:
+        if server._interrupts():
+            return method(server, *arguments, **options)
+        me = threading.get_ident()
+        try:
+            server._interrupted[me] = False
+            return method(server, *arguments, **options)
+        finally:
+            if server._interrupted.pop(me, False):
+                server.server_close()
+
+    return run
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -220,26 +194,42 @@ class Server(socketserver.ThreadingTCPServer):
         self.proxy_protocol = proxy_protocol
         self.trusted_proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
         self.reuse_port = reuse_port
-        self.closing = threading.Event()
-        self.grace_over = False
-        # Reentrant, as a signal handler may close the server while its thread is accepting.
-        self._lock = threading.RLock()
-        self._lines: dict[socket.socket, Line] = {}
-        self._line_gone = threading.Condition(self._lock)
-        self._peers: Counter[str] = Counter()
-        self._threads: set[threading.Thread] = set()
-        self._spare_threads = 0
-        self._jobs: SimpleQueue[tuple[Any, Any] | None] = SimpleQueue()
-        self._watchdog: threading.Thread | None = None
-        self._ended = threading.Event()
-        self._finished: deque[threading.Thread] = deque()
-        self._stopping = False
-        self._serving: threading.Thread | None = None
-        self._served = threading.Event()
-        self._waker: socket.socket | None = None
+        self._begin()
         if ":" in server_address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(server_address, Connection, bind_and_activate)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Halve ``max_connections`` for the limit per peer, in a subclass that sets the first alone."""
+        super().__init_subclass__(**options)
+        if "max_connections" in vars(cls) and "max_connections_per_peer" not in vars(cls):
+            most = cls.max_connections
+            cls.max_connections_per_peer = max(1, most // 2) if isinstance(most, int) else most
+
+    def _begin(self) -> None:
+        """Make what a server has while it runs: at the start, and again in a forked child, where nothing of it is."""
+        self.ending = Ending()
+        self.pacer = Pacer()
+        self._changed = threading.Condition(threading.RLock())
+        self._places = Places(self.ending, self._changed)
+        self._workers = Workers(self._hold, self._changed, daemon=self.daemon_threads)
+        self._watchdog = Watchdog(self._places, self.ending, self._changed)
+        self._stop_wanted = False
+        self._serving: threading.Thread | None = None
+        self._doors: set[_Door] = set()
+        # What a thread is doing here, for the signal handlers that interrupt it.  See `_operation`.
+        self._interrupted: dict[int, bool] = {}
+        self._closers: set[int] = set()
+        _servers.add(self)
+
+    def _begin_in_child(self) -> None:
+        """Let go of the copies of what was there at a fork: the parent's sessions, and its threads, go on there."""
+        for place in self._places:
+            place.socket.close()
+        for door in self._doors:
+            door.close()
+        self._begin()
+        self._stop_wanted = True  # for a loop within which the fork was made
 
     @classmethod
     def from_socket(
@@ -286,84 +276,109 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _check_tls(self) -> None:
         if self.require_tls and self.tls_context is None and isinstance(address := self.socket.getsockname(), tuple):
-            if not _ip_address(address).is_loopback:
+            if not ip_address(address).is_loopback:
                 raise ValueError(f"require_tls: {address[0]} is not loopback, so this server needs an ssl_context")
 
     # Accepting.
 
+    @_operation
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Accept connections until `shutdown` or `server_close`; return at once if either was called before.
 
-        `service_actions` is called every *poll_interval* seconds, or when all that waited has been accepted.
+        `service_actions` is called every *poll_interval* seconds, or when all that waited, or a hundred, have been
+        accepted.
         """
-        self._served.clear()
         self._serving = threading.current_thread()
         try:
-            wakened, self._waker = socket.socketpair()
-            with wakened, self._waker, selectors.DefaultSelector() as selector:
-                if not (self._stopping or self.closing.is_set()):
-                    selector.register(self.socket, selectors.EVENT_READ)
-                    selector.register(wakened, selectors.EVENT_READ)
-                while not (self._stopping or self.closing.is_set()):
-                    selector.select(poll_interval)
+            with self._door() as door:
+                while not (self._stop_wanted or self.ending.closing):
+                    door.wait(poll_interval)
                     self._accept_waiting()
                     self.service_actions()
         finally:
-            self._stopping = False
-            self._serving = None
-            self._served.set()
-            if self.closing.is_set():
-                self.server_close()
+            self._stop_wanted = False
+            with self._changed:
+                self._serving = None
+                self._changed.notify_all()
 
     def shutdown(self) -> None:
         """Make `serve_forever` return, and wait until it has, unless this is its own thread.
 
-        Sessions go on; `server_close` ends them.  Before `serve_forever`, it makes that return at once.
+        Sessions go on; `server_close` ends them.  Before `serve_forever`, it makes that return at once.  A signal
+        handler that interrupts another method of the server does not wait.
         """
-        self._stopping = True
-        if self._waker is not None:
-            with contextlib.suppress(OSError):
-                self._waker.send(b"\0")
-        if self._serving not in (None, threading.current_thread()):
-            self._served.wait()
+        self._stop_wanted = True
+        self._knock()
+        if not self._interrupts():
+            self._wait_for_loop()
 
+    @_operation
+    def _wait_for_loop(self) -> None:
+        with self._changed:
+            while self._serving not in (None, threading.current_thread()):
+                self._changed.wait(SIGNAL_PAUSE)
+
+    @_operation
     def handle_request(self) -> None:
-        """Accept one connection, or call `handle_timeout` after ``self.timeout`` seconds, unless that is None."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.socket, selectors.EVENT_READ)
-            while selector.select(self.timeout):
-                if self._accept_one():
+        """Accept one connection, or call `handle_timeout` after ``self.timeout`` seconds, unless that is None.
+
+        It returns without either when the server closes.
+        """
+        with self._door() as door:
+            while not self.ending.closing and door.wait(self.timeout):
+                with contextlib.suppress(OSError):
+                    self._accept_one()
                     return
-        self.handle_timeout()
+        if not self.ending.closing:
+            self.handle_timeout()
+
+    @contextlib.contextmanager
+    def _door(self) -> Iterator[_Door]:
+        door = _Door(self.socket)
+        self._doors.add(door)
+        try:
+            yield door
+        finally:
+            self._doors.discard(door)
+            door.close()
+
+    def _knock(self) -> None:
+        """Have the threads that wait for clients look up."""
+        for door in tuple(self._doors):
+            door.knock()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection without a TLS handshake, even where `socket` is an SSLSocket that would make one."""
         try:
             # SSLSocket.accept shakes hands: one silent client would stop the server.
             request, client_address = socket.socket.accept(self.socket)
-        except (BlockingIOError, ConnectionAbortedError):
-            raise
-        except OSError:
-            time.sleep(ACCEPT_PAUSE)
+        except OSError as error:
+            if error.errno in _SHORTAGE:
+                time.sleep(ACCEPT_PAUSE)
             raise
         request.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
         return request, client_address
 
     def _accept_waiting(self) -> None:
-        while not self._stopping and self._accept_one():
-            pass
+        with contextlib.suppress(OSError):
+            for _ in range(MAX_ACCEPTED):
+                if self._stop_wanted or self.ending.closing:
+                    return
+                self._accept_one()
 
-    def _accept_one(self) -> bool:
-        """Accept a connection, or return False when none is left, or none can be had now."""
+    def _accept_one(self) -> None:
+        """Accept a connection, and let it begin or refuse it.
+
+        :raises BlockingIOError: nobody waits.
+        :raises OSError: none can be had now.
+        """
+        # A client may be gone before it is accepted, and then accept would wait for the next.  It is said anew each
+        # time, as other processes that share the socket may say otherwise.
+        self.socket.setblocking(False)
         try:
-            # A client may be gone before it is accepted, and then accept would wait for the next.  It is said anew each
-            # time, as other processes that share the socket may say otherwise.
-            self.socket.setblocking(False)
             request, client_address = self.get_request()
         except ConnectionAbortedError:
-            return True  # this one is lost, and others may be waiting
-        except OSError:
-            return False
+            return  # this one is lost, and others may be waiting
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
@@ -373,163 +388,72 @@ class Server(socketserver.ThreadingTCPServer):
             with contextlib.suppress(Exception):
                 self.handle_error(request, client_address)
             self.close_request(request)
-        return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or refuse it when a limit is reached or no thread can start."""
-        if not self._admit(request, client_address):
-            if self.proxy_protocol and not self.trusts(client_address):
+        try:
+            place = self._places.admit(request, client_address, self, named=not self.proxy_protocol)
+            if place is not None:
+                self._watchdog.start(self._watch_pause())
+                self._workers.take(place)
+            elif self.proxy_protocol and not self.trusts(client_address):
                 self.close_request(request)
             else:
                 self.refuse(request, TOO_MANY)
-            return
-        with self._lock:
-            if self._spare_threads:
-                self._jobs.put((request, client_address))
-                self._spare_threads -= 1
-                return
-        while self._finished and not self._finished[0].is_alive():
-            self._finished.popleft()
-        thread = threading.Thread(target=self._work, args=(request, client_address), daemon=self.daemon_threads)
-        try:
-            if self._watchdog is None:
-                watchdog = threading.Thread(target=self._watch, daemon=True)
-                watchdog.start()
-                self._watchdog = watchdog
-            with self._lock:
-                self._threads.add(thread)
-            thread.start()
         except BaseException as error:
-            if thread.ident is None:
-                self._threads.discard(thread)
-                self._forget(request)
+            place = self._places.find(request)
+            if place is not None and not place.held:
+                self._places.leave(request)
                 self.refuse(request, "short of resources, please try again later")
             if not isinstance(error, (RuntimeError, MemoryError)):
                 raise  # a signal handler's
 
-    def _work(self, request: Any, client_address: Any) -> None:
-        """Hold a connection, then others that come while this thread is spare.  The body of a thread.
+    def _watch_pause(self) -> float:
+        # Late by a quarter of the smallest limit is soon enough, and looking more often would cost more.
+        limits = (self.command_timeout, self.handshake_timeout, self.login_timeout, LINGER)
+        return max(0.01, min(limit for limit in limits if limit is not None) / 4)
 
-        A new thread for each connection took a third of a short session's processor time.
-        """
-        while True:
-            # In a context of its own: no session finds another's context variables.
-            contextvars.Context().run(self.process_request_thread, request, client_address)
-            with self._lock:
-                if self.closing.is_set():
-                    break
-                self._spare_threads += 1
-            try:
-                job = self._jobs.get(timeout=SPARE_SECONDS)
-            except Empty:
-                with self._lock:
-                    if self._spare_threads:
-                        self._spare_threads -= 1
-                        break
-                job = self._jobs.get()  # it was promised to this thread meanwhile
-            if job is None:
-                break
-            request, client_address = job
-        with self._lock:
-            thread = threading.current_thread()
-            self._finished.append(thread)
-            self._threads.discard(thread)
+    def _hold(self, place: Place) -> None:
+        self.process_request_thread(place.socket, place.client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Hold a connection from its first octet to its last."""
+        place = self.place_of(request)
         try:
             self.finish_request(request, client_address)
         except BaseException:
             with contextlib.suppress(BaseException):
-                self.handle_error(request, client_address)
+                self.handle_error(request, place.client_address)
         finally:
-            self.close_request(self._forget(request))
+            self._places.leave(request)
+            with contextlib.suppress(BaseException):  # a thread would print it
+                self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Learn, in an ``except`` block, of a failure without a handler to tell: PROXY, TLS, *on_new_connection*.
 
-        It does nothing; override it to log `sys.exc_info()`.
+        *client_address* is the client's, as far as it is known: behind a proxy the proxy's own until the header has
+        come.  It does nothing; override it to log `sys.exc_info()`.
         """
 
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection.  The end of its octets was seen to by `Connection`."""
-        self.close_request(request)
+    # What a connection asks of its server.
 
-    # The registry of live connections.
+    def place_of(self, request: socket.socket) -> Place:
+        """Return the place of a live connection."""
+        place = self._places.find(request)
+        assert place is not None
+        return place
 
-    def drain(self, timeout: float | None = None) -> bool:
-        """Stop listening and let the sessions come to their own ends, at most for *timeout* seconds (None: no limit).
-
-        For a server that another one takes over from: call it after `serve_forever` has returned, and `server_close`
-        next, which ends what is left.  Connections that the system had accepted already are served too.  Returns
-        whether all sessions have ended.  A handler's method that calls it waits for its own session.
-        """
-        deadline = _deadline(timeout)
-        self.shutdown()
-        for _ in range(self.request_queue_size):  # clients may go on coming
-            if time.monotonic() >= deadline or not self._accept_one():
-                break
-        self._stopping = True  # serve_forever has nothing to serve any more
-        self.socket.close()
-        with self._lock:
-            patience = None if timeout is None else max(0.0, deadline - time.monotonic())
-            return self._line_gone.wait_for(lambda: not self._lines, patience)
-
-    def _admit(self, request: socket.socket, client_address: Any) -> bool:
-        with self._lock:
-            if self.closing.is_set() or (self.max_connections is not None and len(self._lines) >= self.max_connections):
-                return False
-            line = Line(request)
-            if not (self.proxy_protocol or self.admit_peer(line, client_address)):
-                return False
-            self._lines[request] = line
-            return True
-
-    def admit_peer(self, line: Line, client_address: Any) -> bool:
-        """Count a connection as one of its client's, or return False if there are too many of those."""
-        peer = _peer(client_address)
-        with self._lock:
-            if self.max_connections_per_peer is not None and self._peers[peer] >= self.max_connections_per_peer:
-                return False
-            line.peer = peer
-            self._peers[peer] += 1
-            return True
-
-    def _forget(self, request: socket.socket) -> socket.socket:
-        with self._lock:
-            line = self._lines.pop(request, None)
-            if line is None:
-                return request  # server_close was faster
-            self._line_gone.notify_all()
-            if line.peer is not None:
-                self._peers[line.peer] -= 1
-                if not self._peers[line.peer]:
-                    del self._peers[line.peer]
-            return line.socket
+    def name(self, place: Place, client_address: Any) -> bool:
+        """Count a connection as one of its client's, or return False if a limit forbids it."""
+        return self._places.name(place, client_address, self)
 
     def trusts(self, client_address: Any) -> bool:
         """Tell whether a PROXY header is believed of this socket address: of a UNIX socket's always."""
         if not isinstance(client_address, tuple):
             return True
-        address = _ip_address(client_address)
+        address = ip_address(client_address)
         return any(address in network for network in self.trusted_proxies)
-
-    def line_of(self, request: socket.socket) -> Line:
-        """Return what the server holds of the connection that was accepted as *request*."""
-        return self._lines[request]
-
-    def _watch(self) -> None:
-        """Cut the connections that are late, until the server has ended.  The body of the watchdog's thread."""
-        pause = 0.0
-        while not (self._ended.wait(pause) or (self.closing.is_set() and not self._lines)):
-            now = time.monotonic()
-            # Late by a quarter of the smallest limit is soon enough, and looking more often would cost more.
-            limits = (self.command_timeout, self.handshake_timeout, self.login_timeout, LINGER)
-            pause = max(0.01, min(limit for limit in limits if limit is not None) / 4)
-            with self._lock:
-                for line in [line for line in self._lines.values() if line.deadline <= now]:
-                    line.late = True
-                    line.shut(socket.SHUT_RDWR)
 
     def refuse(self, request: socket.socket, text: str) -> None:
         """Refuse without waiting for the client: neither may the accepting thread, nor may this take up a place."""
@@ -547,345 +471,135 @@ class Server(socketserver.ThreadingTCPServer):
             return self.ssl_context
         return self.socket.context if isinstance(self.socket, ssl.SSLSocket) else None
 
+    # Closing.
+
+    @_operation
+    def drain(self, timeout: float | None = None) -> bool:
+        """Stop listening and let the sessions come to their own ends, at most for *timeout* seconds (None: no limit).
+
+        For a server that another one takes over from: call it after `serve_forever` has returned, and `server_close`
+        next, which ends what is left.  Connections that the system had accepted already are served too.  Returns
+        whether all sessions have ended.  A handler's method that calls it waits for its own session.  A signal handler
+        may call `server_close` meanwhile: then this returns False, and the server is closed before it does.
+        """
+        deadline = deadline_in(timeout)
+        me = threading.get_ident()
+        self.shutdown()
+        self._wait_for_loop()
+        self._accept_queue(deadline)
+        self._stop_wanted = True  # serve_forever has nothing to serve any more
+        self.socket.close()
+        with self._changed:
+            while len(self._places) and time.monotonic() < deadline and not self._interrupted.get(me):
+                self._changed.wait(min(SIGNAL_PAUSE, max(0.0, deadline - time.monotonic())))
+            return not (len(self._places) or self._interrupted.get(me))
+
+    def _accept_queue(self, deadline: float) -> None:
+        for _ in range(LONGEST_QUEUE):
+            if time.monotonic() >= deadline or self.ending.closing:
+                return
+            try:
+                self._accept_one()
+            except OSError as error:
+                if error.errno not in _SHORTAGE:  # it is empty, or closed
+                    return
+
     def server_close(self) -> None:
         """End the service: refuse new connections, end idle sessions at once, wait for the others.
 
-        A command that is running may finish within `shutdown_grace` seconds, then its connection is cut.  A call to
-        a handler cannot be interrupted and is always waited for: a commit completes, every maildrop is unlocked and
-        no thread is left.  Calling it twice, from any thread or before `serve_forever` is fine.
+        Idle is who waits for a command and has taken all that was sent.  A command that is running may finish within
+        `shutdown_grace` seconds, and replies may be read; then the connections are cut.  A call to a handler cannot be
+        interrupted and is always waited for: a commit completes, every maildrop is unlocked and no thread is left.
+        Calling it twice, from any thread or before `serve_forever` is fine.
 
-        Called by a handler's method, it does not wait, as that session would wait for itself.  Called in the thread
-        of `serve_forever`, by a signal handler for one, it makes that return, and is carried out before that returns.
+        Called by a handler's method, it does not wait, as that session would wait for itself.  A signal handler may
+        call it at any moment.  If that interrupts `serve_forever`, `handle_request`, `shutdown` or `drain`, the call
+        returns at once; the interrupted method returns soon, and closes the server before it does.  If it interrupts
+        `server_close` itself, it ends the grace of that.
+
+        In a forked child it lets go of the child's copies of the sockets, and leaves the parent's sessions alone.
         """
-        if not self.closing.is_set():
-            self.closing.set()
-        self.shutdown()
-        if self._serving is threading.current_thread():
-            return  # a signal handler may have interrupted anything; serve_forever calls again when it is done
-        self.socket.close()
-        deadline = _deadline(self.shutdown_grace)
-        with self._lock:
-            lines = list(self._lines)
-            # A signal may have come while a thread is being started.  It ends by itself, and a later call waits for it.
-            threads = [thread for thread in (*self._threads, *self._finished) if thread.is_alive()]
-            for _ in range(self._spare_threads):
-                self._jobs.put(None)
-            self._spare_threads = 0
-        waits = threading.current_thread() not in threads
-        for request in lines:
-            self._wake(request, pause=waits and time.monotonic() < deadline)
-        if not waits:
-            return
-        for thread in threads:
-            thread.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
-        self.grace_over = True
-        with self._lock:
-            for line in self._lines.values():
-                # One that waits for its handler may still say what became of a commit.
-                if line.deadline != math.inf:
-                    line.shut(socket.SHUT_RDWR)
-        for thread in threads:
-            thread.join()
-        for request in list(self._lines):
-            self.close_request(self._forget(request))  # Ctrl-C came before they had a thread
-        self._ended.set()
-        if self._watchdog is not None and self._watchdog.is_alive():
-            self._watchdog.join()
-
-    def _wake(self, request: socket.socket, pause: bool) -> None:
-        # Under the lock, as afterwards the descriptor may be somebody else's.
-        with self._lock:
-            if request in self._lines:
-                self._lines[request].shut(socket.SHUT_RD)
-                if pause:
-                    self._line_gone.wait(WAKE_PAUSE)
-
-
-class Connection(socketserver.StreamRequestHandler):
-    """One client: moves octets between its socket and its session."""
-
-    server: Server
-    request: socket.socket
-
-    session_class: type[Session] = Session
-    """What converses with the client: a subclass, as `popart.testing` has one, may listen in."""
-
-    def setup(self) -> None:
-        """Make no file objects: they would be one more layer of buffers, and are unusable after a timeout."""
-        self._replies: list[bytes] = []
-        self._gathered = 0
-        self._sent_octets = 0
-        self._had_command = False
-        self._monitor: _Monitor | None = None
-        self._session: Session | None = None
-        self._login_deadline = math.inf
-        self._line = self.server.line_of(self.request)
-
-    def finish(self) -> None:
-        """Do nothing: the server closes the socket."""
-
-    def handle(self) -> None:
-        """Hold the whole connection."""
-        if self.request.family != getattr(socket, "AF_UNIX", None):
-            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        deadline = _deadline(self.server.handshake_timeout)
-        if self.server.proxy_protocol and not self._read_proxy_header(deadline):
-            return
-        if (context := self.server.tls_context) is not None:
-            self._shake_hands(context, deadline)
-        session = self._make_session()
-        if session is not None:
-            self._hold_session(session)
-
-    def _read_proxy_header(self, deadline: float) -> bool:
-        if not self.server.trusts(self.client_address):
-            raise ProxyError("a client that is no trusted proxy")
-        reading = read_header()
-        wanted = next(reading)
-        try:
-            with self._line.until(deadline):
-                while True:
-                    wanted = reading.send(self.request.recv(wanted))
-        except StopIteration as end:
-            if end.value is not None:
-                self.client_address = end.value
-        if self.server.admit_peer(self._line, self.client_address):
-            return True
-        self.server.refuse(self.request, TOO_MANY)
-        return False
-
-    def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> None:
-        self.request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
-        self._line.socket = self.request
-        if self.server.closing.is_set():
-            raise ConnectionAbortedError("the server is closing")
-        with self._line.until(deadline):
-            self.request.do_handshake()
-
-    def _make_session(self) -> Session | None:
-        server = self.server
-        try:
-            handler = server.on_new_connection(self.client_address)
-            if handler is None:
-                raise ReportableError("connection refused")
-            if ability(handler, SupportsMonitoring, "command_finished") is not None:
-                self._monitor = _Monitor(handler)
-            return self.session_class(
-                handler,
-                implementation=server.implementation,
-                expire=server.expire,
-                banner=_make_banner(server.hostname) if server.apop else None,
-                certificate=self.request.getpeercert() if isinstance(self.request, ssl.SSLSocket) else None,
-                max_bad_commands=server.max_bad_commands,
-                max_failed_logins=server.max_failed_logins,
-            )
-        except ReportableError as refusal:
-            self._turn_away(err(refusal.text, refusal.code))
-            return None
-        except BaseException:
-            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
-            raise
-
-    def _turn_away(self, answer: Reply) -> None:
-        with contextlib.suppress(SessionError):
-            self._send(answer)
-            self._flush()
-            self._hang_up(complete=True)
-
-    def _hold_session(self, session: Session) -> None:
-        try:
-            complete = self._converse(session)
-        except (ClientGoneError, ClientTimeoutError) as error:
-            if self._had_command and not self.server.closing.is_set():
-                session.report(error)
-            return
-        finally:
-            session.release()
-            if self._monitor is not None:
-                if session.in_exchange:
-                    self._monitor.tell_command(session, "lost", self._sent_octets)
-                self._monitor.tell_session(session, self._sent_octets)
-            session.close()
-        self._hang_up(complete)
-
-    def _converse(self, session: Session) -> bool:
-        """Exchange commands and replies until the session is over.  Return False if a message was left incomplete."""
-        self._session = session
-        lines = LineReader()
-        closing = self.server.closing.is_set
-        self._login_deadline = _deadline(self.server.login_timeout)
-        self._send(session.greet())
-        while not (session.over or closing()):
-            self._flush()
-            deadline = self._next_deadline()
-            while not (commands := lines.feed(self._receive(deadline))):
-                if closing():
-                    return True
-            self._had_command = True
-            for line in commands:
-                if session.is_quit(line):
-                    self._flush()
-                try:
-                    if self._monitor is None:
-                        self._send(session.respond(line))
-                    else:
-                        self._answer_monitored(session, line, self._monitor)
-                except BrokenMessageError:
-                    with contextlib.suppress(SessionError):
-                        self._flush()
-                    return False
-                if session.over or closing():
-                    break
-        self._flush()
-        return True
-
-    def _answer_monitored(self, session: Session, line: bytes, monitor: _Monitor) -> None:
-        if not session.in_exchange:
-            monitor.begin_command(session.verb(line), self._sent_octets)
-        outcome = "lost"
-        try:
-            reply = session.respond(line)
-            self._send(reply)
-            self._flush()
-            outcome = reply.status.partition(b" ")[0].strip().decode()
-        finally:
-            if not session.in_exchange:
-                monitor.tell_command(session, outcome, self._sent_octets + self._gathered)
-
-    def _receive(self, deadline: float) -> bytes:
-        with self._line.until(deadline):
-            if isinstance(self.request, ssl.SSLSocket) and not self.request.pending():
-                # Where server_close() ends the wait, OpenSSL must not see it: it would answer with an alert.
-                socket.socket.recv(self.request, 1, socket.MSG_PEEK)
-                if self.server.closing.is_set():
-                    return b""
-            octets = self.request.recv(READ_SIZE)
-        if not octets and not self.server.closing.is_set():
-            raise ClientGoneError("the client left without QUIT")
-        return octets
-
-    def _send(self, reply: Reply) -> None:
-        """Send a reply, or keep it until more is there or the thread would wait for the client: see `_flush`.
-
-        :raises BrokenMessageError: the message's reader failed; what was read before is kept or sent.
-        """
-        if reply.delay:
-            self._flush()
-            self.server.closing.wait(min(reply.delay, self._login_limit() - time.monotonic()))
-        if reply.message is None:
-            self._keep(reply.head())
-            return
-        with contextlib.closing(reply.message) as chunks:
-            self._keep(reply.head())
-            for octets in encode_message(chunks, reply.top):
-                if self.server.grace_over:
-                    raise ClientGoneError("the server has closed")
-                self._keep(octets)
-
-    def _keep(self, octets: bytes) -> None:
-        self._replies.append(octets)
-        self._gathered += len(octets)
-        if self._gathered >= GATHER_SIZE:
-            self._flush()
-
-    def _flush(self) -> None:
-        octets = b"".join(self._replies)
-        self._replies.clear()
-        self._gathered = 0
-        self._sent_octets += len(octets)
-        for start in range(0, len(octets), WRITE_SIZE):
-            with self._line.until(self._next_deadline()):
-                self.request.sendall(memoryview(octets)[start : start + WRITE_SIZE])
-
-    def _next_deadline(self) -> float:
-        """Return when the client's next step, a command or reading one write, must be done."""
-        return min(
-            _deadline(LINGER if self.server.grace_over else self.server.command_timeout),
-            self._login_limit(),
-        )
-
-    def _login_limit(self) -> float:
-        """Return when the AUTHORIZATION state must be over: never, when it is."""
-        in_time = self._session is None or self._session.state is State.TRANSACTION
-        return math.inf if in_time else self._login_deadline
-
-    def _hang_up(self, complete: bool) -> None:
-        """End the connection so that all that was sent arrives; over TLS with close_notify if it is *complete*."""
-        with contextlib.suppress(SessionError), self._line.until(_deadline(LINGER)):
-            if complete and isinstance(self.request, ssl.SSLSocket):
-                self._notify_close(self.request)
-            self._line.shut(socket.SHUT_WR)
-            while socket.socket.recv(self.request, READ_SIZE):
-                pass
-
-    def _notify_close(self, request: ssl.SSLSocket) -> None:
-        # Allowed to wait, unwrap() would wait for the peer's close_notify too.
-        request.setblocking(False)
-        with contextlib.suppress(ssl.SSLError):  # of what it reads then
+        self.ending.closing = True
+        me = threading.get_ident()
+        if me in self._closers:
+            self.ending.grace_end = -math.inf
+        elif me in self._interrupted:
+            self._interrupted[me] = True
+            self._knock()
+        else:
             try:
-                request.unwrap()
-            except ssl.SSLWantWriteError:
-                request.setblocking(True)  # the client has yet to read what was sent before
-                request.unwrap()
-        request.setblocking(True)
+                self._closers.add(me)
+                self._close()
+            finally:
+                self._closers.discard(me)
+
+    def _close(self) -> None:
+        self._knock()
+        self._wait_for_loop()
+        self.socket.close()
+        self.ending.grace_end = min(self.ending.grace_end, deadline_in(self.shutdown_grace))
+        self._workers.dismiss()
+        self._watchdog.look()
+        if self._workers.one_calls:
+            return
+        with self._changed:
+            while len(self._places) or not self._workers.all_done:
+                self._changed.wait(SIGNAL_PAUSE)
+        self._workers.join()
+        self._watchdog.join()
+
+    def __exit__(self, *error: object) -> None:
+        # What a signal handler raised may have kept a method from saying that this thread has left it.
+        self._interrupted.pop(threading.get_ident(), None)
+        self._closers.discard(threading.get_ident())
+        self.server_close()
+
+    def _interrupts(self) -> bool:
+        """Tell whether the caller has interrupted a method of the server, as a signal handler does, or is its hook."""
+        me = threading.get_ident()
+        return me in self._closers or me in self._interrupted
 
 
-class _Monitor:
-    """Measures a session for a handler that satisfies `SupportsMonitoring`."""
+class _Door:
+    """Where clients are waited for on a listening socket; knocking ends a wait, from any thread or signal handler."""
 
-    def __init__(self, handler: Any) -> None:
-        self._handler: SupportsMonitoring = handler
-        self._session_began = self._command_began = time.monotonic()
-        self._commands = 0
-        self._verb = ""
-        self._octets_before = 0
+    def __init__(self, listener: socket.socket) -> None:
+        self._inside, self._outside = socket.socketpair()
+        self._outside.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._inside, selectors.EVENT_READ)
+        with contextlib.suppress(ValueError):  # it is closed
+            self._selector.register(listener, selectors.EVENT_READ)
 
-    def begin_command(self, verb: str, octets: int) -> None:
-        self._verb = verb
-        self._octets_before = octets
-        self._command_began = time.monotonic()
+    def wait(self, seconds: float | None) -> bool:
+        """Wait for a client, a knock or the end of *seconds*; return whether it was one of the first two."""
+        found = self._selector.select(seconds)
+        if any(key.fileobj is self._inside for key, _ in found):
+            self._inside.recv(READ_SIZE)
+        return bool(found)
 
-    def tell_command(self, session: Session, outcome: str, octets: int) -> None:
-        self._commands += 1
-        seconds = time.monotonic() - self._command_began
-        self._tell(session, self._handler.command_finished, self._verb, outcome, octets - self._octets_before, seconds)
+    def knock(self) -> None:
+        with contextlib.suppress(OSError):
+            self._outside.send(b"\0")
 
-    def tell_session(self, session: Session, octets: int) -> None:
-        seconds = time.monotonic() - self._session_began
-        self._tell(session, self._handler.session_finished, self._commands, octets, seconds)
+    def close(self) -> None:
+        for part in (self._selector, self._inside, self._outside):
+            part.close()
 
-    def _tell(self, session: Session, method: Callable[..., object], *facts: object) -> None:
-        try:
-            expect_none(method.__name__, method(*facts))
-        except BaseException as error:
-            session.report(error)
+
+_servers: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for server in list(_servers):
+        server._begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def _checked(name: str, value: object, pattern: re.Pattern[str], longest: int) -> str:
     if not (isinstance(value, str) and len(value) <= longest and pattern.fullmatch(value)):
         raise ValueError(f"{name} cannot be {value!r}")
     return value
-
-
-def _deadline(seconds: float | None) -> float:
-    return math.inf if seconds is None else time.monotonic() + seconds
-
-
-def _make_banner(hostname: str) -> str:
-    """Make APOP's timestamp (RFC 1939 section 7): process and clock would repeat, random digits do not."""
-    return f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{hostname}>"
-
-
-def _peer(client_address: Any) -> str:
-    """Return what counts as one peer: an IPv4 address, an IPv6 /64, or all clients of a UNIX socket."""
-    if not isinstance(client_address, tuple):
-        return ""
-    if ":" not in client_address[0]:
-        return str(client_address[0])
-    address = _ip_address(client_address)
-    return str(address) if address.version == 4 else str(int(address) >> 64)
-
-
-def _ip_address(client_address: Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    address = ipaddress.ip_address(client_address[0].partition("%")[0])
-    return (address.version == 6 and address.ipv4_mapped) or address

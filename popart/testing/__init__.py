@@ -30,7 +30,8 @@ from typing import Any
 from popart.errors import ReportableError
 from popart.handler import Handler, MessageReader, ScramCredentials, SupportsClose
 from popart.sasl import apop_digest, scram_credentials
-from popart.server import Connection, Server
+from popart.connection import Connection
+from popart.server import Server
 from popart.session import Session, State
 from popart.testing.faults import Faults, split_command
 from popart.testing.maildrop import Maildrop

@@ -1,0 +1,41 @@
+"""What a handler that satisfies `SupportsMonitoring` is told of its session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from popart.handler import SupportsMonitoring, expect_none
+from popart.session import Session
+
+
+class Monitor:
+    """Measures one session."""
+
+    def __init__(self, handler: Any) -> None:
+        self._handler: SupportsMonitoring = handler
+        self._session_began = self._command_began = time.monotonic()
+        self._commands = 0
+        self._verb = ""
+        self._octets_before = 0
+
+    def begin_command(self, verb: str, octets: int) -> None:
+        self._verb = verb
+        self._octets_before = octets
+        self._command_began = time.monotonic()
+
+    def tell_command(self, session: Session, outcome: str, octets: int) -> None:
+        self._commands += 1
+        seconds = time.monotonic() - self._command_began
+        self._tell(session, self._handler.command_finished, self._verb, outcome, octets - self._octets_before, seconds)
+
+    def tell_session(self, session: Session, octets: int) -> None:
+        seconds = time.monotonic() - self._session_began
+        self._tell(session, self._handler.session_finished, self._commands, octets, seconds)
+
+    def _tell(self, session: Session, method: Callable[..., object], *facts: object) -> None:
+        try:
+            expect_none(method.__name__, method(*facts))
+        except BaseException as error:
+            session.report(error)

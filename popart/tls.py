@@ -1,0 +1,75 @@
+"""TLS of one connection, octets in and octets out: no socket is read or written here.
+
+So OpenSSL never sees a connection end, which it would answer with an alert; no socket is left unclosed when a client
+vanishes before its handshake; and what TLS itself has to say, its session tickets for one, goes out with the greeting
+in one piece.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+RECORD_SIZE = 16_384
+"""Octets that a TLS record holds at the most (RFC 8446 section 5.1)."""
+
+
+class TLS:
+    """The server's end of a TLS connection."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.ended = False
+        """True when the client has sent its close_notify."""
+
+    def shake_hands(self, octets: bytes) -> bool:
+        """Go on with the handshake with what has come from the client; return whether that is all.
+
+        :raises ssl.SSLError: it failed; `outgoing` may hold an alert then.
+        """
+        self._incoming.write(octets)
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def outgoing(self) -> bytes:
+        """Take what is to be sent to the client."""
+        return self._outgoing.read()
+
+    def certificate(self) -> Mapping[str, Any] | None:
+        """Return what `ssl.SSLObject.getpeercert` says of the client's verified certificate."""
+        return self._object.getpeercert()
+
+    def decrypt(self, octets: bytes) -> bytes:
+        """Return what the records hold that are whole with these octets.
+
+        :raises ssl.SSLError: they are none; `outgoing` may hold an alert then.
+        """
+        self._incoming.write(octets)
+        pieces = []
+        while self._incoming.pending:
+            try:
+                piece = self._object.read(RECORD_SIZE)
+            except ssl.SSLWantReadError:  # a record is on its way
+                break
+            if not piece:
+                self.ended = True
+                break
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def encrypt(self, octets: bytes | memoryview) -> bytes:
+        """Return octets as a record, behind what TLS itself has to say."""
+        self._object.write(octets)
+        return self._outgoing.read()
+
+    def close_notify(self) -> bytes:
+        """Return the record that tells the client of a normal end, without waiting for the client's own."""
+        with contextlib.suppress(ssl.SSLError):
+            self._object.unwrap()
+        return self._outgoing.read()

@@ -1,0 +1,117 @@
+"""Threads that hold one connection after the other."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from popart.places import Place
+
+SPARE_SECONDS = 1.0
+"""Seconds that a thread waits for another connection when its own has ended."""
+
+
+class Workers:
+    """The threads that hold a server's connections.
+
+    The lock of *changed* guards everything here; *changed* is notified when a thread has nothing more to do.
+    """
+
+    def __init__(self, hold: Callable[[Place], None], changed: threading.Condition, *, daemon: bool) -> None:
+        self._hold = hold
+        self._changed = changed
+        self._daemon = daemon
+        self._threads: set[threading.Thread] = set()
+        """All that hold a connection, wait for one, or are about to start."""
+
+        self._done: deque[threading.Thread] = deque()
+        """Those that are about to end."""
+
+        self._spare = 0
+        self._queue: SimpleQueue[Place | None] = SimpleQueue()
+        self._dismissed = False
+
+    def take(self, place: Place) -> None:
+        """Have a thread hold a connection.
+
+        :raises RuntimeError: no thread can start.
+
+        Where that, or whatever a signal handler raises here, keeps it from a thread, ``place.held`` is False.
+        """
+        thread = threading.Thread(target=self._work, args=(place,), daemon=self._daemon)
+        try:
+            with self._changed:
+                if self._spare:
+                    self._spare -= 1
+                    self._queue.put(place)
+                    return
+                while self._done and not self._done[0].is_alive():
+                    self._done.popleft()
+                self._threads.add(thread)
+            thread.start()
+        except BaseException:
+            with self._changed:
+                if place.held is None:
+                    place.held = False
+                    self._threads.discard(thread)
+            raise
+
+    def _work(self, place: Place | None) -> None:
+        """Hold a connection, then others that come while this thread is spare.  The body of a thread.
+
+        A new thread for each connection took a third of a short session's processor time.
+        """
+        while place is not None and self._take_up(place):
+            # In a context of its own: no session finds another's context variables.
+            contextvars.Context().run(self._hold, place)
+            place = self._next()
+        with self._changed:
+            thread = threading.current_thread()
+            self._done.append(thread)
+            self._threads.discard(thread)
+            self._changed.notify_all()
+
+    def _take_up(self, place: Place) -> bool:
+        with self._changed:
+            if place.held is None:
+                place.held = True
+            return place.held
+
+    def _next(self) -> Place | None:
+        with self._changed:
+            if self._dismissed:
+                return None
+            self._spare += 1
+        try:
+            return self._queue.get(timeout=SPARE_SECONDS)
+        except Empty:
+            with self._changed:
+                if self._spare:
+                    self._spare -= 1
+                    return None
+            return self._queue.get()  # it was promised to this thread meanwhile
+
+    def dismiss(self) -> None:
+        """Let the spare threads end, and the others when their connections have."""
+        with self._changed:
+            self._dismissed = True
+            for _ in range(self._spare):
+                self._queue.put(None)
+            self._spare = 0
+
+    @property
+    def one_calls(self) -> bool:
+        """True in one of these threads."""
+        return threading.current_thread() in self._threads
+
+    @property
+    def all_done(self) -> bool:
+        return not self._threads
+
+    def join(self) -> None:
+        """Wait for the last moments of the threads that have nothing more to do."""
+        for thread in list(self._done):
+            thread.join()
