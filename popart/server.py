@@ -30,7 +30,7 @@ from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutErro
 from popart.handler import Handler, SupportsMonitoring, ability, expect_none
 from popart.proxy import ProxyError, read_header
 from popart.session import Session, State
-from popart.wire import LineReader, Reply, encode_message, err
+from popart.wire import LineReader, Reply, err
 
 READ_SIZE = 4096
 """Octets asked of a socket at a time.  Kept small, as each waiting thread holds a buffer of this size."""
@@ -162,6 +162,9 @@ class Server(socketserver.ThreadingTCPServer):
 
     login_timeout: float | None = 180
     """Seconds for the whole AUTHORIZATION state."""
+
+    max_messages: int | None = 10_000_000
+    """Messages in a maildrop: it ends the loop over a handler that counts wrongly.  More are a `HandlerError`."""
 
     shutdown_grace: float | None = 5
     """Seconds that `server_close` gives to running commands before it cuts their connections."""
@@ -678,6 +681,7 @@ class Connection(socketserver.StreamRequestHandler):
                 certificate=self.request.getpeercert() if isinstance(self.request, ssl.SSLSocket) else None,
                 max_bad_commands=server.max_bad_commands,
                 max_failed_logins=server.max_failed_logins,
+                max_messages=server.max_messages,
             )
         except ReportableError as refusal:
             self._turn_away(err(refusal.text, refusal.code))
@@ -744,10 +748,9 @@ class Connection(socketserver.StreamRequestHandler):
             monitor.begin_command(session.verb(line), self._sent_octets)
         outcome = "lost"
         try:
-            reply = session.respond(line)
-            self._send(reply)
+            status = self._send(session.respond(line))
             self._flush()
-            outcome = reply.status.partition(b" ")[0].strip().decode()
+            outcome = status.partition(b" ")[0].strip().decode()
         finally:
             if not session.in_exchange:
                 monitor.tell_command(session, outcome, self._sent_octets + self._gathered)
@@ -764,23 +767,35 @@ class Connection(socketserver.StreamRequestHandler):
             raise ClientGoneError("the client left without QUIT")
         return octets
 
-    def _send(self, reply: Reply) -> None:
+    def _send(self, reply: Reply) -> bytes:
         """Send a reply, or keep it until more is there or the thread would wait for the client: see `_flush`.
 
-        :raises BrokenMessageError: the message's reader failed; what was read before is kept or sent.
+        Return its status line, which is another than the reply's where the message turned out to be broken in time.
+
+        :raises BrokenMessageError: the message is broken; what was read before is kept or sent.
         """
         if reply.delay:
             self._flush()
             self.server.closing.wait(min(reply.delay, self._login_limit() - time.monotonic()))
         if reply.message is None:
             self._keep(reply.head())
-            return
-        with contextlib.closing(reply.message) as chunks:
-            self._keep(reply.head())
-            for octets in encode_message(chunks, reply.top):
-                if self.server.grace_over:
-                    raise ClientGoneError("the server has closed")
-                self._keep(octets)
+            return reply.status
+        kept, gathered, sent = len(self._replies), self._gathered, self._sent_octets
+        with contextlib.closing(reply.message) as pieces:
+            try:
+                self._keep(reply.head())
+                for octets in pieces:
+                    if self.server.grace_over:
+                        raise ClientGoneError("the server has closed")
+                    self._keep(octets)
+            except BrokenMessageError as broken:
+                if broken.answer is None or self._sent_octets != sent:
+                    raise
+                del self._replies[kept:]
+                self._gathered = gathered
+                self._keep(broken.answer)
+                return broken.answer
+        return reply.status
 
     def _keep(self, octets: bytes) -> None:
         self._replies.append(octets)
