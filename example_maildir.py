@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import popart
-from popart.wire import normalise_line_ends
 
 # 1. The handler: what popart asks for.  There is one object for each connection, used by that connection's thread.
 
@@ -130,10 +129,11 @@ class Message:
         legal = re.fullmatch("[!-~]{1,70}", name)
         self.unique_id = name if legal else hashlib.sha256(os.fsencode(name)).hexdigest()
         self.open = open_reader
-        # The size is that on the wire, where each line ends with CRLF.  To read all mail at each sign-in is slow:
+        # The size is that on the wire, where each line ends with CRLF.  It must not be too large: to popart a message
+        # with fewer octets than were announced is one that was cut off.  To read all mail at each sign-in is slow:
         # a server with much of it measures a message once, when it arrives.
         with contextlib.closing(open_reader()) as reader:
-            self.size = sum(map(len, normalise_line_ends(iter(partial(reader.read, 65_536), b""))))
+            self.size = popart.wire_size(reader)
 
 
 def list_files(directory: Path) -> list[tuple[str, Path]]:

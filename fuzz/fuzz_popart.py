@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 with atheris.instrument_imports(include=["popart"]):
     import popart
+    from popart.errors import BrokenMessageError
     from popart.session import Session
-    from popart.wire import MAX_AUTH_LINE, MAX_REPLY_LINE, LineReader, encode_message
+    from popart.wire import MAX_AUTH_LINE, MAX_REPLY_LINE, LineReader, ShortMessageError, encode_message
 
 STATUS = re.compile(rb"(\+OK|-ERR)[ -~]*\r\n|\+ [A-Za-z0-9+/]*={0,2}\r\n")
 LINES = re.compile(rb"((?!\.\r)[ -~]*\r\n)*\.\r\n")
@@ -70,14 +71,27 @@ def check_lines(pieces: list[bytes]) -> None:
 
 
 def check_message(octets: bytes, lengths: bytes, top: int) -> None:
-    """What a client decodes is the message with CRLF line ends, and TOP is the beginning of it."""
+    """What a client decodes is the message with CRLF line ends, and TOP is the beginning of it; its size is known, and
+    a message that should have one octet more is not given as whole.
+    """
     normal = re.sub(rb"(?<!\r)\n", b"\r\n", octets)
     if normal and not normal.endswith(b"\r\n"):
         normal += b"\r\n"
-    assert decode(encode_message(cut(octets, lengths))) == normal
+    assert decode(encode_message(cut(octets, lengths), size=len(normal))) == normal
+    pieces = cut(octets, lengths)
+    assert popart.wire_form(octets) == normal
+    assert popart.wire_size(SimpleNamespace(read=lambda n: next(pieces, b""))) == len(normal)
+    try:
+        decode(encode_message(cut(octets, lengths), size=len(normal) + 1))
+    except ShortMessageError as error:
+        assert error.octets == len(normal)
+    else:
+        raise AssertionError("a message that is too short was given as whole")
     lines = normal.split(b"\r\n")[:-1]
     end = lines.index(b"") + 1 + top if b"" in lines else len(lines)
-    assert decode(encode_message(cut(octets, lengths), top)) == b"".join(line + b"\r\n" for line in lines[:end])
+    assert decode(encode_message(cut(octets, lengths), top, len(normal))) == b"".join(
+        line + b"\r\n" for line in lines[:end]
+    )
 
 
 def decode(pieces: Iterable[bytes]) -> bytes:
@@ -88,7 +102,9 @@ def decode(pieces: Iterable[bytes]) -> bytes:
 
 
 def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
-    """Each line has one well-formed reply, nothing is raised, locks are released, only QUIT deletes."""
+    """Each line has one well-formed reply, nothing is raised but for a message that is shorter than announced, locks
+    are released, only QUIT deletes.
+    """
 
     def authenticate(username: str, secret: object) -> None:
         if username != "a":
@@ -105,7 +121,7 @@ def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
         allow_sasl_login=True,
         lock_maildrop=lambda: calls.update(["lock"]),
         get_message_count=lambda: 2,
-        get_message_size=lambda number: number,
+        get_message_size=lambda number: 0 if number == 1 else len(message) + 4,
         get_message_id=str,
         get_message_reader=lambda number: io.BytesIO(message),
         delete_messages=lambda numbers: calls.update(["delete"]),
@@ -123,15 +139,18 @@ def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
         assert status and status.end() <= MAX_REPLY_LINE
         assert head == status[0] or LINES.fullmatch(head, status.end())
         if reply.message is not None:
-            with closing(reply.message) as chunks:
-                decode(encode_message(chunks, reply.top))
+            with closing(reply.message) as pieces:
+                try:
+                    decode(pieces)
+                except BrokenMessageError as broken:
+                    assert STATUS.fullmatch(broken.answer) and broken.answer.startswith(b"-ERR [SYS/PERM] ")
         assert not calls["delete"] or line.upper() in (b"QUIT", b"QUIT ")
         if session.over:
             break
     deletions = calls["delete"]
     session.close()
     assert calls["lock"] == calls["unlock"] and calls["delete"] == deletions <= 1
-    assert all(isinstance(error, popart.LimitError) for error in errors), errors
+    assert all(isinstance(error, (popart.LimitError, popart.HandlerError)) for error in errors), errors
 
 
 def test_one_input(data: bytes) -> None:

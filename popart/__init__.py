@@ -29,6 +29,7 @@ from popart.handler import (
 )
 from popart.sasl import apop_digest, scram_credentials
 from popart.server import Server
+from popart.wire import wire_form, wire_size
 
 __all__ = [
     "ClientGoneError",
@@ -54,6 +55,8 @@ __all__ = [
     "SupportsUTF8",
     "apop_digest",
     "scram_credentials",
+    "wire_form",
+    "wire_size",
 ]
 
 __version__ = "0.2.0"

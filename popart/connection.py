@@ -154,6 +154,7 @@ class Connection(socketserver.StreamRequestHandler):
                 certificate=None if self._tls is None else self._tls.certificate(),
                 max_bad_commands=server.max_bad_commands,
                 max_failed_logins=server.max_failed_logins,
+                max_messages=server.max_messages,
             )
         except ReportableError as refusal:
             self._turn_away(err(refusal.text, refusal.code))

@@ -49,6 +49,11 @@ class MessageReader(Protocol):
 
         The first call is made before ``+OK`` is sent, so that what it raises becomes an ``-ERR``.  When a later call
         raises, the connection is dropped without the final dot, and the client knows that the message is cut off.
+
+        An end is believed only if the size that was announced has been reached, as many a source returns ``b""`` when
+        its peer dies: with fewer octets, counted as `popart.wire_size` does, the message is broken.  The client reads
+        ``-ERR [SYS/PERM]`` and may go on, or, if the first octets are on their way already, the connection is dropped;
+        the handler is told of it by a `HandlerError`.  More octets than announced are all sent.
         """
         ...
 
@@ -109,9 +114,10 @@ class Handler(Protocol):
     def get_message_size(self, number: int) -> int:
         """Return the octets of message *number* (1 or more) as they go over the wire (RFC 1939 section 11).
 
-        That is with CRLF line ends, one at the very end included, and without dot-stuffing.  Clients trust it: a size
-        larger than what is sent makes some of them wait for the rest.  Asked once for each message, at sign-in, and
-        not at all of a handler that satisfies `SupportsListing`.
+        That is with CRLF line ends, one at the very end included, and without dot-stuffing: `popart.wire_size` counts
+        them.  popart trusts it, and ends a message that has fewer octets as a broken one: see `MessageReader.read`.
+        A size that is too small is harmless.  Asked once for each message, at sign-in, and not at all of a handler that
+        satisfies `SupportsListing`.
         """
 
     @abstractmethod
@@ -125,7 +131,11 @@ class Handler(Protocol):
 
     @abstractmethod
     def get_message_reader(self, number: int) -> MessageReader:
-        """Open message *number* for RETR or TOP (RFC 1939 sections 5 and 7)."""
+        """Open message *number* for RETR or TOP (RFC 1939 sections 5 and 7).
+
+        TOP reads no further than to its last line.  Where the reader ends before that, this was the whole message, and
+        it must have the size that was announced, as for RETR.
+        """
 
     @abstractmethod
     def delete_messages(self, numbers: Sequence[int]) -> None:
@@ -180,7 +190,8 @@ class SupportsTop(Protocol):
         """Open message *number* for TOP: its header, the blank line and the first *lines* lines of its body.
 
         Returning more is harmless, as popart cuts off what is too much.  Some clients fetch whole messages with
-        ``TOP n 99999999``.
+        ``TOP n 99999999``.  How long the beginning of a message is nobody has announced: where this reader returns
+        ``b""``, popart takes that for its end, so raise if your source may break off.
         """
         ...
 

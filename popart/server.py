@@ -137,6 +137,9 @@ class Server(socketserver.ThreadingTCPServer):
     login_timeout: float | None = 180
     """Seconds for the whole AUTHORIZATION state."""
 
+    max_messages: int | None = 10_000_000
+    """Messages in a maildrop: it ends the loop over a handler that counts wrongly.  More are a `HandlerError`."""
+
     shutdown_grace: float | None = 5
     """Seconds that `server_close` gives to running commands before it cuts their connections."""
 

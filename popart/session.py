@@ -10,7 +10,7 @@ import binascii
 import enum
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -38,19 +38,16 @@ from popart.handler import (
     expect_none,
 )
 from popart.sasl import Exchange, mechanisms
-from popart.wire import MAX_AUTH_LINE, MAX_LINE, Reply, err, ok
-
-CHUNK_SIZE = 65_536
-"""Octets asked of a message's reader at a time."""
-
-MAX_MESSAGES = 10_000_000
-"""Messages in a maildrop.  Far above any real one: it ends the loop over a handler that counts wrongly."""
+from popart.wire import CHUNK_SIZE, MAX_AUTH_LINE, MAX_LINE, Reply, ShortMessageError, encode_message, err, ok
 
 MAX_SIZE = 2**63 - 1
 """Octets of a message.  What 64 bits hold, as clients keep sizes in such numbers."""
 
 MAX_UNIQUE_ID = 70
 """Characters of a unique-id (RFC 1939 section 7)."""
+
+MAX_SHOWN = 128
+"""Characters, or bits, of a handler's wrong value that a report shows."""
 
 MAX_LANGUAGE_NAME = 64
 """Characters of a language's name: more than any has."""
@@ -65,6 +62,7 @@ LOGIN_DELAY_DOUBLINGS = 6
 """... up to 16 seconds."""
 
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,7}")  # RFC 5646 section 2.1, roughly
+_UNIQUE_ID = re.compile(f"[!-~]{{1,{MAX_UNIQUE_ID}}}")
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 # What other protocols' clients send first.  Reading on would let a web page post commands to a POP3 port.
 _OTHER_PROTOCOL = re.compile(rb"\x16\x03|CONNECT |[A-Z]+ (/|\*|https?:)")
@@ -127,6 +125,7 @@ class Session:
         certificate: Mapping[str, Any] | None = None,
         max_bad_commands: int | None = None,
         max_failed_logins: int | None = None,
+        max_messages: int | None = None,
     ) -> None:
         self.state = State.AUTHORIZATION
         self._commands = COMMANDS[self.state]
@@ -138,6 +137,7 @@ class Session:
         self._banner = banner
         self._max_bad_commands = max_bad_commands
         self._max_failed_logins = max_failed_logins
+        self._max_messages = max_messages
         self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
         self._failed_logins = 0
         self._username: str | None = None
@@ -393,7 +393,7 @@ class Session:
     def _open_maildrop(self) -> Reply:
         try:
             self._lock()
-            self._maildrop = Maildrop.open(self._handler)
+            self._maildrop = Maildrop.open(self._handler, self._max_messages)
         except ReportableError:
             self.release()
             raise
@@ -438,8 +438,8 @@ class Session:
     @command(State.TRANSACTION)
     def do_RETR(self, number: str) -> Reply:
         n = self._maildrop.find(number)
-        message = self._open(self._handler.get_message_reader(n))
-        return ok(f"{self._maildrop.sizes[n - 1]} octets", message=message)
+        size = self._maildrop.sizes[n - 1]
+        return self._open(f"{size} octets", n, self._handler.get_message_reader(n), size=size)
 
     @command(State.TRANSACTION)
     def do_TOP(self, number: str, lines: str) -> Reply:
@@ -447,20 +447,19 @@ class Session:
         if not _is_number(lines):
             raise BadCommandError("bad number of lines")
         top = int(lines)
-        if self._get_top_reader is None:
-            reader = self._handler.get_message_reader(n)
-        else:
-            reader = self._get_top_reader(n, top)
-        return ok("top of message follows", message=self._open(reader), top=top)
+        text = "top of message follows"
+        if self._get_top_reader is not None:
+            # It ends where it likes: of what size is known only the whole message.
+            return self._open(text, n, self._get_top_reader(n, top), top)
+        return self._open(text, n, self._handler.get_message_reader(n), top, self._maildrop.sizes[n - 1])
 
     @command(State.TRANSACTION)
     def do_DELE(self, number: str) -> Reply:
         self._maildrop.delete(self._maildrop.find(number))
         return _DELETED
 
-    @command(State.ANY)
+    @command(State.TRANSACTION)
     def do_NOOP(self) -> Reply:
-        """In any state: clients use it to keep a connection alive before they sign in, too."""
         return _NOTHING_DONE
 
     @command(State.TRANSACTION)
@@ -503,32 +502,56 @@ class Session:
         except BaseException as error:
             self.report(error)
 
-    def _open(self, reader: MessageReader) -> Generator[bytes, None, None]:
-        """Start reading, so that a message that cannot be read is refused before ``+OK``."""
+    # Messages: what fails within one is reported here, and the connection is told what to do.
+
+    def _open(self, text: str, n: int, reader: MessageReader, top: int | None = None, size: int = 0) -> Reply:
+        """Start reading message *n*, so that one that cannot be read is refused before ``+OK``."""
         if not (callable(getattr(reader, "read", None)) and callable(getattr(reader, "close", None))):
-            raise HandlerError(f"a message's reader cannot be a {type(reader).__name__}")
+            raise HandlerError(f"the reader of message {n} cannot be a {type(reader).__name__}")
         try:
-            first = _read(reader)
+            first = _read(reader, n)
+            if not first and size:
+                raise _short_message(n, size, 0)
         except BaseException:
             self._report_failure(reader.close)
             raise
-        chunks = self._chunks(reader, first)
-        next(chunks)  # a generator that never starts never cleans up
-        return chunks
+        if not first:
+            self._report_failure(reader.close)
+            return ok(text, b"")  # in one piece, as the final dot would be alone in a message's
+        message = self._encode(n, reader, first, top, size)
+        next(message)  # a generator that never starts never cleans up
+        return ok(text, message=message)
 
-    def _chunks(self, reader: MessageReader, chunk: bytes) -> Generator[bytes, None, None]:
-        """Yield nothing (``b""``) at the start, then each chunk; close the reader in any case."""
+    def _encode(
+        self, n: int, reader: MessageReader, first: bytes, top: int | None, size: int
+    ) -> Generator[bytes, None, None]:
+        """Yield nothing (``b""``) at the start, then the message as it is sent; close the reader in any case."""
         try:
             yield b""
-            while chunk:
-                yield chunk
-                try:
-                    chunk = _read(reader)
-                except BaseException as error:
-                    self.report(error)
-                    raise BrokenMessageError("the message's reader failed") from None
+            yield from encode_message(self._chunks(n, reader, first), top, size)
+        except ShortMessageError as error:
+            answer = self._explain(_short_message(n, size, error.octets))
+            raise BrokenMessageError("the message ended early", answer=answer.head()) from None
+        except BrokenMessageError:
+            raise
+        except Exception as error:  # MemoryError, for one: a reader may return more than it was asked for
+            self.report(error)
+            raise BrokenMessageError("the message could not be encoded") from None
         finally:
             self._report_failure(reader.close)
+
+    def _chunks(self, n: int, reader: MessageReader, chunk: bytes) -> Iterator[bytes]:
+        while chunk:
+            yield chunk
+            try:
+                chunk = _read(reader, n)
+            except BaseException as error:
+                self.report(error)
+                raise BrokenMessageError("the message's reader failed") from None
+
+
+def _short_message(number: int, size: int, octets: int) -> HandlerError:
+    return HandlerError(f"message {number} ended after {octets} octets, its size was said to be {size}")
 
 
 def _make_challenge(octets: bytes) -> Reply:
@@ -573,10 +596,10 @@ def _is_number(argument: str) -> bool:
     return argument.isascii() and argument.isdigit() and len(argument) <= MAX_DIGITS
 
 
-def _read(reader: MessageReader) -> bytes:
+def _read(reader: MessageReader, number: int) -> bytes:
     chunk: object = reader.read(CHUNK_SIZE)
     if not isinstance(chunk, bytes):
-        raise HandlerError(f"a message's reader returned {type(chunk).__name__}, not bytes")
+        raise HandlerError(f"the reader of message {number} returned {type(chunk).__name__}, not bytes")
     return chunk
 
 
@@ -595,10 +618,10 @@ class Maildrop:
         self._asked_ids: set[str] = set()
 
     @classmethod
-    def open(cls, handler: Handler) -> Maildrop:
+    def open(cls, handler: Handler, max_messages: int | None) -> Maildrop:
         """Ask the handler for its messages.
 
-        :raises HandlerError: the count, a size or the listing is not what it must be.
+        :raises HandlerError: the count, a size or the listing is not what it must be, or *max_messages* are exceeded.
         """
         ids: list[str] | None = None
         list_messages = ability(handler, SupportsListing, "list_messages")
@@ -606,17 +629,16 @@ class Maildrop:
             listing = list_messages()
             if not isinstance(listing, Iterable):
                 raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
-            entries = list(islice(listing, MAX_MESSAGES + 1))
-            _check_numbers([len(entries)], MAX_MESSAGES, "the count of messages")
-            try:
-                sizes = [size for size, _ in entries]
-                ids = [identifier for _, identifier in entries]
-            except (TypeError, ValueError):
-                raise HandlerError("list_messages returned something else than pairs of size and id") from None
+            entries = list(islice(listing, None if max_messages is None else max_messages + 1))
+            if max_messages is not None and len(entries) > max_messages:
+                raise HandlerError(f"list_messages goes on after {max_messages} messages, which is max_messages")
+            sizes, ids = _unzip(entries)
         else:
-            (count,) = _check_numbers([handler.get_message_count()], MAX_MESSAGES, "the count of messages")
+            (count,) = _check_numbers([handler.get_message_count()], MAX_SIZE, "the count of messages")
+            if max_messages is not None and count > max_messages:
+                raise HandlerError(f"the count of messages is {count}, and max_messages is {max_messages}")
             sizes = [handler.get_message_size(number) for number in range(1, count + 1)]
-        return cls(_check_numbers(sizes, MAX_SIZE, "a message's size"), ids, handler.get_message_id)
+        return cls(_check_numbers(sizes, MAX_SIZE, "the size of message {}"), ids, handler.get_message_id)
 
     def __str__(self) -> str:
         return f"{self.count} message{'' if self.count == 1 else 's'} ({self.octets} octets)"
@@ -671,9 +693,9 @@ class Maildrop:
             self._unchecked_ids = None
         for number in numbers if self._asks else ():
             if not self._ids[number - 1]:
-                (identifier,) = _check_ids([self._ask_id(number)])
+                identifier = _check_id(number, self._ask_id(number))
                 if identifier in self._asked_ids:
-                    raise HandlerError(f"message {number} has the unique-id of another message")
+                    raise _same_ids(self._ids.index(identifier) + 1, number, identifier)
                 self._asked_ids.add(identifier)
                 self._ids[number - 1] = identifier
 
@@ -694,43 +716,98 @@ class Maildrop:
         self.octets = self._all_octets
 
 
+# What a handler returned that it must not is named for whoever reads the report; no client ever reads it.
+
+
 def _check_languages(languages: object) -> dict[str, str]:
     if not isinstance(languages, Mapping):
         raise HandlerError(f"get_languages returned {type(languages).__name__}, not a mapping of tags to names")
     found: dict[str, str] = {}
     for tag, name in languages.items():
         if not (isinstance(tag, str) and _LANGUAGE_TAG.fullmatch(tag)):
-            raise HandlerError("a language tag has ASCII letters, digits and hyphens")
+            raise HandlerError(f"a language tag has ASCII letters, digits and hyphens: {_show(tag)}")
         if not (isinstance(name, str) and name.isprintable() and len(name) <= MAX_LANGUAGE_NAME):
-            raise HandlerError(f"a language's name has at most {MAX_LANGUAGE_NAME} printable characters")
-        found[str.__str__(tag)] = str.__str__(name)  # as in _check_ids
+            raise HandlerError(
+                f"the name of language {_show(tag)} has at most {MAX_LANGUAGE_NAME} printable characters: {_show(name)}"
+            )
+        found[str.__str__(tag)] = str.__str__(name)  # as in _check_id
     return found
 
 
-def _check_numbers(values: Iterable[SupportsIndex], most: int, what: str) -> list[int]:
+def _unzip(entries: list[Any]) -> tuple[list[int], list[str]]:
+    sizes: list[int] = []
+    ids: list[str] = []
     try:
+        for size, identifier in entries:
+            sizes.append(size)
+            ids.append(identifier)
+    except (TypeError, ValueError):
+        what = type(entries[len(sizes)]).__name__
+        raise HandlerError(f"list_messages has no pair of size and id for message {len(sizes) + 1}: {what}") from None
+    return sizes, ids
+
+
+def _check_numbers(values: Sequence[SupportsIndex], most: int, what: str) -> list[int]:
+    """Return what are integers from 0 to *most*.  *what* names a value, by {} as the place that it has."""
+    # All at once, in C, and one by one only to find which of them it is.
+    with suppress(TypeError):
         numbers = list(map(index, values))
+        if not numbers or (min(numbers) >= 0 and max(numbers) <= most):
+            return numbers
+    return [_check_number(value, most, what.format(place)) for place, value in enumerate(values, 1)]
+
+
+def _check_number(value: SupportsIndex, most: int, what: str) -> int:
+    try:
+        number = index(value)
     except TypeError:
-        raise HandlerError(f"{what} must be an integer") from None
-    if numbers and not (min(numbers) >= 0 and max(numbers) <= most):
-        raise HandlerError(f"{what} must be 0 to {most}")
-    return numbers
+        raise HandlerError(f"{what} must be an integer: {type(value).__name__}") from None
+    if not 0 <= number <= most:
+        raise HandlerError(f"{what} must be 0 to {most}: {_show(number)}")
+    return number
 
 
 def _check_ids(ids: list[str]) -> list[str]:
     # All at once, in C: ten times as fast as matching a pattern for each of 100,000 ids.
-    plain = ids
-    if set(map(type, ids)) - {str}:
-        try:
-            plain = list(map(str.__str__, ids))  # a subclass could look one way here and another way on the wire
-        except TypeError:
-            raise HandlerError("a unique-id must be a str") from None
-    text = "".join(plain)
-    if not (text.isascii() and text.isprintable() and " " not in text):
-        raise HandlerError("a unique-id holds characters from '!' to '~' only")
-    lengths = set(map(len, plain))
-    if lengths and not (min(lengths) >= 1 and max(lengths) <= MAX_UNIQUE_ID):
-        raise HandlerError(f"a unique-id has 1 to {MAX_UNIQUE_ID} characters")
+    plain = ids if _are_legal(ids) else [_check_id(number, identifier) for number, identifier in enumerate(ids, 1)]
     if len(set(plain)) != len(plain):
-        raise HandlerError("two messages have the same unique-id")
+        firsts: dict[str, int] = {}
+        for number, identifier in enumerate(plain, 1):
+            if firsts.setdefault(identifier, number) != number:
+                raise _same_ids(firsts[identifier], number, identifier)
     return plain
+
+
+def _are_legal(ids: list[str]) -> bool:
+    if set(map(type, ids)) - {str}:
+        return False  # a subclass could look one way here and another way on the wire
+    text = "".join(ids)
+    lengths = set(map(len, ids)) or {1}
+    return (
+        text.isascii() and text.isprintable() and " " not in text and 1 <= min(lengths) <= max(lengths) <= MAX_UNIQUE_ID
+    )
+
+
+def _check_id(number: int, identifier: object) -> str:
+    if not isinstance(identifier, str):
+        raise HandlerError(f"the unique-id of message {number} must be a str: {type(identifier).__name__}")
+    plain = str.__str__(identifier)
+    if not _UNIQUE_ID.fullmatch(plain):
+        rule = f"1 to {MAX_UNIQUE_ID} characters from '!' to '~'"
+        raise HandlerError(f"the unique-id of message {number} must have {rule}: {_show(plain)}")
+    return plain
+
+
+def _same_ids(first: int, second: int, identifier: str) -> HandlerError:
+    return HandlerError(f"messages {first} and {second} have the same unique-id: {_show(identifier)}")
+
+
+def _show(value: object) -> str:
+    """Return a value as a report shows it, its length bounded; of what is neither text nor a number, the type."""
+    if isinstance(value, str):
+        text = str.__str__(value)
+        return repr(text) if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]!r} and {len(text) - MAX_SHOWN} more"
+    if isinstance(value, int):
+        bits = int.bit_length(value)  # Python refuses to write very large numbers
+        return int.__repr__(value) if bits <= MAX_SHOWN else f"a number of {bits} bits"
+    return type(value).__name__

@@ -5,9 +5,12 @@ Everything here is pure: bytes in, bytes out, no sockets and no handler.
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Generator, Iterable, Iterator
-from typing import NamedTuple
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
 
 MAX_REPLY_LINE = 512
 """Octets of a reply's first line, its CRLF included (RFC 1939 section 3, RFC 2449 section 4)."""
@@ -18,8 +21,14 @@ MAX_LINE = 1024
 MAX_AUTH_LINE = 12_288
 """Octets of a line of AUTH that are accepted, as RFC 4954 section 4 has it for SMTP: OAuth tokens are that long."""
 
+CHUNK_SIZE = 65_536
+"""Octets asked of a message's reader at a time."""
+
 CRLF = b"\r\n"
 TERMINATOR = b".\r\n"
+
+MIN_LAST_PIECE = len(CRLF + TERMINATOR)
+"""Octets of a reply's last piece: some clients misread a final dot that comes without the line end before it."""
 
 _CONTROLS_TO_SPACES = bytes(0x20 if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
 _TLS_HANDSHAKE = b"\x16\x03"
@@ -36,10 +45,7 @@ class Reply(NamedTuple):
     """The further lines of a multi-line reply, each with its CRLF, without the final dot."""
 
     message: Generator[bytes, None, None] | None = None
-    """The chunks of a message as the handler's reader returns them.  Whoever sends the reply closes the generator."""
-
-    top: int | None = None
-    """How many lines of the message's body are sent; None for all."""
+    """A message's octets, final dot included, piece by piece.  Whoever sends the reply closes the generator."""
 
     delay: float = 0.0
     """Seconds to wait before the reply is sent."""
@@ -51,15 +57,9 @@ class Reply(NamedTuple):
         return self.status + self.lines + TERMINATOR
 
 
-def ok(
-    text: str,
-    lines: bytes | None = None,
-    *,
-    message: Generator[bytes, None, None] | None = None,
-    top: int | None = None,
-) -> Reply:
+def ok(text: str, lines: bytes | None = None, *, message: Generator[bytes, None, None] | None = None) -> Reply:
     """Make a ``+OK`` reply, its status line from a text that is known to be one line, and to fit."""
-    return Reply(f"+OK {text}\r\n".encode(), lines, message, top)
+    return Reply(f"+OK {text}\r\n".encode(), lines, message)
 
 
 def err(text: str, code: str | None = None, *, utf8: bool = False) -> Reply:
@@ -112,13 +112,65 @@ class LineReader:
         return lines
 
 
-def encode_message(chunks: Iterable[bytes], top: int | None = None) -> Iterator[bytes]:
+class Readable(Protocol):
+    """What `wire_size` asks of a message's reader."""
+
+    def read(self, n: int, /) -> bytes:
+        """Return at most about *n* of the next octets; none (``b""``) means the end."""
+        ...
+
+
+class ShortMessageError(Exception):
+    """A message ended with fewer octets than were announced."""
+
+    def __init__(self, octets: int) -> None:
+        super().__init__(f"the message ended after {octets} octets")
+        self.octets = octets
+
+
+def wire_form(message: bytes) -> bytes:
+    """Return a message as a client receives it: each LF a CRLF, and a CRLF at the very end.
+
+    That is before dot-stuffing (RFC 1939 section 3), which sizes do not count either.  A lone CR stays as it is, and a
+    message without octets stays so.
+
+    :raises TypeError: *message* is not bytes.
+    """
+    if not isinstance(message, bytes):
+        raise TypeError(f"a message is bytes, not {type(message).__name__}")
+    return b"".join(normalise_line_ends([message]))
+
+
+def wire_size(message: bytes | Readable) -> int:
+    """Return the octets of a message's `wire_form`: the size to announce (RFC 1939 section 11).
+
+    A reader is read to its end, piece by piece, and not closed.  What it raises goes to the caller.
+
+    :raises TypeError: *message* is neither bytes nor a reader, or its ``read`` returned something else than bytes.
+    """
+    if isinstance(message, bytes):
+        message = io.BytesIO(message)
+    if not callable(getattr(message, "read", None)):
+        raise TypeError(f"a message is bytes or a reader of bytes, not {type(message).__name__}")
+    return sum(map(len, normalise_line_ends(iter(partial(_read, message), b""))))
+
+
+def _read(reader: Readable) -> bytes:
+    chunk: object = reader.read(CHUNK_SIZE)
+    if not isinstance(chunk, bytes):
+        raise TypeError(f"a message's reader returned {type(chunk).__name__}, not bytes")
+    return chunk
+
+
+def encode_message(chunks: Iterable[bytes], top: int | None = None, size: int = 0) -> Iterator[bytes]:
     """Turn a message into the octets that follow the status line, final dot included (RFC 1939 section 3).
 
     With *top*, only the header, the blank line and that many lines of the body are sent (RFC 1939 section 7).
-    The final dot is never alone in a piece: some clients misread a terminator that comes in a packet of its own.
+    The last piece has at least `MIN_LAST_PIECE` octets, but for a message without any.
+
+    :raises ShortMessageError: *chunks* ended, before *top* lines were there, with fewer than *size* octets.
     """
-    lines = normalise_line_ends(chunks)
+    lines = normalise_line_ends(chunks, size)
     if top is not None:
         lines = cut_to_top(lines, top)
     pending = b""
@@ -135,13 +187,16 @@ def encode_message(chunks: Iterable[bytes], top: int | None = None) -> Iterator[
     yield pending + TERMINATOR
 
 
-def normalise_line_ends(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def normalise_line_ends(chunks: Iterable[bytes], size: int = 0) -> Iterator[bytes]:
     """Make each LF without a CR before it a CRLF, and end the message with a CRLF; a lone CR stays as it is.
 
     No CRLF is ever split between two of the chunks that come out.  A message without octets stays so.
+
+    :raises ShortMessageError: fewer than *size* octets came out, or would with the CRLF that ends the message.
     """
     held = b""  # a CR at the end of a chunk: only the next chunk tells whether it begins a CRLF
     ended = True
+    count = 0
     for chunk in chunks:
         octets = held + chunk
         held = b"\r" if octets.endswith(b"\r") else b""
@@ -149,9 +204,15 @@ def normalise_line_ends(chunks: Iterable[bytes]) -> Iterator[bytes]:
             octets = octets[:-1]
         if octets:
             ended = octets.endswith(b"\n")
-            yield _normalise(octets)
-    if held or not ended:
-        yield held + CRLF
+            octets = _normalise(octets)
+            count += len(octets)
+            yield octets
+    last = held + CRLF if held or not ended else b""
+    # Before that CRLF goes out: it may be the end of the last line that a TOP wants, of a line that was cut short.
+    if count + len(last) < size:
+        raise ShortMessageError(count + len(last))
+    if last:
+        yield last
 
 
 def _normalise(octets: bytes) -> bytes:
@@ -191,3 +252,21 @@ def cut_to_top(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
             end = octets.index(b"\n", end) + 1
         yield octets[:end]
         return
+
+
+def cut(octets: bytes, ends: Sequence[int], size: int) -> Iterator[memoryview]:
+    """Cut replies that are sent together into pieces of at most *size* octets, which are 5 or more.
+
+    No piece ends within the last `MIN_LAST_PIECE` octets of a reply, so that its final dot never travels alone.
+    *ends* says, ascending, where in *octets* replies end; the last one may go on after *octets*.
+    """
+    view = memoryview(octets)
+    start = 0
+    while start < len(octets):
+        stop = start + size
+        number = bisect_left(ends, stop)
+        if number < len(ends) and 0 < ends[number] - stop < MIN_LAST_PIECE:
+            # A reply of fewer octets moves as a whole.
+            stop = max(ends[number] - MIN_LAST_PIECE, ends[number - 1] if number else 0)
+        yield view[start:stop]
+        start = stop

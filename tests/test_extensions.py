@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import popart
 from popart.errors import HandlerError, ReportableError
 from popart.session import MAX_LANGUAGE_NAME, Session
-from popart.wire import MAX_REPLY_LINE, encode_message
+from popart.wire import MAX_REPLY_LINE
 
 from .conftest import Mail, MemoryHandler, make_session
 from .test_sasl import CERTIFICATE, AbleHandler
@@ -90,8 +90,8 @@ def ask(session: Session, *lines: bytes) -> list[bytes]:
         assert all(map(is_line, (reply.lines or b"").splitlines(keepends=True)))
         octets = reply.head()
         if reply.message is not None:
-            with closing(reply.message) as chunks:
-                octets += b"".join(encode_message(chunks, reply.top))
+            with closing(reply.message) as pieces:
+                octets += b"".join(pieces)
         replies.append(octets)
     return replies
 

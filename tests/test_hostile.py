@@ -123,7 +123,7 @@ def test_the_autologout(trickles: bool) -> None:
     assert [type(error) for error in mail.errors] == [popart.ClientTimeoutError]
 
 
-@pytest.mark.parametrize("line", [b"NOOP\r\n", b"USER alice\r\n", b"BAD\r\nNOOP\r\n", b""], ids=repr)
+@pytest.mark.parametrize("line", [b"CAPA\r\n", b"USER alice\r\n", b"BAD\r\nCAPA\r\n", b""], ids=repr)
 def test_the_login_timeout(line: bytes) -> None:
     """login_timeout covers the whole AUTHORIZATION state: commands do not extend it."""
     mail = Mail()

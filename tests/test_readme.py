@@ -120,7 +120,8 @@ def test_the_tls_example_serves_over_tls(
 
 def test_the_table_of_limits_is_the_servers() -> None:
     """Each limit stands in the README with the default that the class has, and none is missing."""
-    table = dict(re.findall(r"^``(\w+)``\s+(\d+)\s", README, re.MULTILINE))
+    rows = re.findall(r"^``(\w+)``\s+([\d,]+)\s", README, re.MULTILINE)
+    table = {name: figure.replace(",", "") for name, figure in rows}
     limits = [name for name in vars(popart.Server) if name.startswith(("max_", "minimum_"))]
     limits += ["handshake_timeout", "login_timeout", "shutdown_grace"]
     assert table == {name: str(getattr(popart.Server, name)) for name in limits}

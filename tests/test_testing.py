@@ -964,8 +964,8 @@ def test_bad_options(options: dict[str, Any], error: type[Exception]) -> None:
 def test_short_timeout() -> None:
     """A client can be logged out in a test's time."""
     with MailServer(timeout=0.3) as server, connected(server) as client:
-        client.send(b"NOOP\r\n")
-        assert client.rest() == b"+OK nothing done\r\n"
+        client.send(b"USER alice\r\n")
+        assert client.rest() == b"+OK send PASS\r\n"
         server.wait_for_session_end()
     assert [type(error) for error in server.errors] == [popart.ClientTimeoutError]
 

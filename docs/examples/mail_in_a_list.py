@@ -38,7 +38,7 @@ class ListHandler(popart.Handler):
         return len(self.messages)
 
     def get_message_size(self, number: int) -> int:
-        return len(self.messages[number - 1][1])
+        return popart.wire_size(self.messages[number - 1][1])
 
     def get_message_id(self, number: int) -> str:
         return self.messages[number - 1][0]

@@ -3,7 +3,8 @@ import hmac
 import secrets
 import sqlite3
 from email.message import EmailMessage
-from email.policy import SMTP
+
+import popart
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS user (
@@ -50,8 +51,8 @@ def hash_password(password: str, salt: bytes) -> bytes:
 
 
 def deliver(db: sqlite3.Connection, user_id: int, message: EmailMessage) -> None:
-    # With CRLF line ends, so that the length is the size that POP3 wants.
-    octets = message.as_bytes(policy=SMTP)
+    # As POP3 sends it, so that the length is the size to announce.
+    octets = popart.wire_form(message.as_bytes())
     query = "INSERT INTO message (user_id, uid, size, octets) VALUES (?, ?, ?, ?)"
     with db:
         db.execute(query, (user_id, secrets.token_hex(16), len(octets), octets))

@@ -29,7 +29,6 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 import popart
-from popart.wire import normalise_line_ends
 
 log = logging.getLogger("postgres")
 
@@ -77,7 +76,7 @@ def add_user(connection: psycopg.Connection[Any], name: str, password: str, cost
 
 def deliver(connection: psycopg.Connection[Any], name: str, message: bytes) -> str:
     """Store a message as it goes over the wire, so that its length is the size to announce.  Return its unique-id."""
-    octets = b"".join(normalise_line_ends([message]))
+    octets = popart.wire_form(message)
     row = connection.execute(
         "INSERT INTO messages (user_id, size, octets) SELECT id, %s, %s FROM users WHERE name = %s RETURNING unique_id",
         (len(octets), octets, name),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from popart.errors import BrokenMessageError, ReportableError
-from popart.wire import TERMINATOR, Reply, encode_message
+from popart.wire import TERMINATOR, Reply
 
 Action = Callable[[Callable[[], Any]], Any]
 """What a fault does in place of the call that it is given."""
@@ -180,7 +180,7 @@ def _cut(reply: Reply, after: int) -> Reply:
     octets = reply.lines or b""
     if reply.message is not None:
         with contextlib.closing(reply.message):
-            octets = b"".join(encode_message(reply.message, reply.top)).removesuffix(TERMINATOR)
+            octets = b"".join(reply.message).removesuffix(TERMINATOR)
     return Reply(reply.status + octets[:after], message=_break_off())
 
 

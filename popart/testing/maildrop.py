@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from email.message import Message
 
 from popart.errors import ReportableError
-from popart.wire import normalise_line_ends
+from popart.wire import wire_form
 
 
 class Maildrop:
@@ -36,7 +36,7 @@ class Maildrop:
             message = message.encode("utf-8", "surrogateescape")
         elif not isinstance(message, bytes):
             raise TypeError(f"a message is bytes, str or email.message.Message, not {type(message).__name__}")
-        octets = b"".join(normalise_line_ends([message]))
+        octets = wire_form(message)
         with self._guard:
             unique_id = f"{self._prefix}.{next(self._numbers)}"
             self._messages[unique_id] = octets

@@ -1,9 +1,10 @@
 import uuid
 from email.message import EmailMessage
-from email.policy import SMTP
 
 from django.conf import settings
 from django.db import models
+
+import popart
 
 
 class Message(models.Model):
@@ -14,8 +15,8 @@ class Message(models.Model):
 
     @classmethod
     def deliver(cls, owner, message: EmailMessage):
-        # With CRLF line ends, so that the length is the size that POP3 wants.
-        octets = message.as_bytes(policy=SMTP)
+        # As POP3 sends it, so that the length is the size to announce.
+        octets = popart.wire_form(message.as_bytes())
         return cls.objects.create(owner=owner, size=len(octets), octets=octets)
 
 
