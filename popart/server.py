@@ -71,7 +71,7 @@ def _operation(method: Callable[Concatenate[AnyServer, P], Result]) -> Callable[
     """
 
     @functools.wraps(method)
-    def run(server: AnyServer, *arguments: P.args, **options: P.kwargs) -> Result:
+    def run(server: AnyServer, /, *arguments: P.args, **options: P.kwargs) -> Result:
         if server._interrupts():
             return method(server, *arguments, **options)
         me = threading.get_ident()
@@ -430,7 +430,7 @@ class Server(socketserver.ThreadingTCPServer):
         finally:
             self._places.leave(request)
             with contextlib.suppress(BaseException):  # a thread would print it
-                self.close_request(request)
+                self.shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Learn, in an ``except`` block, of a failure without a handler to tell: PROXY, TLS, *on_new_connection*.

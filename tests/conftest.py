@@ -134,6 +134,14 @@ class Client:
         """Read all that comes until the server closes the connection."""
         return self.file.read()
 
+    def rest_until_reset(self) -> bytes:
+        """Read all that comes before the server resets the connection; fail if it ends in another way."""
+        octets = b""
+        with pytest.raises(ConnectionResetError):
+            while piece := self.file.read1(65_536):
+                octets += piece
+        return octets
+
     def close(self) -> None:
         self.file.close()
         self.sock.close()

@@ -24,10 +24,11 @@ from typing import Any
 import pytest
 
 import popart
-import popart.server
+import popart.connection
 from popart.errors import ClientTimeoutError
+from popart.places import Place
 from popart.proxy import Address, ProxyError, read_header
-from popart.server import Line, Server
+from popart.server import Server
 from tests import conftest
 from tests.conftest import PATIENCE, Client, Mail, MemoryHandler, QuickServer, connected, running, signed_in, wait_until
 from tests.test_server import HOST, MESSAGE, TalkingServer, refused
@@ -554,7 +555,7 @@ def test_a_header_in_pieces(header: Callable[[str], bytes], monkeypatch: pytest.
         except StopIteration as end:
             return end.value
 
-    monkeypatch.setattr(popart.server, "read_header", noting)
+    monkeypatch.setattr(popart.connection, "read_header", noting)
     peers = Peers()
     with running(QuickServer(HOST, peers, proxy_protocol=True)) as server, connected(server) as client:
         for octet in header("192.0.2.1"):
@@ -700,7 +701,7 @@ def test_no_good_header(octets: bytes, contexts: tuple[Any, Any]) -> None:
             client.send(octets)
             client.sock.shutdown(socket.SHUT_WR)
         assert hears(client) == b""
-        assert not server._lines
+        assert not len(server._places)
     assert [type(error) for error in server.told] == [ProxyError]
     assert peers.seen == []
 
@@ -745,17 +746,18 @@ def test_one_deadline_for_header_and_handshake(
 ) -> None:
     """handshake_timeout bounds header and TLS handshake together: a late header leaves less time for the handshake."""
     deadlines: list[float] = []
-    until = Line.until
+    until = Place.until
 
-    def noting(line: Line, deadline: float) -> Line:
-        deadlines.append(deadline)
-        return until(line, deadline)
+    def noting(place: Place, deadline: float, *arguments: Any, **options: Any) -> Place:
+        if options:  # it is a wait for input
+            deadlines.append(deadline)
+        return until(place, deadline, *arguments, **options)
 
-    monkeypatch.setattr(Line, "until", noting)
+    monkeypatch.setattr(Place, "until", noting)
     with running(QuickServer(HOST, Peers(), ssl_context=server_context, proxy_protocol=True)) as server:
         with proxied(server, v1("192.0.2.1"), client_context) as client:
             assert client.rest() == REFUSED
-    assert deadlines[0] == deadlines[1] != deadlines[2]
+    assert len(deadlines) > 2 and len(set(deadlines)) == 1
 
 
 def test_a_handshake_behind_the_header_has_a_deadline(
@@ -911,18 +913,18 @@ def test_connections_per_client(header: Callable[[str], bytes], contexts: tuple[
             assert four.ask(b"QUIT").startswith(b"+OK")
         wait_until(lambda: is_welcome(server, header("192.0.2.1"), contexts[1]))
         assert not is_welcome(server, header("2001:db8:0:0:1::"), contexts[1])
-    assert not server._peers
+    assert not server._places._peers
 
 
 def test_refused_connections_take_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client beyond its limit takes no place from others: what it is refused does not count in max_connections."""
-    monkeypatch.setattr(popart.server, "LINGER", 60.0)
+    monkeypatch.setattr(popart.connection, "LINGER", 60.0)
     monkeypatch.setattr(conftest, "PATIENCE", 1.0)
     server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()), proxy_protocol=True)
     server.max_connections_per_peer = 1
     with running(server), proxied(server, v1("192.0.2.1")) as first, proxied(server, v1("192.0.2.1")) as second:
         assert {first.line()[:3], second.line()[:3]} == {b"+OK", b"-ER"}
-        wait_until(lambda: len(server._lines) == 1)
+        wait_until(lambda: len(server._places) == 1)
 
 
 def test_the_proxys_own_connections_count_as_its_own() -> None:
@@ -941,21 +943,36 @@ def test_connections_without_a_header_count_for_nobody() -> None:
     server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()), proxy_protocol=True)
     server.max_connections_per_peer = 1
     with running(server), connected(server), connected(server):
-        wait_until(lambda: len(server._lines) == 2)
+        wait_until(lambda: len(server._places) == 2)
         assert is_welcome(server, v1("127.0.0.1"), None)
 
 
 def test_connections_of_all(contexts: tuple[Any, Any]) -> None:
-    """max_connections counts each connection, its header read or not, and one that ends is counted down."""
+    """max_connections counts all clients of a proxy, and one that ends is counted down."""
     server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()), ssl_context=contexts[0], proxy_protocol=True)
     server.max_connections = 2
     with running(server), proxied(server, v1("192.0.2.1"), contexts[1]) as client:
         assert client.line().startswith(b"+OK")
-        with connected(server):
-            wait_until(lambda: len(server._lines) == 2)
+        client.sign_in()
+        with proxied(server, v1("192.0.2.2"), contexts[1]) as other:
+            assert other.line().startswith(b"+OK")
+            other.sign_in()
             assert not is_welcome(server, v1("192.0.2.3"), contexts[1])
         wait_until(lambda: is_welcome(server, v1("192.0.2.3"), contexts[1]))
-    assert not server._peers
+
+
+def test_a_connection_without_a_header_makes_room(contexts: tuple[Any, Any]) -> None:
+    """A connection that has yet to send its header counts in max_connections, and makes room for a client."""
+    server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()), ssl_context=contexts[0], proxy_protocol=True)
+    server.max_connections = 2
+    with running(server), proxied(server, v1("192.0.2.1"), contexts[1]) as client, connected(server) as silent:
+        assert client.line().startswith(b"+OK")
+        client.sign_in()
+        wait_until(lambda: len(server._places) == 2)
+        assert is_welcome(server, v1("192.0.2.3"), contexts[1])
+        assert silent.rest() == b""
+        assert client.ask(b"NOOP").startswith(b"+OK")
+    assert not server._places._peers
 
 
 @pytest.mark.parametrize("octets", [b"", b"PROXY TCP4", v2("192.0.2.1")[:-1]], ids=["nothing", "v1", "v2"])
@@ -965,7 +982,7 @@ def test_closing_while_a_header_is_awaited(octets: bytes, contexts: tuple[Any, A
     server = TalkingServer(HOST, peers, ssl_context=contexts[0], proxy_protocol=True)
     server.shutdown_grace = 60
     with running(server), proxied(server, octets) as client:
-        wait_until(lambda: any(line.deadline < float("inf") for line in server._lines.values()))
+        wait_until(lambda: any(place.idle for place in server._places))
         with ThreadPoolExecutor() as others:
             others.submit(server.server_close).result(PATIENCE)
         assert hears(client) == b""
@@ -978,7 +995,7 @@ def test_shutdown_leaves_connections_that_wait(header: bytes) -> None:
     """shutdown() ends the accepting only: a connection that was accepted before may still send its header."""
     peers = Peers()
     with running(QuickServer(HOST, peers, proxy_protocol=True)) as server, connected(server) as client:
-        wait_until(lambda: len(server._lines) == 1)
+        wait_until(lambda: len(server._places) == 1)
         server.shutdown()
         client.send(header)
         assert client.rest() == REFUSED

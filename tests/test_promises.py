@@ -78,7 +78,7 @@ class TestPromise1AMessageThatLooksCompleteIsComplete:
     def test_a_broken_message_ends_the_connection(
         self, command: bytes, reads: int, tls: bool, server_context: ssl.SSLContext, authority: trustme.CA
     ) -> None:
-        """A reader that fails after +OK: no final dot, over TLS no close_notify, and no further command is run."""
+        """A reader that fails after +OK: no final dot, a reset, over TLS no close_notify; no further command is run."""
         mail = Mail(MESSAGE, LONG)
         handler = FailingHandler(mail)
         handler.reads = reads
@@ -93,7 +93,7 @@ class TestPromise1AMessageThatLooksCompleteIsComplete:
             else:
                 with signed_in(server) as plain:
                     plain.send(commands)
-                    received = plain.rest()
+                    received = plain.rest_until_reset()
         assert received.startswith(b"+OK")
         assert ON_THE_WIRE.startswith(received.partition(b"\r\n")[2])
         assert not received.endswith(b"\r\n.\r\n")

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 import popart
-import popart.server
-from popart.server import Server, _peer
+import popart.workers
+from popart.places import peer_of
+from popart.server import Server
 from tests.conftest import (
     PATIENCE,
     Client,
@@ -299,12 +300,12 @@ def test_spare_threads_serve_again_and_end(monkeypatch: pytest.MonkeyPatch) -> N
             with signed_in(server) as client:
                 assert client.ask(b"QUIT").startswith(b"+OK")
                 assert client.rest() == b""
-            wait_until(lambda: server._spare_threads == 1)
+            wait_until(lambda: server._workers._spare == 1)
         assert found == [(found[0][0], "nobody")] * 2
-        monkeypatch.setattr(popart.server, "SPARE_SECONDS", 0.01)
+        monkeypatch.setattr(popart.workers, "SPARE_SECONDS", 0.01)
         with signed_in(server) as client:
             client.ask(b"QUIT")
-        wait_until(lambda: server._spare_threads == 0)
+        wait_until(lambda: server._workers._spare == 0)
         found[0][0].join(PATIENCE)
         assert not found[0][0].is_alive()
         with signed_in(server):
@@ -444,7 +445,7 @@ def test_a_real_shortage_of_descriptors() -> None:
 )
 def test_what_counts_as_one_peer(one: Any, other: Any, same: bool) -> None:
     """A peer is an IPv4 address, mapped into IPv6 or not, or an IPv6 /64, of which one client owns all addresses."""
-    assert (_peer(one) == _peer(other)) is same
+    assert (peer_of(one) == peer_of(other)) is same
 
 
 @pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_peer"])
@@ -467,11 +468,11 @@ def test_one_connection_too_many(limit: str) -> None:
             wait_until(lambda: greeting().startswith(b"+OK"))
 
 
-def test_limits_over_tls(server_context: ssl.SSLContext) -> None:
+def test_limits_over_tls(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
     """Over TLS a connection too many is closed before the handshake."""
-    with QuickServer(HOST, lambda peer: None, ssl_context=server_context) as server:
+    with QuickServer(HOST, lambda peer: MemoryHandler(Mail()), ssl_context=server_context) as server:
         server.max_connections = 1
-        with running(server), connected(server), connected(server) as second:
+        with running(server), signed_in(server, client_context), connected(server) as second:
             assert second.rest() == b""
 
 
@@ -571,7 +572,7 @@ def test_a_running_command_may_finish_within_the_grace() -> None:
         assert held.entered.wait(PATIENCE)
         with ThreadPoolExecutor() as others:
             closing = others.submit(server.server_close)
-            wait_until(server.closing.is_set)
+            wait_until(lambda: server.ending.closing)
             held.go_on.set()
             closing.result(PATIENCE)
         assert client.rest().endswith(b"+OK 34 octets\r\n" + MESSAGE + b".\r\n")
@@ -668,7 +669,7 @@ def test_a_commit_beyond_the_grace_is_answered() -> None:
         assert entered.wait(PATIENCE)
         with ThreadPoolExecutor() as others:
             closing = others.submit(server.server_close)
-            wait_until(lambda: server.grace_over)
+            wait_until(lambda: server.ending.grace_over)
             may_end.set()
             assert client.rest().endswith(b"+OK goodbye\r\n")
             closing.result(PATIENCE)
@@ -716,7 +717,7 @@ def test_a_signal_while_a_connection_is_registered() -> None:
     """The lock that the accepting thread may hold does not stop a signal handler from closing the server."""
     server = QuickServer(HOST, lambda peer: None)
     with server, closed_on_signal(server) as done:
-        with server._lock:
+        with server._changed:
             signal.raise_signal(signal.SIGUSR1)
         assert done == ["closed"]
 

@@ -27,10 +27,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from popart.connection import Connection
 from popart.errors import ReportableError
 from popart.handler import Handler, MessageReader, ScramCredentials, SupportsClose
 from popart.sasl import apop_digest, scram_credentials
-from popart.connection import Connection
 from popart.server import Server
 from popart.session import Session, State
 from popart.testing.faults import Faults, split_command
