@@ -631,7 +631,9 @@ class Maildrop:
                 raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
             entries = list(islice(listing, None if max_messages is None else max_messages + 1))
             if max_messages is not None and len(entries) > max_messages:
-                raise HandlerError(f"list_messages goes on after {max_messages} messages, which is max_messages")
+                raise HandlerError(
+                    f"list_messages goes on after {max_messages} messages, and max_messages is {max_messages}"
+                )
             sizes, ids = _unzip(entries)
         else:
             (count,) = _check_numbers([handler.get_message_count()], MAX_SIZE, "the count of messages")
