@@ -48,7 +48,10 @@ class SessionError(Exception):
 
 
 class HandlerError(SessionError):
-    """The handler broke its contract: a bad id, a negative size, a value of the wrong type.  The text says which."""
+    """The handler broke its contract: a bad id, a negative size, a message that ended before its size.
+
+    The text names the message, and what was found beside what the rule is.
+    """
 
 
 class ClientGoneError(SessionError):

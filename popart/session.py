@@ -449,7 +449,7 @@ class Session:
         top = int(lines)
         text = "top of message follows"
         if self._get_top_reader is not None:
-            # It ends where it likes: of what size is known only the whole message.
+            # Where it ends is the handler's choice; only the whole message has a size that was announced.
             return self._open(text, n, self._get_top_reader(n, top), top)
         return self._open(text, n, self._handler.get_message_reader(n), top, self._maildrop.sizes[n - 1])
 
@@ -517,7 +517,7 @@ class Session:
             raise
         if not first:
             self._report_failure(reader.close)
-            return ok(text, b"")  # in one piece, as the final dot would be alone in a message's
+            return ok(text, b"")  # as lines, since as a message its final dot would be a piece of its own
         message = self._encode(n, reader, first, top, size)
         next(message)  # a generator that never starts never cleans up
         return ok(text, message=message)
@@ -631,7 +631,9 @@ class Maildrop:
                 raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
             entries = list(islice(listing, None if max_messages is None else max_messages + 1))
             if max_messages is not None and len(entries) > max_messages:
-                raise HandlerError(f"list_messages goes on after {max_messages} messages, which is max_messages")
+                raise HandlerError(
+                    f"list_messages goes on after {max_messages} messages, and max_messages is {max_messages}"
+                )
             sizes, ids = _unzip(entries)
         else:
             (count,) = _check_numbers([handler.get_message_count()], MAX_SIZE, "the count of messages")

@@ -9,7 +9,6 @@ import io
 import re
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple, Protocol
 
 MAX_REPLY_LINE = 512
@@ -152,14 +151,17 @@ def wire_size(message: bytes | Readable) -> int:
         message = io.BytesIO(message)
     if not callable(getattr(message, "read", None)):
         raise TypeError(f"a message is bytes or a reader of bytes, not {type(message).__name__}")
-    return sum(map(len, normalise_line_ends(iter(partial(_read, message), b""))))
+    return sum(map(len, normalise_line_ends(_read_all(message))))
 
 
-def _read(reader: Readable) -> bytes:
-    chunk: object = reader.read(CHUNK_SIZE)
-    if not isinstance(chunk, bytes):
-        raise TypeError(f"a message's reader returned {type(chunk).__name__}, not bytes")
-    return chunk
+def _read_all(reader: Readable) -> Iterator[bytes]:
+    while True:
+        chunk: object = reader.read(CHUNK_SIZE)
+        if not isinstance(chunk, bytes):
+            raise TypeError(f"a message's reader returned {type(chunk).__name__}, not bytes")
+        if not chunk:
+            return
+        yield chunk
 
 
 def encode_message(chunks: Iterable[bytes], top: int | None = None, size: int = 0) -> Iterator[bytes]:

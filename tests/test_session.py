@@ -474,6 +474,105 @@ class TestWrongValues:
         assert ask(begin(with_ids(listed, OddText("abc"))), b"UIDL 1") in ([b"+OK 1 abc\r\n"], [BROKEN])
 
 
+class TestReports:
+    """A HandlerError names the message, and the value beside the rule, for whoever has to mend the handler."""
+
+    @each(
+        ("method", "result", "report"),
+        [
+            ("get_message_count", "2", "the count of messages must be an integer: str"),
+            ("get_message_count", -7, "the count of messages must be 0 to 9223372036854775807: -7"),
+            ("get_message_count", 2**63, "the count of messages must be 0 to 9223372036854775807: 9223372036854775808"),
+            ("get_message_size", "13", "the size of message 1 must be an integer: str"),
+            ("get_message_size", -1, "the size of message 1 must be 0 to 9223372036854775807: -1"),
+            ("list_messages", [(1, "a"), (None, "b")], "the size of message 2 must be an integer: NoneType"),
+            ("list_messages", [(1, "a"), (-5, "b")], "the size of message 2 must be 0 to 9223372036854775807: -5"),
+            ("list_messages", [(1, "a"), 5], "list_messages has no pair of size and id for message 2: int"),
+            ("list_messages", [(1, "a", 3)], "list_messages has no pair of size and id for message 1: tuple"),
+            ("list_messages", None, "list_messages returned NoneType, not pairs of size and id"),
+        ],
+    )
+    def test_at_sign_in(self, method: str, result: object, report: str) -> None:
+        """So for counts, sizes and listings."""
+        handler = altered(ListingHandler if method == "list_messages" else MemoryHandler, **{method: returning(result)})
+        assert ask(make_session(handler), *SIGN_IN)[1] == BROKEN
+        assert list(map(str, handler.mail.errors)) == [report]
+
+    def test_more_digits_than_python_writes(self) -> None:
+        """A number that cannot be written is told by its length."""
+        handler = altered(get_message_size=returning(10**5000))
+        assert ask(make_session(handler), *SIGN_IN)[1] == BROKEN
+        assert str(handler.mail.errors[0]).endswith("must be 0 to 9223372036854775807: a number of 16610 bits")
+
+    def test_second_size(self) -> None:
+        """The message is the one whose size is wrong, not the first."""
+        handler = altered(get_message_size=lambda number: 1.5 if number == 2 else 13)
+        ask(make_session(handler), *SIGN_IN)
+        assert list(map(str, handler.mail.errors)) == ["the size of message 2 must be an integer: float"]
+
+    @each(
+        ("identifier", "report"),
+        [
+            ("a b", "the unique-id of message 2 must have 1 to 70 characters from '!' to '~': 'a b'"),
+            ("", "the unique-id of message 2 must have 1 to 70 characters from '!' to '~': ''"),
+            ("a\r\n", "the unique-id of message 2 must have 1 to 70 characters from '!' to '~': 'a\\r\\n'"),
+            ("x" * 71, f"the unique-id of message 2 must have 1 to 70 characters from '!' to '~': '{'x' * 71}'"),
+            (7, "the unique-id of message 2 must be a str: int"),
+            (None, "the unique-id of message 2 must be a str: NoneType"),
+            ("first", "messages 1 and 2 have the same unique-id: 'first'"),
+        ],
+    )
+    @each("listed", [False, True])
+    def test_id(self, listed: bool, identifier: Any, report: str) -> None:
+        """So for ids, in a listing or one by one; the client reads none of it."""
+        handler = with_ids(listed, "first", identifier)
+        assert ask(begin(handler), b"UIDL") == [BROKEN]
+        assert list(map(str, handler.mail.errors)) == [report]
+
+    @each("listed", [False, True])
+    def test_length_is_bounded(self, listed: bool) -> None:
+        """An id of a megabyte does not fill a log."""
+        handler = with_ids(listed, "first", "\u2028" * 1_000_000)
+        assert ask(begin(handler), b"UIDL") == [BROKEN]
+        assert len(str(handler.mail.errors[0])) < 1000
+
+    def test_the_same_id_much_later(self) -> None:
+        """Of two messages with one id both are named, however the client came by them."""
+        handler = altered(
+            get_message_count=returning(4), get_message_size=returning(0), get_message_id=lambda n: f"id-{n % 3}"
+        )
+        session = begin(handler)
+        assert ask(session, b"UIDL 4")[0] == b"+OK 4 id-1\r\n"
+        assert ask(session, b"UIDL 1") == [BROKEN]
+        assert list(map(str, handler.mail.errors)) == ["messages 4 and 1 have the same unique-id: 'id-1'"]
+
+    @each(
+        ("line", "method", "result", "report"),
+        [
+            (b"RETR 2", "get_message_reader", None, "the reader of message 2 cannot be a NoneType"),
+            (b"TOP 2 1", "get_top_reader", b"x", "the reader of message 2 cannot be a bytes"),
+            (b"RETR 2", "get_message_reader", Reader("x"), "the reader of message 2 returned str, not bytes"),
+            (b"RETR 2", "get_message_reader", Reader(), "message 2 ended after 0 octets, its size was said to be 41"),
+            (
+                b"RETR 2",
+                "get_message_reader",
+                Reader(b"A"),
+                "message 2 ended after 3 octets, its size was said to be 41",
+            ),
+        ],
+    )
+    def test_reading(self, line: bytes, method: str, result: object, report: str) -> None:
+        """So for readers, and for what they return or leave out."""
+        handler = altered(TopHandler, **{method: returning(result)})
+        reply = begin(handler).respond(line)
+        if reply.message is not None:
+            with pytest.raises(BrokenMessageError), closing(reply.message) as message:
+                list(message)
+        else:
+            assert reply.status == BROKEN
+        assert list(map(str, handler.mail.errors)) == [report]
+
+
 class TestMaildrop:
     def test_empty(self) -> None:
         """An empty maildrop's LIST and UIDL are +OK and the final dot (RFC 1939 section 5)."""
@@ -538,9 +637,27 @@ class TestReading:
         assert reader.closed == 1 and all(0 < asked <= 1_000_000 for asked in reader.asked)
 
     @each("line", [b"RETR 1", b"TOP 1 0", b"TOP 1 5"])
-    def test_empty_message(self, line: bytes) -> None:
-        """A message of no octets is +OK and the final dot."""
-        assert re.fullmatch(rb"\+OK [ -~]*\r\n\.\r\n", ask(begin(MemoryHandler(Mail(b""))), line)[0])
+    @each("kind", [MemoryHandler, TopHandler])
+    def test_empty_message(self, kind: type[MemoryHandler], line: bytes) -> None:
+        """A message of no octets is +OK and the final dot, in one piece: that dot, too, is not sent alone."""
+        reader = Reader()
+        handler = altered(
+            kind,
+            get_message_reader=returning(reader),
+            get_message_size=returning(0),
+            **({"get_top_reader": returning(reader)} if kind is TopHandler else {}),
+        )
+        reply = begin(handler).respond(line)
+        assert re.fullmatch(rb"\+OK [ -~]*\r\n\.\r\n", reply.head())
+        assert reply.message is None and reader.closed == 1 and not handler.mail.errors
+
+    @each("result", [OSError(), SystemExit()])
+    def test_empty_message_that_fails_to_close(self, result: BaseException) -> None:
+        """The same where its reader fails in close: that is told, as for any message."""
+        reader = Reader(at_close=result)
+        handler = altered(get_message_reader=returning(reader), get_message_size=returning(0))
+        assert ask(begin(handler), b"RETR 1") == [b"+OK 0 octets\r\n.\r\n"]
+        assert reader.closed == 1 and handler.mail.errors == [result]
 
     @each(("kind", "method"), [(MemoryHandler, "get_message_reader"), (TopHandler, "get_top_reader")])
     def test_top_reads_what_it_needs(self, kind: type[MemoryHandler], method: str) -> None:

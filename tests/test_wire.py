@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tracemalloc
 from collections.abc import Iterable, Iterator
-from itertools import combinations_with_replacement, count
+from itertools import accumulate, combinations_with_replacement, count, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from popart import wire
-from popart.wire import MAX_AUTH_LINE, LineReader, encode_message, err, ok
+from popart import wire, wire_form, wire_size
+from popart.wire import MAX_AUTH_LINE, LineReader, ShortMessageError, cut, encode_message, err, ok
 
 # As stored, and as it stands on the wire before the final dot.
 MESSAGES = {
@@ -94,11 +96,13 @@ class TestMessage:
     @given(st.lists(st.lists(st.sampled_from([b"\r", b"\n", b".", b"a"])).map(b"".join)))
     @settings(max_examples=250, deadline=None, database=None)
     def test_any_chunks(self, chunks: list[bytes]) -> None:
-        """What a client reads is the message with CRLF line ends; the final dot never travels alone (DESIGN 6)."""
+        """What a client reads is the message with CRLF line ends; the final dot never travels without the line end
+        before it, but where there is none.
+        """
         stored = b"".join(chunks)
         pieces = list(encode_message(chunks))
         assert read_reply(b"".join(pieces)) == with_crlf(stored)
-        assert pieces[-1] != b".\r\n" or not stored
+        assert len(pieces[-1]) >= 5 or not stored
         assert all(pieces)
 
     def test_ten_megabytes(self) -> None:
@@ -162,10 +166,10 @@ class TestTop:
     )
     @settings(max_examples=250, deadline=None, database=None)
     def test_any_chunks(self, chunks: list[bytes], number: int) -> None:
-        """The same for any message in any chunks, and no final dot travels alone."""
+        """The same for any message in any chunks, and no final dot travels without the line end before it."""
         pieces = list(encode_message(chunks, number))
         assert read_reply(b"".join(pieces)) == top_of(with_crlf(b"".join(chunks)), number)
-        assert pieces[-1] != b".\r\n" or not b"".join(chunks)
+        assert len(pieces[-1]) >= 5 or not b"".join(chunks)
 
     @pytest.mark.parametrize(
         ("chunks", "number", "needed"),
@@ -190,6 +194,176 @@ class TestTop:
 
         list(encode_message(read(), number))
         assert len(taken) == needed
+
+
+class TestShortMessage:
+    """A message whose chunks end before its size is not given as whole."""
+
+    @messages
+    def test_every_cut(self, stored: bytes, sent: bytes) -> None:
+        """The size is that of the message with CRLF line ends, before dot-stuffing, wherever it is cut."""
+        size = len(with_crlf(stored))
+        for chunks in cuttings(stored):
+            assert b"".join(encode_message(chunks, size=size)) == sent + b".\r\n"
+            with pytest.raises(ShortMessageError) as short:
+                list(encode_message(chunks, size=size + 1))
+            assert short.value.octets == size
+
+    @given(
+        st.lists(st.lists(st.sampled_from([b"\r", b"\n", b"\n\n", b".", b"a"])).map(b"".join)),
+        st.none() | st.integers(0, 5),
+        st.integers(-3, 3),
+    )
+    @settings(max_examples=500, deadline=None, database=None)
+    def test_any_chunks(self, chunks: list[bytes], top: int | None, more: int) -> None:
+        """What is too small, or was not read to its end, is as without a size; all else fails before its final dot."""
+        stored = b"".join(chunks)
+        complete = re.findall(rb"[^\n]*\n", stored)
+        header = next((n for n, line in enumerate(complete, 1) if line in (b"\n", b"\r\n")), len(complete) + 1)
+        read_to_the_end = top is None or len(complete) < header + top
+        pieces = []
+        try:
+            for piece in encode_message(chunks, top, max(0, len(with_crlf(stored)) + more)):
+                pieces.append(piece)
+        except ShortMessageError as error:
+            assert more > 0 and read_to_the_end and error.octets == len(with_crlf(stored))
+            assert b"\n.\r\n" not in b"".join(pieces)[-4:]
+        else:
+            assert more <= 0 or not read_to_the_end
+            assert pieces == list(encode_message(chunks, top))
+
+    def test_nothing_is_copied(self) -> None:
+        """To count costs no memory: the pieces are those that come without a size."""
+        chunk = b"x" * 65_534 + b"\r\n"
+        assert all(piece is chunk for piece in list(encode_message([chunk] * 3, size=3 * 65_536))[:-1])
+
+
+class Dripping:
+    """A reader that cannot be closed twice, and returns few octets at a time."""
+
+    def __init__(self, octets: bytes, most: int) -> None:
+        self.file = io.BytesIO(octets)
+        self.most = most
+
+    def read(self, n: int, /) -> bytes:
+        return self.file.read(min(n, self.most))
+
+    def close(self) -> None:
+        raise AssertionError("whoever opened it closes it")
+
+
+class Returning:
+    """A reader of one result."""
+
+    def __init__(self, result: object) -> None:
+        self.result = result
+
+    def read(self, n: int, /) -> Any:
+        return self.result
+
+
+class TestSizes:
+    """The public functions that tell what goes over the wire."""
+
+    @messages
+    def test_form_and_size(self, stored: bytes, sent: bytes) -> None:
+        """wire_form is the message before dot-stuffing, and wire_size its length, of octets or of any reader."""
+        form = re.sub(rb"(?m)^\.", b"", sent)
+        assert wire_form(stored) == form == wire_form(form)
+        assert wire_size(stored) == wire_size(form) == len(form)
+        for most in (1, 2, 3, 1_000_000):
+            assert wire_size(Dripping(stored, most)) == len(form)
+
+    def test_mail_that_has_crlf_already(self) -> None:
+        """Line ends that are CRLF are counted once."""
+        assert wire_size(b"A: b\r\n\r\nx\r\n") == 11
+        assert wire_size(b"A: b\n\nx") == 11
+
+    def test_reader_stays_open(self) -> None:
+        """A reader is read from where it stands to its end, and left open."""
+        with io.BytesIO(b"skipped\nA: b\n") as file:
+            file.readline()
+            assert wire_size(file) == 6
+            assert not file.closed and file.read() == b""
+
+    def test_memory_is_flat(self) -> None:
+        """50 MB are counted in pieces, whether they come from a reader or are octets."""
+
+        class Endless:
+            left = 800
+
+            def read(self, n: int, /) -> bytes:
+                self.left -= 1
+                return b"\n" * 65_536 if self.left >= 0 else b""
+
+        octets = b"\n" * 10_000_000
+        tracemalloc.start()
+        try:
+            assert wire_size(Endless()) == 2 * 800 * 65_536
+            assert wire_size(octets) == 20_000_000
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 1_000_000
+
+    @pytest.mark.parametrize("message", ["text", None, 5, bytearray(b"x"), memoryview(b"x"), [b"x"], object()])
+    def test_neither_octets_nor_a_reader(self, message: Any) -> None:
+        """What is no message is a TypeError that names its type, and never counted as one."""
+        with pytest.raises(TypeError, match=r"bytes.*not"):
+            wire_size(message)
+        with pytest.raises(TypeError, match=r"bytes.*not"):
+            wire_form(message)
+
+    @pytest.mark.parametrize("result", ["", "text", None, 0, bytearray(), [b"x"]], ids=ascii)
+    def test_reader_of_something_else(self, result: object) -> None:
+        """A reader of text, or one that has nothing to read at the moment, is a TypeError too."""
+        with pytest.raises(TypeError, match=rf"returned {type(result).__name__}, not bytes"):
+            wire_size(Returning(result))
+
+    def test_reader_that_fails(self) -> None:
+        """What a reader raises is the caller's to handle, and never its end."""
+
+        class Failing:
+            def read(self, n: int, /) -> bytes:
+                raise StopIteration("not an end")
+
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            wire_size(Failing())
+
+
+class TestCut:
+    @given(st.lists(st.integers(0, 40), max_size=12), st.integers(0, 30), st.integers(5, 24))
+    @settings(max_examples=1000, deadline=None, database=None)
+    def test_any_replies(self, lengths: list[int], begun: int, size: int) -> None:
+        """Pieces are whole and small enough; of no reply fewer than five octets come last, unless it has no more."""
+        ends = list(accumulate(lengths))
+        octets = bytes(number % 251 for number in range(sum(lengths) + begun))
+        pieces = list(cut(octets, ends, size))
+        assert b"".join(pieces) == octets
+        assert all(1 <= len(piece) <= size for piece in pieces)
+        cuts = list(accumulate(map(len, pieces)))[:-1]
+        for start, end in pairwise([0, *ends]):
+            assert not [place for place in cuts if start < place < end and end - place < 5]
+
+    @given(st.integers(1, 200), st.integers(5, 24))
+    @settings(max_examples=200, deadline=None, database=None)
+    def test_pieces_are_as_large_as_they_may_be(self, length: int, size: int) -> None:
+        """A piece is smaller than it may be by four octets at most, but for the last."""
+        *pieces, _ = cut(bytes(length), [length], size)
+        assert all(len(piece) >= size - 4 for piece in pieces)
+
+    @pytest.mark.parametrize("length", [16_384 * 2 + excess for excess in range(-2, 7)])
+    def test_records(self, length: int) -> None:
+        """No record of TLS holds one to four octets of a reply's end."""
+        assert all(len(piece) >= 5 for piece in cut(bytes(length), [length], 16_384))
+
+    def test_challenge_comes_whole(self) -> None:
+        """A reply of fewer than five octets is never divided."""
+        assert [bytes(piece) for piece in cut(b"12345678+ \r\n1234", [8, 12], 10)] == [b"12345678", b"+ \r\n1234"]
+
+    def test_nothing(self) -> None:
+        """Where there is nothing to send there is no piece."""
+        assert list(cut(b"", [], 5)) == list(cut(b"", [0, 0], 5)) == []
 
 
 def lines_of(pieces: Iterable[bytes]) -> list[bytes]:
