@@ -14,7 +14,17 @@ from popart.session import COMMANDS, State
 ROOT = Path(popart.__file__).parent
 SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in ROOT.rglob("*.py")}
 
-LAYERS = [{"errors"}, {"handler", "proxy", "wire"}, {"sasl"}, {"session"}, {"server"}, {"testing"}, {"__init__"}]
+LAYERS = [
+    {"errors"},
+    {"handler", "pacing", "proxy", "system", "tls", "wire"},
+    {"places", "sasl"},
+    {"session", "workers"},
+    {"monitor"},
+    {"connection"},
+    {"server"},
+    {"testing"},
+    {"__init__"},
+]
 
 EXTRAS = {"testing": {"pytest", "scramp", "trustme"}, "sasl": {"scramp"}}
 """What a module may use where it is installed."""

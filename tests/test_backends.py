@@ -345,14 +345,15 @@ def converse(application: Application, goes_on: bool) -> list[bytes]:
             heard = [client.line()]
             heard += [client.ask(command) for command in place.commands]
             if heard[-1].startswith(b"+OK") and place.commands[-1] != b"QUIT":
-                heard.append(client.rest() if place.when is When.MESSAGE else client.lines())
+                heard.append(client.rest_until_reset() if place.when is When.MESSAGE else client.lines())
             read_mail(neighbour)
             if goes_on:
                 if place.when is When.SIGN_IN:
                     client.sign_in()
                 read_mail(client, 2)
                 assert client.ask(b"QUIT").startswith(b"+OK")
-            heard.append(client.rest())
+            if place.when is not When.MESSAGE:
+                heard.append(client.rest())
         wait_until(lambda: not application.mail.locked)
         application.next_handler = application.make_healthy
         with signed_in(application.server) as successor:
