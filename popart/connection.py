@@ -404,7 +404,7 @@ class Connection(socketserver.StreamRequestHandler):
         with contextlib.suppress(SessionError):
             if end is End.COMPLETE and self._tls is not None:
                 self._write(self._tls.close_notify())
-            with self._place.until(deadline_in(LINGER), LINGER):
+            with self._place.until(deadline_in(LINGER), LINGER, idle=True):
                 self.request.shutdown(socket.SHUT_WR)
                 while self.request.recv(READ_SIZE):
                     pass
