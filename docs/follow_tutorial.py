@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -161,6 +162,7 @@ def follow_all(directory: Path, environment: dict[str, str], *, installs: bool) 
 
 
 def main(wheels: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is ignored here would be so in the tutorial's shell too
     with tempfile.TemporaryDirectory() as directory:
         environment = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(Path(wheels).resolve()), "PIP_QUIET": "1"}
         follow_all(Path(directory), environment, installs=True)

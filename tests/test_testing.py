@@ -1054,6 +1054,17 @@ class Shell:
         return line.removesuffix("\n")
 
 
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Undo what `main` does to the handlers of signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Signals) -> None:
     """Run `main` in this thread and its user in another; then send the signal, as Ctrl-C does."""
     failures: list[BaseException] = []
@@ -1067,17 +1078,13 @@ def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Si
             os.kill(os.getpid(), end)
 
     reading, writing = os.pipe()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with open(reading, encoding="utf-8") as output, open(writing, "w", encoding="utf-8") as stdout:
         thread = threading.Thread(target=use)
-        with contextlib.redirect_stdout(stdout):
+        with contextlib.redirect_stdout(stdout), signals_kept():
             thread.start()
             try:
                 main(arguments)
             finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
                 thread.join()
     assert not failures, failures
 
@@ -1121,15 +1128,27 @@ def test_shell_tls() -> None:
     run_main(["--tls"], user, signal.SIGINT)
 
 
-def test_shell_as_a_program() -> None:
-    """``python3 -m popart.testing`` is the program, and the end it is told to take is a success."""
-    command = [sys.executable, "-m", "popart.testing"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+IGNORES = "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_IGN); os.execv(sys.argv[2], sys.argv[2:])"
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", ["-m popart.testing", "example_maildir.py --port 0"])
+def test_shell_as_a_program(program: str, end: signal.Signals) -> None:
+    """``python3 -m popart.testing`` is the program, and the end it is told to take is a success; so with the example.
+
+    That is so where it was started to ignore that signal, as a script's background jobs are.
+    """
+    command = [sys.executable, "-c", IGNORES, str(int(end)), sys.executable, *program.split()]
+    root = Path(popart.__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline().startswith(b"pop3://127.0.0.1:")
-        process.terminate()
+        assert b"127.0.0.1" in process.stdout.readline()
+        process.send_signal(end)
+        try:
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
         assert process.stdout.read() == process.stderr.read() == b""
-    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("case", ["missing file", "directory", "port taken", "no port"])
@@ -1142,12 +1161,8 @@ def test_shell_errors(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[st
             "port taken": ["--port", str(other.port)],
             "no port": ["--port", "70000"],
         }[case]
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as end:
-                main(arguments)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with signals_kept(), pytest.raises(SystemExit) as end:
+            main(arguments)
     assert end.value.code == 2
     out, err = capfd.readouterr()
     assert out == ""
