@@ -883,7 +883,7 @@ def test_drop_by_a_reset(after: int | None, tls: bool) -> None:
             client.send(b"STAT\r\nRETR 1\r\n")
             assert client.file.read(len(expected)) == expected
             with pytest.raises(ConnectionResetError):
-                client.rest()
+                socket.socket.recv(client.sock, 1)  # Python's TLS before 3.12.3 tells no reset from an end
 
 
 @pytest.mark.parametrize("tls", [False, True])

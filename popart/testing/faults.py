@@ -78,8 +78,8 @@ class Faults:
         message or listing, as they stand on the wire.  The final dot is not sent, however large *after* is.
 
         *how* is what the client meets when it has read what was sent.  ``"end"`` is the end of the stream, over TLS
-        without close_notify: clients exist that take it for the end of the message.  ``"reset"`` is a connection reset,
-        an error in any client.  popart itself resets where a message breaks off.
+        without close_notify: some clients take it for the end of the message.  ``"reset"`` is a connection reset, which
+        fewer do.  popart itself resets where a message breaks off.
 
         :raises ValueError: *after* is no whole number from 0 on, or *how* is neither of the two.
         """
