@@ -1209,7 +1209,10 @@ def test_tls_is_not_trusted_by_others() -> None:
 def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without trustme there is no TLS, and the error says what to install; everything else works."""
     monkeypatch.setitem(sys.modules, "trustme", None)
-    with pytest.raises(ImportError, match=r"pip install 'popart-pop3\[testing\]'"), MailServer(tls=True):
+    with (
+        pytest.raises(ImportError, match=r"tls=True needs trustme: pip install trustme, or .*\[testing\]"),
+        MailServer(tls=True),
+    ):
         pass
     with MailServer() as server:
         server.deliver("alice", MESSAGE)
@@ -1219,7 +1222,7 @@ def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_scramp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without scramp there is no SCRAM, and the error says what to install."""
     monkeypatch.setitem(sys.modules, "scramp", None)
-    with pytest.raises(ImportError, match=r"scram=True needs scramp: pip install 'popart-pop3\[testing\]'"):
+    with pytest.raises(ImportError, match=r"scram=True needs scramp: pip install scramp, or .*\[testing\]"):
         MailServer(scram=True).__enter__()
     with MailServer() as server, pop(server):
         pass

@@ -51,9 +51,9 @@ class MailServer(Faults):
     thread and no file remains, though a process be forked meanwhile.  Mail and records can still be read then, and the
     block may be entered again.  A forked child that leaves the block ends nothing of its parent's.
 
-    *users* maps names to passwords.  With *tls* each connection is TLS from its first octet, which needs trustme:
-    ``pip install 'popart-pop3[testing]'``.  *port* 0 is any free port.  *server_options* are `popart.Server`'s
-    other arguments, with a *timeout* that may be as small as 0.01 seconds, and its limits by their names, such as
+    *users* maps names to passwords.  With *tls* each connection is TLS from its first octet, which needs trustme,
+    of popart's extra ``testing``.  *port* 0 is any free port.  *server_options* are `popart.Server`'s other arguments,
+    with a *timeout* that may be as small as 0.01 seconds, and its limits by their names, such as
     ``max_failed_logins=1``.
 
     USER and PASS, and AUTH PLAIN, sign in with the password.  AUTH offers more if it is asked for: XOAUTH2 and
@@ -269,7 +269,9 @@ def _needed_by(option: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ImportError(f"{option} needs {error.name}: pip install 'popart-pop3[testing]'") from None
+        raise ImportError(
+            f"{option} needs {error.name}: pip install {error.name}, or popart's extra [testing]"
+        ) from None
 
 
 class _MemoryHandler(Handler, SupportsClose):
