@@ -584,6 +584,27 @@ def test_record_command_that_raises_within_an_exchange() -> None:
     assert error in server.errors
 
 
+def test_record_command_that_refuses_without_words() -> None:
+    """What cannot be sent is an error, too."""
+    refusal = popart.ReportableError("")
+    refusal.text = 5  # type: ignore[assignment]
+    with Picky("STAT", refusal) as server, signed_in(server) as client:
+        assert client.ask(b"STAT").startswith(b"-ERR ")
+        assert len(server.errors) == 1
+
+
+def test_record_command_that_is_a_coroutine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would never run, and so is an error."""
+
+    async def record_command(command: tuple[str, ...]) -> None:
+        raise AssertionError
+
+    with MailServer() as server, connected(server) as client:
+        monkeypatch.setattr(server, "record_command", record_command)
+        assert client.ask(b"USER alice").startswith(b"-ERR ")
+        assert [type(error) for error in server.errors] == [TypeError]
+
+
 def test_record_command_that_refuses() -> None:
     """A ReportableError is what the client reads, and no error."""
     with Picky("STAT", popart.ReportableError("not now", code="SYS/TEMP")) as server, signed_in(server) as client:

@@ -24,7 +24,7 @@ import socket
 import ssl
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from email.message import Message
 from pathlib import Path
 from types import MappingProxyType
@@ -37,7 +37,7 @@ from popart.server import Connection, Server
 from popart.session import Session, State
 from popart.testing.faults import Faults, split_command
 from popart.testing.maildrop import Maildrop
-from popart.wire import Reply, err
+from popart.wire import Reply
 
 __all__ = ["MailServer", "Maildrop"]
 
@@ -92,7 +92,8 @@ class MailServer(Faults):
     digest, or a response of AUTH.  A response on a line of its own is ``("", "***")``."""
 
     errors: list[BaseException]
-    """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT."""
+    """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT, and what
+    `record_command` raised."""
 
     def __init__(
         self,
@@ -372,16 +373,17 @@ class _Session(Session):
             return self._record_and_run(line, words)
         except BaseException as error:
             self._do_not_run(words)
-            if isinstance(error, ReportableError):
-                return err(error.text, error.code)
-            self.report(error)
-            return err("record_command failed, the exception is in the errors of this MailServer")
+            return self._explain(error)
 
     def _record_and_run(self, line: bytes, words: list[str]) -> Reply:
         client = self._client
         username = client.username
         run = super().respond
-        client.mail.record_command((username, *words))
+        record: Callable[..., object] = client.mail.record_command
+        recorded = record((username, *words))
+        if isinstance(recorded, Coroutine):
+            recorded.close()
+            raise TypeError("record_command must not be a coroutine function: its body would never run")
         if self.in_exchange:
             return run(line)
         if words[0] == "USER" and self.state is State.AUTHORIZATION:
