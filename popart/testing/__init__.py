@@ -246,7 +246,7 @@ class MailServer(Faults):
         authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
         # A TemporaryDirectory would be removed by the end of a forked child, too.
         directory = tempfile.mkdtemp(prefix="popart-")
-        block.callback(shutil.rmtree, directory)
+        block.callback(shutil.rmtree, directory, ignore_errors=True)
         path = Path(directory, "ca.pem")
         authority.cert_pem.write_to_path(str(path))
         self.ca_file = str(path)
