@@ -11,9 +11,9 @@ these before those on its module.
 
 from __future__ import annotations
 
-import functools
+import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,8 +43,11 @@ def pop3s_server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
 def _serve(request: pytest.FixtureRequest, *, tls: bool) -> Iterator[MailServer]:
     from popart.testing import MailServer
 
-    make_server = functools.partial(MailServer, tls=tls)
+    signature = inspect.signature(MailServer)
+    options: dict[str, Any] = {"tls": tls}
     for marker in reversed([*request.node.iter_markers("pop3")]):
-        make_server = functools.partial(make_server, *marker.args, **marker.kwargs)
-    with make_server() as server:
+        # By their names, lest a positional argument here and one there add up.
+        named = signature.bind_partial(*marker.args, **marker.kwargs).arguments
+        options.update(named.pop("server_options", {}), **named)
+    with MailServer(**options) as server:
         yield server

@@ -1,9 +1,10 @@
 """Follow the tutorial like a first-time reader: make each file, run each command, type each session, as printed.
 
-    python3 docs/follow_tutorial.py DIRECTORY-WITH-THE-WHEEL
+    python3 docs/follow_tutorial.py WHEEL
 
-It works in a new directory with a new virtual environment, where ``pip install popart-pop3`` takes the wheel and asks
-no index.  All but port 1100, which becomes a free one, is as the pages have it, and so must the answers be.
+It works in a new directory with a new virtual environment, where the wheel is installed in place of ``~/popart`` and no
+index is asked.  But for that, and port 1100 which becomes a free one, all is as the pages have it, and so must the
+answers be.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +25,9 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 PAGES = ("tutorial-list.rst", "tutorial-sqlite.rst")
+CHECKOUT = "~/popart"
+"""Where the pages have popart's checkout."""
+
 PATIENCE = 60.0
 """Seconds for one command.  Making a virtual environment takes the longest."""
 
@@ -104,9 +109,9 @@ class Shell:
 class Reader:
     """Somebody who does what the tutorial says."""
 
-    def __init__(self, directory: Path, environment: dict[str, str], *, installs: bool) -> None:
+    def __init__(self, directory: Path, environment: dict[str, str], wheel: Path | None = None) -> None:
         self._directory = directory
-        self._installs = installs
+        self._wheel = wheel
         self._shell = Shell(directory, environment)
         self._sessions: list[socket.socket] = []
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -132,8 +137,10 @@ class Reader:
                 (self._directory / block.caption).write_text(text, "utf-8")
 
     def _use_terminal(self, text: str) -> None:
-        if "pip install" in text and not self._installs:
-            return
+        if CHECKOUT in text:
+            if self._wheel is None:
+                return
+            text = text.replace(CHECKOUT, str(self._wheel))
         for command, answer in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
             self._shell.run(command, answer)
 
@@ -153,17 +160,17 @@ class Reader:
                     assert answer == said, f"the page has {said!r}, the server says {answer!r}"
 
 
-def follow_all(directory: Path, environment: dict[str, str], *, installs: bool) -> None:
-    """Follow the tutorial in *directory*."""
-    with Reader(directory, environment, installs=installs) as reader:
+def follow_all(directory: Path, environment: dict[str, str], wheel: Path | None = None) -> None:
+    """Follow the tutorial in *directory*.  Without a *wheel* nothing is installed."""
+    with Reader(directory, environment, wheel) as reader:
         for page in PAGES:
             reader.follow(DOCS / page)
 
 
-def main(wheels: str) -> None:
+def main(wheel: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is ignored here would be so in the tutorial's shell too
     with tempfile.TemporaryDirectory() as directory:
-        environment = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(Path(wheels).resolve()), "PIP_QUIET": "1"}
-        follow_all(Path(directory), environment, installs=True)
+        follow_all(Path(directory), {"PIP_NO_INDEX": "1", "PIP_QUIET": "1"}, Path(wheel).resolve())
     print("The tutorial can be followed.")
 
 

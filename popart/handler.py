@@ -238,7 +238,7 @@ class ScramCredentials:
 class SupportsScram(Protocol):
     """A handler that can sign users in without ever seeing a password: AUTH SCRAM-SHA-256 (RFC 7677).
 
-    Offered only where the library scramp is installed: ``pip install popart-pop3[scram]``.
+    Offered only where the library scramp is installed: popart's extra ``scram``, or ``pip install scramp``.
     """
 
     @abstractmethod

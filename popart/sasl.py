@@ -87,7 +87,7 @@ def scram_credentials(
 ) -> ScramCredentials:
     """Make what a server keeps of a password for SCRAM-SHA-256, with a random salt unless one is given.
 
-    It needs the library scramp: ``pip install popart-pop3[scram]``.
+    It needs the library scramp: popart's extra ``scram``, or ``pip install scramp``.
 
     :raises ValueError: *password* is empty or holds what SASLprep (RFC 4013) forbids, *iterations* is less than 4096,
         or *salt* has less than 12 octets.

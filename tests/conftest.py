@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import ssl
 import threading
@@ -147,6 +148,14 @@ class Client:
         self.sock.close()
 
 
+def is_bare_end(error: ssl.SSLError) -> bool:
+    """Is it that of a TLS connection which ended without close_notify?
+
+    Python before 3.11.4, with OpenSSL 3, raises a plain SSLError then.
+    """
+    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
+
+
 class QuickServer(Server):
     """A server whose client may be timed out in a test's time."""
 
@@ -200,6 +209,17 @@ def wait_until(condition: Callable[[], bool]) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it never came true")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_at_a_terminal() -> Iterator[None]:
+    """A script's background jobs ignore SIGINT, others SIGTERM: the tests' own Ctrl-C and their processes would too."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -128,14 +128,14 @@ def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
     python = tools / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    follow_tutorial.follow_all(desk, {"PATH": f"{tools}:{os.environ['PATH']}"}, installs=False)
+    follow_tutorial.follow_all(desk, {"PATH": f"{tools}:{os.environ['PATH']}"})
 
 
 def test_an_answer_that_is_not_printed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The follower of the tutorial does not take any answer for the right one."""
     page = tmp_path / "page.rst"
     monkeypatch.setattr(follow_tutorial, "PATIENCE", 0.5)
-    with follow_tutorial.Reader(tmp_path, {}, installs=True) as reader, MailServer() as server:
+    with follow_tutorial.Reader(tmp_path, {}) as reader, MailServer() as server:
         page.write_text(".. code-block:: console\n\n   $ echo yes\n   no\n   $ true\n")
         with pytest.raises(AssertionError, match="should have said:\nno"):
             reader.follow(page)
@@ -194,6 +194,21 @@ def test_the_lock_holds_between_processes(mail_db: Path) -> None:
             assert client.stat()[0] == 3
 
 
+# Installing.
+
+BY_NAME = re.compile(r"popart[-_]pop3(?!-\S*\.whl)|\bpip3? install( -\S+)* ['\"]?popart\b", re.IGNORECASE)
+"""The project's name on an index, but not that of a wheel's file; and what would install the other popart there."""
+
+
+def test_nothing_is_installed_by_a_name_that_is_not_ours() -> None:
+    """popart is on no index, and anybody may take its name there: only install.rst and the metadata speak of it."""
+    files = [path for path in DOCS.parent.glob("*") if path.is_file() and path.name != "PKG-INFO"]
+    for name in ("popart", "docs", "tests", "benchmarks", "fuzz", ".ci"):
+        files += [path for path in (DOCS.parent / name).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    found = {path.name for path in files if BY_NAME.search(path.read_text("utf-8", "replace"))}
+    assert found == {"install.rst", "setup.cfg"}
+
+
 # The how-to pages.
 
 
@@ -235,7 +250,7 @@ def test_short_examples_run(text: str, monkeypatch: pytest.MonkeyPatch, capfd: p
 def test_the_faults_that_are_named_exist() -> None:
     """Each call in the table of howto-testing can be made."""
     calls = re.findall(r"^``(server\..*?)``  ", (DOCS / "howto-testing.rst").read_text("utf-8"), re.MULTILINE)
-    assert len(calls) == 7
+    assert len(calls) == 8
     with MailServer() as server:
         for call in calls:
             eval(call, {"server": server})

@@ -107,6 +107,41 @@ def test_marker(run: Run) -> None:
     result.assert_outcomes(passed=3)
 
 
+def test_marker_with_positional_arguments(run: Run) -> None:
+    """A marker's positional arguments are overridden as those with names are, and by them."""
+    result = run(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.pop3({"bob": "module"}, timeout=5)
+
+        def test_module(pop3_server):
+            assert pop3_server.users == {"bob": "module"}
+
+        @pytest.mark.pop3({"carol": "class"})
+        class TestClass:
+            def test_class(self, pop3_server):
+                assert pop3_server.users == {"carol": "class"}
+
+            @pytest.mark.pop3({"dave": "test"})
+            def test_method(self, pop3_server):
+                assert pop3_server.users == {"dave": "test"}
+
+            @pytest.mark.pop3(users={"eve": "test"})
+            def test_name(self, pop3s_server):
+                assert pop3s_server.users == {"eve": "test"}
+                assert pop3s_server.url.startswith("pop3s:")
+
+        @pytest.mark.pop3({"frank": "test"}, "too many")
+        def test_too_many(pop3_server): ...
+
+        @pytest.mark.pop3({"frank": "test"}, users={})
+        def test_twice(pop3_server): ...
+        """
+    )
+    result.assert_outcomes(passed=4, errors=2)
+
+
 def test_marker_for_mechanisms(run: Run) -> None:
     """The mechanisms of AUTH are asked for in the marker as well."""
     result = run(

@@ -7,6 +7,7 @@ import hashlib
 import os
 import poplib
 import re
+import select
 import signal
 import socket
 import ssl
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -524,6 +526,93 @@ def test_lines_of_an_exchange() -> None:
     assert server.commands == [("", "AUTH", "PLAIN"), ("", "***")] * 7
 
 
+class Stopped(BaseException):
+    """What a test framework raises to end a test is no Exception."""
+
+
+class Picky(MailServer):
+    """Raises an error at the commands that begin with a word."""
+
+    def __init__(self, word: str, error: BaseException, **options: Any) -> None:
+        super().__init__(**options)
+        self.word = word
+        self.error = error
+
+    def record_command(self, command: tuple[str, ...]) -> None:
+        super().record_command(command)
+        if command[1] == self.word:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [AssertionError("no RETR before LIST"), Stopped()], ids=repr)
+def test_record_command_that_raises(error: BaseException) -> None:
+    """What it raises is among the errors, and the client reads that the command was not run; the session goes on."""
+    with Picky("DELE", error) as server:
+        server.deliver("alice", MESSAGE)
+        with signed_in(server) as client:
+            assert client.ask(b"DELE 1").startswith(b"-ERR ")
+            assert server.errors == [error]
+            assert client.ask(b"STAT") == b"+OK 1 27\r\n"
+            assert client.ask(b"QUIT").startswith(b"+OK")
+            assert client.rest() == b""
+    assert server.errors == [error]
+    assert server.messages("alice") == [MESSAGE]
+
+
+def test_record_command_that_raises_at_quit() -> None:
+    """Then nothing is deleted, the lock is free when the client reads so, and the session is over."""
+    error = AssertionError()
+    with Picky("QUIT", error) as server:
+        server.deliver("alice", MESSAGE)
+        with signed_in(server) as client:
+            client.ask(b"DELE 1")
+            assert client.ask(b"QUIT").startswith(b"-ERR ")
+            with pop(server):
+                assert client.rest() == b""
+    assert server.errors[0] is error
+    assert server.messages("alice") == [MESSAGE]
+
+
+def test_record_command_that_raises_within_an_exchange() -> None:
+    """Then AUTH is over, for the server as for the client: the next line is a command."""
+    error = AssertionError()
+    with Picky("***", error) as server, connected(server) as client:
+        assert client.ask(b"AUTH PLAIN") == b"+ \r\n"
+        assert client.ask(b64encode(b"\0alice\0secret")).startswith(b"-ERR ")
+        server.word = ""
+        client.sign_in()
+    assert error in server.errors
+
+
+def test_record_command_that_refuses_without_words() -> None:
+    """What cannot be sent is an error, too."""
+    refusal = popart.ReportableError("")
+    refusal.text = 5  # type: ignore[assignment]
+    with Picky("STAT", refusal) as server, signed_in(server) as client:
+        assert client.ask(b"STAT").startswith(b"-ERR ")
+        assert len(server.errors) == 1
+
+
+def test_record_command_that_is_a_coroutine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would never run, and so is an error."""
+
+    async def record_command(command: tuple[str, ...]) -> None:
+        raise AssertionError
+
+    with MailServer() as server, connected(server) as client:
+        monkeypatch.setattr(server, "record_command", record_command)
+        assert client.ask(b"USER alice").startswith(b"-ERR ")
+        assert [type(error) for error in server.errors] == [TypeError]
+
+
+def test_record_command_that_refuses() -> None:
+    """A ReportableError is what the client reads, and no error."""
+    with Picky("STAT", popart.ReportableError("not now", code="SYS/TEMP")) as server, signed_in(server) as client:
+        assert client.ask(b"STAT") == b"-ERR [SYS/TEMP] not now\r\n"
+        client.ask(b"QUIT")
+    assert server.errors == []
+
+
 def test_errors() -> None:
     """A client that leaves without QUIT is found in `errors`."""
     with MailServer() as server:
@@ -737,6 +826,28 @@ def test_fail_commit() -> None:
     assert server.messages("alice") == []
 
 
+@pytest.mark.parametrize(
+    "text", ["a\r\n+OK b", "\0\x1b[2J", "\u65e5\udcff", "[IN-USE] x", "x" * 9999, "", b"x", None, 5]
+)
+def test_any_text(text: Any) -> None:
+    """Whatever is to stand in a refusal, the client reads one line of it (RFC 1939 section 3), and goes on."""
+    with MailServer() as server:
+        server.refuse_sign_in(text)
+        server.lock_maildrop(text)
+        server.fail("STAT", text)
+        with connected(server) as client:
+            client.ask(b"USER alice")
+            assert client.ask(b"PASS secret").startswith(b"-ERR [AUTH]")
+            client.ask(b"USER alice")
+            assert client.ask(b"PASS secret").startswith(b"-ERR [IN-USE]")
+            client.sign_in()
+            answer = client.ask(b"STAT")
+            assert answer.startswith(b"-ERR") and len(answer) <= 512
+            assert client.ask(b"STAT") == b"+OK 0 0\r\n"
+            client.ask(b"QUIT")
+    assert server.errors == []
+
+
 def test_fail_quit() -> None:
     """A QUIT that fails deletes nothing, has freed the lock when the client reads so, and ends the session."""
     with MailServer() as server:
@@ -777,6 +888,23 @@ def test_drop_for_poplib() -> None:
         with pytest.raises(poplib.error_proto, match="EOF"):
             fetch_and_delete(server)
         assert fetch_and_delete(server) == [MESSAGE.replace(b"\r\n", b"\n").removesuffix(b"\n")]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("after", [None, 0, 20, 1_000_000])
+def test_drop_by_a_reset(after: int | None, tls: bool) -> None:
+    """With how="reset" the client reads what was sent, of earlier answers too, and then a connection reset."""
+    expected = b"+OK 1 27\r\n"
+    if after is not None:
+        expected += b"+OK 27 octets\r\n" + ON_THE_WIRE[:after]
+    with MailServer(tls=tls) as server:
+        server.deliver("alice", MESSAGE)
+        server.drop("RETR", after=after, how="reset")
+        with signed_in(server) as client:
+            client.send(b"STAT\r\nRETR 1\r\n")
+            assert client.file.read(len(expected)) == expected
+            with pytest.raises(ConnectionResetError):
+                socket.socket.recv(client.sock, 1)  # Python's TLS before 3.12.3 tells no reset from an end
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -859,6 +987,24 @@ def test_answer_to_quit_is_lost() -> None:
         assert server.messages("alice") == []
 
 
+def test_delay_for_ever() -> None:
+    """An infinite delay lasts as long as the server is up; what was answered before arrives at once."""
+    with contextlib.ExitStack() as clients:
+        with MailServer() as server:
+            server.delay("STAT", float("inf"))
+            client = clients.enter_context(signed_in(server))
+            client.send(b"NOOP\r\nSTAT\r\n")
+            assert client.line() == b"+OK nothing done\r\n"
+            client.sock.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                client.sock.recv(100)
+            client.sock.settimeout(PATIENCE)
+            with pytest.raises(TimeoutError, match="1 sessions open"):
+                server.wait_for_session_end(0.01)
+        client.sock.recv(100)  # it is over, with the late answer or without
+        assert server.errors == []
+
+
 @pytest.mark.parametrize(
     "ask",
     [
@@ -867,10 +1013,28 @@ def test_answer_to_quit_is_lost() -> None:
         lambda server: server.drop("RETR", times=-1),
         lambda server: server.drop("RETR", after=-1),
         lambda server: server.delay("RETR", -1),
+        lambda server: server.drop("RETR", after=True),
+        lambda server: server.drop("RETR", after=1.5),
+        lambda server: server.drop("RETR", after=float("inf")),
+        lambda server: server.drop("RETR", after=float("nan")),
+        lambda server: server.drop("RETR", after="5"),
+        lambda server: server.drop("RETR", how="RESET"),
+        lambda server: server.drop("RETR", how=None),
+        lambda server: server.drop("RETR", how=["end"]),
         lambda server: server.delay("RETR", float("nan")),
+        lambda server: server.delay("RETR", float("-inf")),
+        lambda server: server.delay("RETR", "1"),
+        lambda server: server.delay("RETR", None),
         lambda server: server.refuse_sign_in(code=""),
         lambda server: server.lock_maildrop(times=0),
         lambda server: server.fail_commit(times=0),
+        lambda server: server.fail_commit(times=True),
+        lambda server: server.delay("RETR", 1, times=1.5),
+        lambda server: server.drop("RETR", times=float("inf")),
+        lambda server: server.fail("RETR", times=float("nan")),
+        lambda server: server.fail("RETR", times="1"),
+        lambda server: server.fail("RETR", username=b"alice"),
+        lambda server: server.lock_maildrop(username=["alice"]),
     ],
 )
 def test_impossible_faults(ask: Callable[[MailServer], None]) -> None:
@@ -926,6 +1090,55 @@ def test_left_with_a_session_open(client: Callable[[MailServer], Any], tls: bool
         assert time.monotonic() - begin < 3
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+
+
+@contextmanager
+def forked(run: Callable[[], object]) -> Iterator[int]:
+    """Fork a child that calls *run* and ends.  It is gone when this is left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = os.fork()
+    if not child:
+        try:
+            run()
+        finally:
+            os._exit(0)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_left_while_a_forked_child_lives(tls: bool) -> None:
+    """A child that was forked in the block does not keep the port open."""
+    with contextlib.ExitStack() as children:
+        with MailServer(tls=tls) as server:
+            children.enter_context(forked(signal.pause))
+        for _ in range(3):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_forked_child_leaves_the_block(tls: bool) -> None:
+    """It ends nothing of its parent's: neither the server, nor a session, nor a file."""
+    reading, writing = os.pipe()
+    with MailServer(tls=tls) as server, signed_in(server) as client, open(reading, "rb") as told:
+
+        def leave() -> None:
+            server.__exit__()
+            os.write(writing, b"left")
+
+        with forked(leave):
+            os.close(writing)
+            assert select.select([told], [], [], PATIENCE)[0], "the child hangs"
+            assert told.read() == b"left"
+        assert client.ask(b"NOOP") == b"+OK nothing done\r\n"
+        assert client.ask(b"QUIT").startswith(b"+OK")
+        with signed_in(server) as another:
+            assert another.ask(b"STAT") == b"+OK 0 0\r\n"
 
 
 def test_left_by_an_error() -> None:
@@ -1017,7 +1230,10 @@ def test_tls_is_not_trusted_by_others() -> None:
 def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without trustme there is no TLS, and the error says what to install; everything else works."""
     monkeypatch.setitem(sys.modules, "trustme", None)
-    with pytest.raises(ImportError, match=r"pip install 'popart-pop3\[testing\]'"), MailServer(tls=True):
+    with (
+        pytest.raises(ImportError, match=r"tls=True needs trustme: pip install trustme, or .*\[testing\]"),
+        MailServer(tls=True),
+    ):
         pass
     with MailServer() as server:
         server.deliver("alice", MESSAGE)
@@ -1027,7 +1243,7 @@ def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_scramp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without scramp there is no SCRAM, and the error says what to install."""
     monkeypatch.setitem(sys.modules, "scramp", None)
-    with pytest.raises(ImportError, match=r"scram=True needs scramp: pip install 'popart-pop3\[testing\]'"):
+    with pytest.raises(ImportError, match=r"scram=True needs scramp: pip install scramp, or .*\[testing\]"):
         MailServer(scram=True).__enter__()
     with MailServer() as server, pop(server):
         pass
@@ -1054,6 +1270,17 @@ class Shell:
         return line.removesuffix("\n")
 
 
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Undo what `main` does to the handlers of signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Signals) -> None:
     """Run `main` in this thread and its user in another; then send the signal, as Ctrl-C does."""
     failures: list[BaseException] = []
@@ -1067,17 +1294,13 @@ def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Si
             os.kill(os.getpid(), end)
 
     reading, writing = os.pipe()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with open(reading, encoding="utf-8") as output, open(writing, "w", encoding="utf-8") as stdout:
         thread = threading.Thread(target=use)
-        with contextlib.redirect_stdout(stdout):
+        with contextlib.redirect_stdout(stdout), signals_kept():
             thread.start()
             try:
                 main(arguments)
             finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
                 thread.join()
     assert not failures, failures
 
@@ -1121,15 +1344,27 @@ def test_shell_tls() -> None:
     run_main(["--tls"], user, signal.SIGINT)
 
 
-def test_shell_as_a_program() -> None:
-    """``python3 -m popart.testing`` is the program, and the end it is told to take is a success."""
-    command = [sys.executable, "-m", "popart.testing"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+IGNORES = "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_IGN); os.execv(sys.argv[2], sys.argv[2:])"
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", ["-m popart.testing", "example_maildir.py --port 0"])
+def test_shell_as_a_program(program: str, end: signal.Signals) -> None:
+    """``python3 -m popart.testing`` is the program, and the end it is told to take is a success; so with the example.
+
+    That is so where it was started to ignore that signal, as a script's background jobs are.
+    """
+    command = [sys.executable, "-c", IGNORES, str(int(end)), sys.executable, *program.split()]
+    root = Path(popart.__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline().startswith(b"pop3://127.0.0.1:")
-        process.terminate()
+        assert b"127.0.0.1" in process.stdout.readline()
+        process.send_signal(end)
+        try:
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
         assert process.stdout.read() == process.stderr.read() == b""
-    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("case", ["missing file", "directory", "port taken", "no port"])
@@ -1142,12 +1377,8 @@ def test_shell_errors(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[st
             "port taken": ["--port", str(other.port)],
             "no port": ["--port", "70000"],
         }[case]
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as end:
-                main(arguments)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with signals_kept(), pytest.raises(SystemExit) as end:
+            main(arguments)
     assert end.value.code == 2
     out, err = capfd.readouterr()
     assert out == ""

@@ -15,7 +15,17 @@ import trustme
 
 import popart
 from popart.server import Server
-from tests.conftest import PATIENCE, ClosingHandler, Mail, MemoryHandler, QuickServer, connected, running, signed_in
+from tests.conftest import (
+    PATIENCE,
+    ClosingHandler,
+    Mail,
+    MemoryHandler,
+    QuickServer,
+    connected,
+    is_bare_end,
+    running,
+    signed_in,
+)
 from tests.test_server import HOST, MESSAGE, Held, TalkingServer
 
 Make = Callable[[Callable[[Any], popart.Handler], ssl.SSLContext], TalkingServer]
@@ -95,7 +105,11 @@ class TLSClient:
                 octets += piece
         except ssl.SSLZeroReturnError:
             return octets, True
-        except (ssl.SSLEOFError, ConnectionResetError):
+        except ConnectionResetError:
+            return octets, False
+        except ssl.SSLError as error:
+            if not is_bare_end(error):
+                raise
             return octets, False
         return octets, True
 

@@ -1,6 +1,6 @@
 """A POP3 server whose mail is in PostgreSQL, for one machine or for many that share a database.
 
-    pip install popart-pop3 'psycopg[binary,pool]'
+    pip install 'psycopg[binary,pool]'                                   beside popart
     python3 postgres.py --dsn 'host=db dbname=mail' init                 makes the tables
     python3 postgres.py --dsn 'host=db dbname=mail' adduser alice        reads the password from standard input
     python3 postgres.py --dsn 'host=db dbname=mail' deliver alice        reads a message from standard input

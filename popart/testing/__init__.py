@@ -17,11 +17,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import re
+import shutil
+import socket
 import ssl
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from email.message import Message
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +38,7 @@ from popart.server import Server
 from popart.session import Session, State
 from popart.testing.faults import Faults, split_command
 from popart.testing.maildrop import Maildrop
-from popart.wire import Reply, err
+from popart.wire import Reply
 
 __all__ = ["MailServer", "Maildrop"]
 
@@ -46,11 +49,12 @@ class MailServer(Faults):
     """A POP3 server on a free port of this machine, for as long as a ``with`` block.
 
     It is ready when the block is entered.  When the block is left, all sessions are ended at once, and no port, no
-    thread and no file remains.  Mail and records can still be read then, and the block may be entered again.
+    thread and no file remains, though a process be forked meanwhile.  Mail and records can still be read then, and the
+    block may be entered again.  A forked child that leaves the block ends nothing of its parent's.
 
-    *users* maps names to passwords.  With *tls* each connection is TLS from its first octet, which needs trustme:
-    ``pip install 'popart-pop3[testing]'``.  *port* 0 is any free port.  *server_options* are `popart.Server`'s
-    other arguments, with a *timeout* that may be as small as 0.01 seconds, and its limits by their names, such as
+    *users* maps names to passwords.  With *tls* each connection is TLS from its first octet, which needs trustme,
+    of popart's extra ``testing``.  *port* 0 is any free port.  *server_options* are `popart.Server`'s other arguments,
+    with a *timeout* that may be as small as 0.01 seconds, and its limits by their names, such as
     ``max_failed_logins=1``.
 
     USER and PASS, and AUTH PLAIN, sign in with the password.  AUTH offers more if it is asked for: XOAUTH2 and
@@ -89,7 +93,8 @@ class MailServer(Faults):
     digest, or a response of AUTH.  A response on a line of its own is ``("", "***")``."""
 
     errors: list[BaseException]
-    """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT."""
+    """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT, and what
+    `record_command` raised."""
 
     def __init__(
         self,
@@ -122,6 +127,7 @@ class MailServer(Faults):
         self._wanted_port = port
         self._server_options = server_options
         self._block = contextlib.ExitStack()
+        self._process = os.getpid()
         self._maildrops: dict[str, Maildrop] = {}
         self._sessions_changed = threading.Condition()
         self._open_sessions = 0
@@ -140,12 +146,18 @@ class MailServer(Faults):
             thread.start()
             block.callback(thread.join)
             block.callback(server.server_close)
+            block.callback(server.shut_listener)
             self.port = server.server_address[1]
+            self._server = server
+            self._process = os.getpid()
             self._block = block.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._block.close()
+        if os.getpid() == self._process:
+            self._block.close()
+        else:  # a forked child: port, threads and files are its parent's
+            self._server.server_close()
 
     @property
     def url(self) -> str:
@@ -194,7 +206,11 @@ class MailServer(Faults):
         return self._make_certificate(username)
 
     def record_command(self, command: tuple[str, ...]) -> None:
-        """Add to `commands`.  Override it to learn of each command at once, in its connection's thread."""
+        """Add to `commands`.  Override it to learn of each command at once, in its connection's thread.
+
+        If it raises, such as by an assert, the command is not run and the client reads ``-ERR``, after QUIT as the last
+        answer.  The exception is in `errors`, but for a `popart.ReportableError`, whose text is what the client reads.
+        """
         self.commands.append(command)
 
     def wait_for_session_end(self, timeout: float = 10.0, *, sessions: int = 1) -> None:
@@ -229,7 +245,9 @@ class MailServer(Faults):
         authority = trustme.CA()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
-        directory = block.enter_context(tempfile.TemporaryDirectory(prefix="popart-"))
+        # A TemporaryDirectory would be removed by the end of a forked child, too.
+        directory = tempfile.mkdtemp(prefix="popart-")
+        block.callback(shutil.rmtree, directory, ignore_errors=True)
         path = Path(directory, "ca.pem")
         authority.cert_pem.write_to_path(str(path))
         self.ca_file = str(path)
@@ -253,7 +271,9 @@ def _needed_by(option: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ImportError(f"{option} needs {error.name}: pip install 'popart-pop3[testing]'") from None
+        raise ImportError(
+            f"{option} needs {error.name}: pip install {error.name}, or popart's extra [testing]"
+        ) from None
 
 
 class _MemoryHandler(Handler, SupportsClose):
@@ -346,26 +366,42 @@ class _Session(Session):
         self._client = handler
 
     def respond(self, line: bytes) -> Reply:
-        client = self._client
         if self.in_exchange:
-            client.mail.record_command((client.username, "***"))
-            return super().respond(line)
-        words = split_command(_SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace")))
+            words = ["***"]
+        else:
+            words = split_command(_SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace")))
+        try:
+            return self._record_and_run(line, words)
+        except BaseException as error:
+            self._do_not_run(words)
+            return self._explain(error)
+
+    def _record_and_run(self, line: bytes, words: list[str]) -> Reply:
+        client = self._client
         username = client.username
-        client.mail.record_command((username, *words))
+        run = super().respond
+        record: Callable[..., object] = client.mail.record_command
+        recorded = record((username, *words))
+        if isinstance(recorded, Coroutine):
+            recorded.close()
+            raise TypeError("record_command must not be a coroutine function: its body would never run")
+        if self.in_exchange:
+            return run(line)
         if words[0] == "USER" and self.state is State.AUTHORIZATION:
             client.username = " ".join(words[1:])
-        run = super().respond
-        try:
-            reply: Reply = client.mail._run_or_fail(words, username, lambda: run(line))
-        except ReportableError as refusal:
-            if words[0] == "QUIT":
-                # Leave without deleting anything, so that the lock is free before the client reads of it.
-                if self.state is State.TRANSACTION:
-                    run(b"RSET")
-                run(b"QUIT")
-            return err(refusal.text, refusal.code)
+        reply: Reply = client.mail._run_or_fail(words, username, lambda: run(line))
         return reply
+
+    def _do_not_run(self, words: list[str]) -> None:
+        """See that the session is where the client takes it to be when it reads of a failure."""
+        run = super().respond
+        if self.in_exchange:
+            run(b"*")
+        elif words[0] == "QUIT":
+            # Leave without deleting anything, so that the lock is free before the client reads of it.
+            if self.state is State.TRANSACTION:
+                run(b"RSET")
+            run(b"QUIT")
 
 
 class _Connection(Connection):
@@ -382,3 +418,9 @@ class _Server(Server):
             setattr(self, name, options.pop(name))
         super().__init__(*arguments, **options)
         self.RequestHandlerClass = _Connection
+
+    def shut_listener(self) -> None:
+        """Refuse clients from now on, though a child that was forked meanwhile has the listening socket open."""
+        self.shutdown()
+        with contextlib.suppress(OSError):  # not every system can
+            self.socket.shutdown(socket.SHUT_RDWR)

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tls", action="store_true", help="TLS from the first octet, with a certificate of its own")
     parser.add_argument("messages", nargs="*", metavar="MESSAGE.eml", type=Path, help="a file with one message")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: it is ignored where a script has started this in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as block:
         try:
             server = TalkingServer(tls=options.tls, port=options.port)

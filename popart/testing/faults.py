@@ -7,13 +7,16 @@ import math
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from popart.errors import BrokenMessageError, ReportableError
 from popart.wire import TERMINATOR, Reply
 
 Action = Callable[[Callable[[], Any]], Any]
 """What a fault does in place of the call that it is given."""
+
+NEVER = 1_000_000.0
+"""Seconds, eleven days: what stands for an infinite delay, as no system's waits can count so far."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +40,8 @@ class Faults:
     mechanism's.  `refuse_sign_in`, `lock_maildrop` and `fail_commit` name a step of a session.
 
     Each method takes *times*, how often it is to happen (None: for good), and *username*, the only user it is to
-    happen to (None: each).  Faults for the same command happen one after the other, in the order of the calls.
+    happen to (None: each).  Faults for the same command happen one after the other, in the order of the calls.  It is a
+    ValueError at once if *times* is no whole number from 1 on, or *username* is no str.
     """
 
     def __init__(self) -> None:
@@ -55,37 +59,52 @@ class Faults:
     ) -> None:
         """Answer *command* with ``-ERR [code] text`` and do not run it.  After QUIT the session is over all the same.
 
-        :raises ValueError: *code* is not a response code, or *times* is less than 1.
+        :raises ValueError: *code* is not a response code.
         """
         self._add(split_command(command), _refusal(text, code), times, username)
 
     def drop(
-        self, command: str, *, after: int | None = None, times: int | None = 1, username: str | None = None
+        self,
+        command: str,
+        *,
+        after: int | None = None,
+        how: Literal["end", "reset"] = "end",
+        times: int | None = 1,
+        username: str | None = None,
     ) -> None:
-        """Close the connection in place of an answer to *command*, and do not run it.
+        """Break the connection in place of an answer to *command*, and do not run it.
 
         With *after* the command is run, and its answer is cut off: the first line is sent, then as many octets of the
         message or listing, as they stand on the wire.  The final dot is not sent, however large *after* is.
 
-        :raises ValueError: *after* is less than 0, or *times* is less than 1.
+        *how* is what the client meets when it has read what was sent.  ``"end"`` is the end of the stream, over TLS
+        without close_notify: some clients take it for the end of the message.  ``"reset"`` is a connection reset, which
+        fewer do.  popart itself resets where a message breaks off.
+
+        :raises ValueError: *after* is no whole number from 0 on, or *how* is neither of the two.
         """
-        if after is not None and after < 0:
-            raise ValueError(f"after must be 0 octets or more, not {after}")
+        if after is not None and not _is_whole(after, 0):
+            raise ValueError(f"after must be 0 octets or more, not {after!r}")
+        if how not in ("end", "reset"):
+            raise ValueError(f'how must be "end" or "reset", not {how!r}')
+        reset = how == "reset"
         if after is None:
-            self._add(split_command(command), lambda run: _cut(Reply(b""), 0), times, username)
+            self._add(split_command(command), lambda run: _cut(Reply(b""), 0, reset), times, username)
         else:
-            self._add(split_command(command), lambda run: _cut(run(), after), times, username)
+            self._add(split_command(command), lambda run: _cut(run(), after, reset), times, username)
 
     def delay(self, command: str, seconds: float, *, times: int | None = 1, username: str | None = None) -> None:
-        """Run *command*, and send its answer *seconds* later.  Until then the session holds its lock.
+        """Run *command*, and send its answer *seconds* later.  Until then the session goes on, and holds its lock,
+        whether the client is still there or not.  ``float("inf")`` is as long as the server is up.
 
-        A client that does not wait so long for the answer to QUIT has deleted its messages, and does not know.
+        Before sign-in it ends with ``login_timeout`` at the latest.  A client that does not wait so long for the answer
+        to QUIT has deleted its messages, and does not know.
 
-        :raises ValueError: *seconds* is less than 0, or *times* is less than 1.
+        :raises ValueError: *seconds* is no number from 0 on.
         """
-        if not seconds >= 0:
-            raise ValueError(f"seconds must be 0 or more, not {seconds}")
-        self._add(split_command(command), lambda run: _delay(run(), seconds), times, username)
+        if not (isinstance(seconds, (int, float)) and seconds >= 0):
+            raise ValueError(f"seconds must be 0 or more, not {seconds!r}")
+        self._add(split_command(command), lambda run: _delay(run(), min(seconds, NEVER)), times, username)
 
     def refuse_sign_in(
         self,
@@ -99,7 +118,7 @@ class Faults:
         twice as long as the one before, from a quarter of a second on, and the fifth is the last.  SCRAM-SHA-256 tells
         no *text* but the one for a wrong password, unless *code* is another.
 
-        :raises ValueError: *code* is not a response code, or *times* is less than 1.
+        :raises ValueError: *code* is not a response code.
         """
         self._add(["sign in"], _refusal(text, code), times, username)
 
@@ -113,7 +132,7 @@ class Faults:
     ) -> None:
         """Let nobody in with the right password, as if another client held the lock on the maildrop.
 
-        :raises ValueError: *code* is not a response code, or *times* is less than 1.
+        :raises ValueError: *code* is not a response code.
         """
         self._add(["lock"], _refusal(text, code), times, username)
 
@@ -127,7 +146,7 @@ class Faults:
     ) -> None:
         """Delete nothing at a QUIT that has messages to delete, and answer it with ``-ERR [code] text``.
 
-        :raises ValueError: *code* is not a response code, or *times* is less than 1.
+        :raises ValueError: *code* is not a response code.
         """
         self._add(["commit"], _refusal(text, code), times, username)
 
@@ -148,8 +167,10 @@ class Faults:
         return run() if fault is None else fault.action(run)
 
     def _add(self, where: list[str], action: Action, times: int | None, username: str | None) -> None:
-        if times is not None and times < 1:
-            raise ValueError(f"times must be 1 or more, or None, not {times}")
+        if times is not None and not _is_whole(times, 1):
+            raise ValueError(f"times must be 1 or more, or None, not {times!r}")
+        if username is not None and not isinstance(username, str):
+            raise ValueError(f"username must be a str or None, not {username!r}")
         with self._guard:
             self._faults.append(Fault(where, action, math.inf if times is None else times, username))
 
@@ -160,6 +181,10 @@ def split_command(line: str) -> list[str]:
     if keyword.upper() == "AUTH":
         arguments[:1] = [mechanism.upper() for mechanism in arguments[:1]]
     return [keyword.upper(), *arguments]
+
+
+def _is_whole(number: object, least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least
 
 
 def _refusal(text: str, code: str | None) -> Action:
@@ -175,15 +200,15 @@ def _delay(reply: Reply, seconds: float) -> Reply:
     return reply._replace(delay=reply.delay + seconds)
 
 
-def _cut(reply: Reply, after: int) -> Reply:
+def _cut(reply: Reply, after: int, reset: bool) -> Reply:
     """Make of a reply one that sends its first line and *after* octets more, and then breaks the connection."""
     octets = reply.lines or b""
     if reply.message is not None:
         with contextlib.closing(reply.message):
             octets = b"".join(reply.message).removesuffix(TERMINATOR)
-    return Reply(reply.status + octets[:after], message=_break_off())
+    return Reply(reply.status + octets[:after], message=_break_off(reset))
 
 
-def _break_off() -> Generator[bytes, None, None]:
+def _break_off(reset: bool) -> Generator[bytes, None, None]:
     yield from ()
-    raise BrokenMessageError("dropped on demand")
+    raise BrokenMessageError("dropped on demand", reset=reset)
