@@ -27,9 +27,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
-from popart.handler import Handler, SupportsMonitoring, ability, expect_none
+from popart.handler import Handler, SupportsMonitoring, ability, expect_handler, expect_none, tell_end
 from popart.proxy import ProxyError, read_header
-from popart.session import Session, State
+from popart.session import Session, State, explain
 from popart.wire import LineReader, Reply, encode_message, err
 
 READ_SIZE = 4096
@@ -124,7 +124,14 @@ class Server(socketserver.ThreadingTCPServer):
     With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from
     its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.  To renew a
     certificate, assign a new context to the attribute ``ssl_context``: it counts for the connections to come.
-    With *require_tls* a listener without TLS is refused, unless it is on loopback or a UNIX socket.
+    With *require_tls* a listener without TLS is refused, unless it is on loopback or a UNIX socket.  Without
+    *allow_cleartext*, whatever shows a secret (USER and PASS, AUTH PLAIN, LOGIN, XOAUTH2 and OAUTHBEARER) is neither
+    announced nor accepted on a connection that is not TLS (RFC 5034 section 4); a client that came to a proxy by TLS,
+    by what a PROXY header of version 2 says, counts as TLS too.
+
+    From *scram_decoy_key* SCRAM-SHA-256 derives the salts of users who do not exist.  Left out, it is made at random
+    for each process: give all processes that serve the same users the same secret, and keep it, or whoever compares
+    them finds out who exists.  32 random octets are good, less than 16 are not.
 
     With *proxy_protocol* each connection must begin with a PROXY header, version 1 or 2, before TLS and within
     `handshake_timeout`.  The address in it is the one that *on_new_connection* and the limit per peer see.  It is
@@ -138,7 +145,7 @@ class Server(socketserver.ThreadingTCPServer):
     :raises ValueError: a *hostname*, *implementation* or *expire* that cannot stand on the wire, a *timeout* below
         `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
         *trusted_proxies* that are no networks, a listener that *require_tls* refuses, *reuse_port* where there is
-        no SO_REUSEPORT, a limit that is no number.
+        no SO_REUSEPORT, a *scram_decoy_key* that is empty or no bytes, a limit that is no number.
     :raises OSError: the address cannot be bound.
     """
 
@@ -155,7 +162,8 @@ class Server(socketserver.ThreadingTCPServer):
     """Unknown, malformed or misplaced commands in a row; the session ends with the answer to the last of them."""
 
     max_failed_logins: int | None = 5
-    """Refused sign-ins of a connection; the session ends with the answer to the last of them."""
+    """Refused sign-ins of a connection, but for refusals with the code SYS/TEMP or SYS/PERM; the session ends with the
+    answer to the last of them."""
 
     handshake_timeout: float | None = 30
     """Seconds for the whole TLS handshake, and for the PROXY header before it, if there is one."""
@@ -183,6 +191,8 @@ class Server(socketserver.ThreadingTCPServer):
         apop: bool = False,
         ssl_context: ssl.SSLContext | None = None,
         require_tls: bool = False,
+        allow_cleartext: bool = True,
+        scram_decoy_key: bytes | None = None,
         proxy_protocol: bool = False,
         trusted_proxies: Iterable[str] = LOOPBACK,
         reuse_port: bool = False,
@@ -196,6 +206,8 @@ class Server(socketserver.ThreadingTCPServer):
             raise ValueError(f"ssl_context must be an SSLContext, not {ssl_context!r}")
         if ssl_context is not None and ssl_context.protocol == ssl.PROTOCOL_TLS_CLIENT:
             raise ValueError("ssl_context is one for clients; a server's is made with ssl.Purpose.CLIENT_AUTH")
+        if scram_decoy_key is not None and not (isinstance(scram_decoy_key, bytes) and scram_decoy_key):
+            raise ValueError("scram_decoy_key must be bytes, and not empty")  # not shown, as it is a secret
         if isinstance(trusted_proxies, str):
             raise ValueError(f"trusted_proxies must be several: [{trusted_proxies!r}]")
         for limit in Server.__annotations__:  # which are the limits
@@ -217,6 +229,8 @@ class Server(socketserver.ThreadingTCPServer):
         self.apop = apop
         self.ssl_context = ssl_context
         self.require_tls = require_tls
+        self.allow_cleartext = allow_cleartext
+        self.scram_decoy_key = scram_decoy_key
         self.proxy_protocol = proxy_protocol
         self.trusted_proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
         self.reuse_port = reuse_port
@@ -451,6 +465,11 @@ class Server(socketserver.ThreadingTCPServer):
         It does nothing; override it to log `sys.exc_info()`.
         """
 
+    def close_request(self, request: Any) -> None:
+        """Close a socket, whatever the system says to that: nobody is left to be told."""
+        with contextlib.suppress(OSError):
+            super().close_request(request)
+
     def shutdown_request(self, request: Any) -> None:
         """Close a connection.  The end of its octets was seen to by `Connection`."""
         self.close_request(request)
@@ -616,6 +635,7 @@ class Connection(socketserver.StreamRequestHandler):
         self._gathered = 0
         self._sent_octets = 0
         self._had_command = False
+        self._came_by_tls = False
         self._monitor: _Monitor | None = None
         self._session: Session | None = None
         self._login_deadline = math.inf
@@ -647,8 +667,9 @@ class Connection(socketserver.StreamRequestHandler):
                 while True:
                     wanted = reading.send(self.request.recv(wanted))
         except StopIteration as end:
-            if end.value is not None:
-                self.client_address = end.value
+            self._came_by_tls = end.value.tls
+            if end.value.address is not None:
+                self.client_address = end.value.address
         if self.server.admit_peer(self._line, self.client_address):
             return True
         self.server.refuse(self.request, TOO_MANY)
@@ -664,10 +685,20 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _make_session(self) -> Session | None:
         server = self.server
+        handler = None
         try:
             handler = server.on_new_connection(self.client_address)
             if handler is None:
                 raise ReportableError("connection refused")
+            expect_handler(handler)
+        except ReportableError as refusal:
+            self._turn_away(err(refusal.text, refusal.code))
+            return None
+        except BaseException:
+            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
+            tell_end(handler)
+            raise
+        try:
             if ability(handler, SupportsMonitoring, "command_finished") is not None:
                 self._monitor = _Monitor(handler)
             return self.session_class(
@@ -676,15 +707,15 @@ class Connection(socketserver.StreamRequestHandler):
                 expire=server.expire,
                 banner=_make_banner(server.hostname) if server.apop else None,
                 certificate=self.request.getpeercert() if isinstance(self.request, ssl.SSLSocket) else None,
+                allow_cleartext=server.allow_cleartext or self._came_by_tls or isinstance(self.request, ssl.SSLSocket),
+                scram_decoy_key=server.scram_decoy_key,
                 max_bad_commands=server.max_bad_commands,
                 max_failed_logins=server.max_failed_logins,
             )
-        except ReportableError as refusal:
-            self._turn_away(err(refusal.text, refusal.code))
+        except BaseException as error:  # a property's of the handler, for one
+            self._turn_away(explain(handler, error))
+            tell_end(handler)
             return None
-        except BaseException:
-            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
-            raise
 
     def _turn_away(self, answer: Reply) -> None:
         with contextlib.suppress(SessionError):
@@ -848,15 +879,15 @@ class _Monitor:
     def tell_command(self, session: Session, outcome: str, octets: int) -> None:
         self._commands += 1
         seconds = time.monotonic() - self._command_began
-        self._tell(session, self._handler.command_finished, self._verb, outcome, octets - self._octets_before, seconds)
+        self._tell(session, "command_finished", self._verb, outcome, octets - self._octets_before, seconds)
 
     def tell_session(self, session: Session, octets: int) -> None:
         seconds = time.monotonic() - self._session_began
-        self._tell(session, self._handler.session_finished, self._commands, octets, seconds)
+        self._tell(session, "session_finished", self._commands, octets, seconds)
 
-    def _tell(self, session: Session, method: Callable[..., object], *facts: object) -> None:
+    def _tell(self, session: Session, method: str, *facts: object) -> None:
         try:
-            expect_none(method.__name__, method(*facts))
+            expect_none(method, getattr(self._handler, method)(*facts))
         except BaseException as error:
             session.report(error)
 

@@ -6,12 +6,10 @@ can fail in a command fails before the reply exists, so a message is opened and 
 
 from __future__ import annotations
 
-import binascii
 import enum
 import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from operator import index
@@ -27,7 +25,6 @@ from popart.errors import (
 from popart.handler import (
     Handler,
     MessageReader,
-    SupportsClose,
     SupportsExpire,
     SupportsLanguages,
     SupportsListing,
@@ -35,9 +32,21 @@ from popart.handler import (
     SupportsTop,
     SupportsUTF8,
     ability,
+    close_coroutines,
+    expect_done,
     expect_none,
+    tell_end,
+    tell_error,
 )
-from popart.sasl import Exchange, mechanisms
+from popart.sasl import (
+    CLEARTEXT_MECHANISMS,
+    DECOY_KEY,
+    PASSWORD_MECHANISMS,
+    Exchange,
+    StoppedError,
+    mechanisms,
+    read_base64,
+)
 from popart.wire import MAX_AUTH_LINE, MAX_LINE, Reply, err, ok
 
 CHUNK_SIZE = 65_536
@@ -64,6 +73,11 @@ FIRST_LOGIN_DELAY = 0.25
 LOGIN_DELAY_DOUBLINGS = 6
 """... up to 16 seconds."""
 
+_PASSWORD_COMMANDS = {"USER", "PASS"}
+_PASSWORD_WAYS = PASSWORD_MECHANISMS | _PASSWORD_COMMANDS
+_CLEARTEXT_WAYS = CLEARTEXT_MECHANISMS | _PASSWORD_COMMANDS
+_BACKEND_FAILED = re.compile(r"SYS/(TEMP|PERM)(/.*)?", re.IGNORECASE)  # RFC 3206: not that the user is the wrong one
+_NOT_IN_ARGUMENTS = re.compile(rb"[\0\r\n]")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,7}")  # RFC 5646 section 2.1, roughly
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 # What other protocols' clients send first.  Reading on would let a web page post commands to a POP3 port.
@@ -125,11 +139,12 @@ class Session:
         expire: str,
         banner: str | None = None,
         certificate: Mapping[str, Any] | None = None,
+        allow_cleartext: bool = True,
+        scram_decoy_key: bytes | None = None,
         max_bad_commands: int | None = None,
         max_failed_logins: int | None = None,
     ) -> None:
         self.state = State.AUTHORIZATION
-        self._commands = COMMANDS[self.state]
         self.over = False
         """True when the connection is to be closed after the reply that was just returned."""
         self._handler = handler
@@ -141,7 +156,16 @@ class Session:
         self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
         self._failed_logins = 0
         self._username: str | None = None
-        self._mechanisms = mechanisms(handler, certificate)
+        self._allow_cleartext = allow_cleartext
+        self._allow_passwords = getattr(handler, "allow_passwords", True)
+        self._commands = COMMANDS[self.state]
+        if self._why_not("PASS"):
+            # Nothing of such a line is looked at.
+            self._commands = {
+                keyword: found for keyword, found in self._commands.items() if not self._why_not(keyword.decode())
+            }
+        self._mechanisms = mechanisms(handler, certificate, scram_decoy_key or DECOY_KEY)
+        self._offered = [name for name in self._mechanisms if not self._why_not(name)]
         self._exchange: Exchange | None = None
         """The exchange of AUTH that waits for the client's response: the next line is that, whatever it says."""
         self._locked = False
@@ -203,35 +227,22 @@ class Session:
         """End the session: release what is still held.  Called once, last.  Nothing is deleted."""
         self.over = True
         self.release()
-        close = ability(self._handler, SupportsClose, "close")
-        if close is not None:
-            self._report_failure(close)
+        tell_end(self._handler)
 
     def release(self) -> None:
         """Unlock where another failure is being handled, or nobody is left to be told of this one."""
         self._report_failure(self._unlock)
 
     def report(self, error: BaseException) -> None:
-        """Tell the handler of a failure.  What it raises then has nowhere to go."""
-        with suppress(BaseException):
-            self._handler.handle_session_error(error)
-
-    # The one place where errors become replies.
+        """Tell the handler of a failure."""
+        tell_error(self._handler, error)
 
     def _explain(self, error: BaseException) -> Reply:
         if isinstance(error, BadCommandError):
             self._count_bad_command()
         else:
             self._bad_commands = 0
-        if isinstance(error, ReportableError):
-            try:
-                return err(error.text, error.code, utf8=self._utf8)
-            except BaseException as fault:  # the application may have put anything into its text
-                error = fault
-        self.report(error)
-        if isinstance(error, HandlerError):
-            return err("the mailbox is broken, please tell its administrator", "SYS/PERM")
-        return err("internal error, please try again later", "SYS/TEMP")
+        return explain(self._handler, error, utf8=self._utf8)
 
     def _count_bad_command(self) -> None:
         self._bad_commands += 1
@@ -248,7 +259,8 @@ class Session:
 
     def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
         if keyword.upper() in COMMANDS[State.AUTHORIZATION]:
-            return BadCommandError("you are signed in already")
+            why = self._why_not(keyword.upper().decode()) if self.state is State.AUTHORIZATION else None
+            return BadCommandError(why or "you are signed in already")
         if keyword.upper() in COMMANDS[State.TRANSACTION]:
             return BadCommandError("sign in first")
         if _OTHER_PROTOCOL.match(line):
@@ -256,20 +268,25 @@ class Session:
             return BadCommandError("this is a POP3 server")
         return BadCommandError("unknown command")
 
+    def _why_not(self, way: str) -> str | None:
+        """Return why a way to sign in, a command or a mechanism, is not taken on this connection; None if it is."""
+        if way in _PASSWORD_WAYS and not self._allow_passwords:
+            return "passwords are not taken here"
+        if way in _CLEARTEXT_WAYS and not self._allow_cleartext:
+            return "this needs TLS, from the beginning of the connection"
+        return None
+
     # RFC 1939 sections 4 and 7, RFC 2449 section 5: signing in.
 
     @command(State.ANY)
     def do_CAPA(self) -> Reply:
         """RFC 2449 section 5: the same list before and after sign-in, but for what may be known of the user then."""
-        capabilities = [
-            "TOP",
-            "UIDL",
-            "USER",
-            "PIPELINING",
-            "RESP-CODES",
-            "AUTH-RESP-CODE",
-            f"SASL {' '.join(self._mechanisms)}",
-        ]
+        capabilities = ["TOP", "UIDL"]
+        if not self._why_not("USER"):
+            capabilities.append("USER")
+        capabilities += ["PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
+        if self._offered:
+            capabilities.append(f"SASL {' '.join(self._offered)}")
         if self._enable_utf8 is not None:
             capabilities.append("UTF8 USER")
         if self._get_languages is not None:
@@ -348,10 +365,12 @@ class Session:
     def do_AUTH(self, mechanism: str | None = None, response: str = "") -> Reply:
         """RFC 5034 section 4.  Without a mechanism it lists them, as some clients ask before CAPA."""
         if mechanism is None:
-            return ok("mechanisms follow", "".join([f"{name}\r\n" for name in self._mechanisms]).encode())
+            return ok("mechanisms follow", "".join([f"{name}\r\n" for name in self._offered]).encode())
         begin = self._mechanisms.get(mechanism.upper()) if mechanism.isascii() else None
         if begin is None:
             raise BadCommandError("unknown mechanism")
+        if why := self._why_not(mechanism.upper()):
+            raise BadCommandError(why)
         self._username = None
         exchange = begin()
         challenge = next(exchange)
@@ -372,8 +391,12 @@ class Session:
                     challenge = exchange.send(response)
             except StopIteration:
                 return None
-            self._exchange = exchange
-            return challenge
+            except StoppedError as stopped:
+                error = stopped.error
+            else:
+                self._exchange = exchange
+                return challenge
+            raise error
 
         return self._sign_in(answer)
 
@@ -406,6 +429,8 @@ class Session:
         return ok(f"maildrop has {self._maildrop}")
 
     def _refuse_login(self, refusal: ReportableError) -> Reply:
+        if _BACKEND_FAILED.fullmatch(str(refusal.code)):
+            return err(refusal.text, refusal.code, utf8=self._utf8)
         delay = FIRST_LOGIN_DELAY * 2 ** min(self._failed_logins, LOGIN_DELAY_DOUBLINGS)
         self._failed_logins += 1
         if self._max_failed_logins is not None and self._failed_logins >= self._max_failed_logins:
@@ -506,11 +531,12 @@ class Session:
     def _open(self, reader: MessageReader) -> Generator[bytes, None, None]:
         """Start reading, so that a message that cannot be read is refused before ``+OK``."""
         if not (callable(getattr(reader, "read", None)) and callable(getattr(reader, "close", None))):
+            close_coroutines(reader)
             raise HandlerError(f"a message's reader cannot be a {type(reader).__name__}")
         try:
             first = _read(reader)
         except BaseException:
-            self._report_failure(reader.close)
+            self._close_reader(reader)
             raise
         chunks = self._chunks(reader, first)
         next(chunks)  # a generator that never starts never cleans up
@@ -528,7 +554,23 @@ class Session:
                     self.report(error)
                     raise BrokenMessageError("the message's reader failed") from None
         finally:
-            self._report_failure(reader.close)
+            self._close_reader(reader)
+
+    def _close_reader(self, reader: Any) -> None:
+        self._report_failure(lambda: expect_done("a reader's close", reader.close()))
+
+
+def explain(handler: Handler, error: BaseException, *, utf8: bool = False) -> Reply:
+    """Turn an error into a reply, and tell the handler of what the client is not told.  The one place for this."""
+    if isinstance(error, ReportableError):
+        try:
+            return err(error.text, error.code, utf8=utf8)
+        except BaseException as fault:  # the application may have put anything into its text
+            error = fault
+    tell_error(handler, error)
+    if isinstance(error, HandlerError):
+        return err("the mailbox is broken, please tell its administrator", "SYS/PERM")
+    return err("internal error, please try again later", "SYS/TEMP")
 
 
 def _make_challenge(octets: bytes) -> Reply:
@@ -543,10 +585,8 @@ def _read_response(line: bytes) -> bytes | BadCommandError:
         return b""  # for initial responses, but curl answers a challenge so too
     if len(line) > MAX_AUTH_LINE:
         return BadCommandError("line too long")
-    try:
-        return b64decode(line, validate=True)
-    except binascii.Error:
-        return BadCommandError("a response is base64")
+    octets = read_base64(line)
+    return BadCommandError("a response is base64") if octets is None else octets
 
 
 def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
@@ -554,8 +594,8 @@ def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
         raise BadCommandError("line too long")
     if not found.most:
         raise BadCommandError("this command takes no argument")
-    if b"\0" in rest:
-        raise BadCommandError("a command holds no NUL")
+    if _NOT_IN_ARGUMENTS.search(rest):
+        raise BadCommandError("a command holds neither NUL nor line ends")
     try:
         arguments = rest.decode().split(" ", found.most - 1)
     except UnicodeDecodeError:
@@ -576,6 +616,7 @@ def _is_number(argument: str) -> bool:
 def _read(reader: MessageReader) -> bytes:
     chunk: object = reader.read(CHUNK_SIZE)
     if not isinstance(chunk, bytes):
+        close_coroutines(chunk)
         raise HandlerError(f"a message's reader returned {type(chunk).__name__}, not bytes")
     return chunk
 
@@ -605,6 +646,7 @@ class Maildrop:
         if list_messages is not None:
             listing = list_messages()
             if not isinstance(listing, Iterable):
+                close_coroutines(listing)
                 raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
             entries = list(islice(listing, MAX_MESSAGES + 1))
             _check_numbers([len(entries)], MAX_MESSAGES, "the count of messages")
@@ -612,6 +654,7 @@ class Maildrop:
                 sizes = [size for size, _ in entries]
                 ids = [identifier for _, identifier in entries]
             except (TypeError, ValueError):
+                close_coroutines(*entries)
                 raise HandlerError("list_messages returned something else than pairs of size and id") from None
         else:
             (count,) = _check_numbers([handler.get_message_count()], MAX_MESSAGES, "the count of messages")
@@ -696,6 +739,7 @@ class Maildrop:
 
 def _check_languages(languages: object) -> dict[str, str]:
     if not isinstance(languages, Mapping):
+        close_coroutines(languages)
         raise HandlerError(f"get_languages returned {type(languages).__name__}, not a mapping of tags to names")
     found: dict[str, str] = {}
     for tag, name in languages.items():
@@ -711,6 +755,7 @@ def _check_numbers(values: Iterable[SupportsIndex], most: int, what: str) -> lis
     try:
         numbers = list(map(index, values))
     except TypeError:
+        close_coroutines(*values)
         raise HandlerError(f"{what} must be an integer") from None
     if numbers and not (min(numbers) >= 0 and max(numbers) <= most):
         raise HandlerError(f"{what} must be 0 to {most}")
@@ -724,6 +769,7 @@ def _check_ids(ids: list[str]) -> list[str]:
         try:
             plain = list(map(str.__str__, ids))  # a subclass could look one way here and another way on the wire
         except TypeError:
+            close_coroutines(*ids)
             raise HandlerError("a unique-id must be a str") from None
     text = "".join(plain)
     if not (text.isascii() and text.isprintable() and " " not in text):

@@ -446,6 +446,15 @@ class TestLang:
         assert is_refusal(ask(make_session(handler), "LANG \u212ao".encode())[0])
         assert not handler.mail.count("set_language")
 
+    @each("line", [b"LANG e\rn", b"LANG en\r", b"LANG \r", b"LANG e\nn", b"LANG *\r", b"LANG e\0n"])
+    @both_states
+    def test_no_line_ends(self, start: Any, line: bytes) -> None:
+        """A command's arguments hold no NUL, CR or LF: such a line is -ERR, and the handler is not asked."""
+        handler = LanguagesHandler(Mail())
+        handler.get_languages = raising(AssertionError("asked"))  # type: ignore[method-assign]
+        session = start(handler)
+        assert is_refusal(ask(session, line)[0]) and goes_on(session) and not handler.mail.errors
+
     def test_texts_after_an_unknown_one(self) -> None:
         """After a LANG that failed, texts go on as before it: ASCII, or UTF-8 (RFC 6856 section 3.2)."""
         handler = LanguagesHandler(Mail(*TWO))
