@@ -392,8 +392,8 @@ def _methods(protocol: type) -> list[str]:
 
 
 def expect_handler(handler: object) -> None:
-    """Check what a factory returned: whatever else it lacks, an object that can be told of errors."""
-    if not callable(getattr(handler, "handle_session_error", None)):
+    """Check what a factory returned: whatever else it lacks, an object, not a class, that can be told of errors."""
+    if isinstance(handler, type) or not callable(getattr(handler, "handle_session_error", None)):
         close_coroutines(handler)
         raise HandlerError(f"on_new_connection returned {type(handler).__name__}, not a handler")
 

@@ -695,8 +695,8 @@ class Connection(socketserver.StreamRequestHandler):
             self._turn_away(err(refusal.text, refusal.code))
             return None
         except BaseException:
-            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
             tell_end(handler)
+            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
             raise
         try:
             if ability(handler, SupportsMonitoring, "command_finished") is not None:
@@ -713,8 +713,9 @@ class Connection(socketserver.StreamRequestHandler):
                 max_failed_logins=server.max_failed_logins,
             )
         except BaseException as error:  # a property's of the handler, for one
-            self._turn_away(explain(handler, error))
+            answer = explain(handler, error)
             tell_end(handler)
+            self._turn_away(answer)
             return None
 
     def _turn_away(self, answer: Reply) -> None:
