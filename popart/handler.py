@@ -382,8 +382,10 @@ def ability(handler: object, protocol: type, method: str) -> Any:
     """Return one of the methods that make a handler satisfy an optional protocol, or None unless it has them all."""
     # Not by isinstance(): since Python 3.12 that does not see what __getattr__ gives, and a handler that delegates
     # would lose its abilities.
-    found = {name: getattr(handler, name, None) for name in _methods(protocol)}
-    return found[method] if all(map(callable, found.values())) else None
+    found = getattr(handler, method, None)
+    if callable(found) and all(callable(getattr(handler, name, None)) for name in _methods(protocol) if name != method):
+        return found
+    return None
 
 
 @cache
