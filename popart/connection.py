@@ -16,12 +16,12 @@ from typing import Any
 
 from popart import system
 from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
-from popart.handler import SupportsMonitoring, ability
+from popart.handler import SupportsMonitoring, ability, expect_handler, tell_end
 from popart.monitor import Monitor
 from popart.pacing import COMMANDS, Pace
 from popart.places import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
 from popart.proxy import ProxyError, read_header
-from popart.session import Session, State
+from popart.session import Session, State, explain
 from popart.tls import RECORD_SIZE, TLS
 from popart.wire import LineReader, Reply, cut, err
 
@@ -84,6 +84,7 @@ class Connection(socketserver.StreamRequestHandler):
         self._sent_octets = 0
         self._incomplete = False  # true in the midst of a reply
         self._had_command = False
+        self._came_by_tls = False
         self._tls: TLS | None = None
         self._monitor: Monitor | None = None
         self._login_deadline = math.inf
@@ -117,8 +118,9 @@ class Connection(socketserver.StreamRequestHandler):
             while True:
                 wanted = reading.send(self._receive(deadline, wanted))
         except StopIteration as end:
-            if end.value is not None:
-                self.client_address = end.value
+            self._came_by_tls = end.value.tls
+            if end.value.address is not None:
+                self.client_address = end.value.address
         if self.server.name(self._place, self.client_address):
             return True
         self.server.refuse(self.request, TOO_MANY)
@@ -140,10 +142,20 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _make_session(self) -> Session | None:
         server = self.server
+        handler = None
         try:
             handler = server.on_new_connection(self.client_address)
             if handler is None:
                 raise ReportableError("connection refused")
+            expect_handler(handler)
+        except ReportableError as refusal:
+            self._turn_away(err(refusal.text, refusal.code))
+            return None
+        except BaseException:
+            tell_end(handler)
+            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
+            raise
+        try:
             if ability(handler, SupportsMonitoring, "command_finished") is not None:
                 self._monitor = Monitor(handler)
             return self.session_class(
@@ -152,16 +164,17 @@ class Connection(socketserver.StreamRequestHandler):
                 expire=server.expire,
                 banner=_make_banner(server.hostname) if server.apop else None,
                 certificate=None if self._tls is None else self._tls.certificate(),
+                allow_cleartext=server.allow_cleartext or self._came_by_tls or self._tls is not None,
+                scram_decoy_key=server.scram_decoy_key,
                 max_bad_commands=server.max_bad_commands,
                 max_failed_logins=server.max_failed_logins,
                 max_messages=server.max_messages,
             )
-        except ReportableError as refusal:
-            self._turn_away(err(refusal.text, refusal.code))
+        except BaseException as error:  # a property's of the handler, for one
+            answer = explain(handler, error)
+            tell_end(handler)
+            self._turn_away(answer)
             return None
-        except BaseException:
-            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
-            raise
 
     def _turn_away(self, answer: Reply) -> None:
         with contextlib.suppress(SessionError):

@@ -22,7 +22,18 @@ The order of calls in a session::
 Any method may raise.  A `ReportableError` is a refusal in words that the client is meant to read.  Whatever else is
 raised (SystemExit and KeyboardInterrupt too) is answered with ``-ERR [SYS/TEMP]`` and a fixed text, and given to
 `Handler.handle_session_error`; during sign-in and at QUIT it also ends the session.  A result of the wrong kind is
-answered with ``-ERR [SYS/PERM]`` and reported as a `HandlerError` in the same way.
+answered with ``-ERR [SYS/PERM]`` and reported as a `HandlerError` in the same way.  So is a coroutine: none of the
+methods may be an ``async def``.
+
+The optional abilities below are found by their methods: a handler has one if it has all of its methods, whether from
+its class, from a property or from ``__getattr__``.  Two attributes say more of signing in:
+
+``allow_passwords = False``
+    No password is taken: USER, PASS, AUTH PLAIN and AUTH LOGIN are neither announced nor accepted.
+``allow_sasl_login = True``
+    AUTH LOGIN is offered, for old clients that know no other AUTH.
+
+Names, passwords and tokens are UTF-8, and hold no NUL, CR or LF, whichever way they come.
 
 A handler may block: only its own client waits.  popart cannot interrupt it, so give a backend its own timeouts;
 closing the server waits for calls that are under way.
@@ -32,7 +43,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 from popart.errors import HandlerError
@@ -76,13 +89,15 @@ class Handler(Protocol):
     def authenticate_pass(self, username: str, password: str) -> None:
         """Return if the password is right, otherwise raise (USER and PASS, RFC 1939 section 7).
 
-        AUTH PLAIN (RFC 4616) ends here too, and where a handler's class says ``allow_sasl_login = True`` so does AUTH
-        LOGIN, for old clients that know no other AUTH.
+        AUTH PLAIN (RFC 4616) ends here too, and where a handler says ``allow_sasl_login = True`` so does AUTH LOGIN.
+        One that says ``allow_passwords = False`` is never asked.
 
         Neither argument is ever empty; a password may hold spaces, also at its ends.  Say no with
         `ReportableError`, best with the same text for an unknown user and a wrong password: without a code of its
-        own the client reads ``-ERR [AUTH]`` and may try again.  A result other than None counts as an error,
-        so that neither ``return False`` nor a coroutine lets anybody in.
+        own the client reads ``-ERR [AUTH]`` and may try again.  A refusal is held back for a while, and too many end
+        the session, but for those with the code SYS/TEMP or SYS/PERM: they say that the backend has failed, not the
+        user.  A result other than None counts as an error, so that neither ``return False`` nor a coroutine lets
+        anybody in.
         """
 
     @abstractmethod
@@ -250,9 +265,12 @@ class SupportsScram(Protocol):
 
         For a user who is unknown, or has no such credentials, raise `ReportableError` without a code, or with AUTH:
         the exchange goes on with made-up credentials, and the client reads at its end what it reads after a wrong
-        password.  They have a salt of 16 octets, the same for a name as long as the process lives, and as many
-        iterations as `popart.scram_credentials` takes by default: a user whose own differ can be told from one who
-        does not exist.  A `ReportableError` with another code is a refusal that the client reads at once.
+        password.  They have a salt of 16 octets, the same for a name as long as the server's *scram_decoy_key* is,
+        and as many iterations as `popart.scram_credentials` takes by default: a user whose own differ can be told
+        from one who does not exist.  A `ReportableError` with another code is a refusal that the client reads at once.
+
+        SASLprep knows the characters of Unicode 3.2.  A name with a later one, such as an emoji, is not asked for:
+        its exchange is that of a user who is unknown.
         """
 
 
@@ -371,16 +389,59 @@ class SupportsClose(Protocol):
 # What the layers above ask of a handler and of its answers.
 
 
-def ability(handler: Handler, protocol: type, method: str) -> Any:
-    """Return the method that makes a handler satisfy an optional protocol, or None."""
+def ability(handler: object, protocol: type, method: str) -> Any:
+    """Return one of the methods that make a handler satisfy an optional protocol, or None unless it has them all."""
+    # Not by isinstance(): since Python 3.12 that does not see what __getattr__ gives, and a handler that delegates
+    # would lose its abilities.
     found = getattr(handler, method, None)
-    # isinstance() with a protocol takes some 10 us before Python 3.12: three of them were a twentieth of a session.
-    return found if found is not None and isinstance(handler, protocol) else None
+    if callable(found) and all(callable(getattr(handler, name, None)) for name in _methods(protocol) if name != method):
+        return found
+    return None
+
+
+@cache
+def _methods(protocol: type) -> list[str]:
+    return [name for name in vars(protocol) if not name.startswith("_")]
+
+
+def expect_handler(handler: object) -> None:
+    """Check what a factory returned: whatever else it lacks, an object, not a class, that can be told of errors."""
+    if isinstance(handler, type) or not callable(getattr(handler, "handle_session_error", None)):
+        close_coroutines(handler)
+        raise HandlerError(f"on_new_connection returned {type(handler).__name__}, not a handler")
 
 
 def expect_none(method: str, result: object) -> None:
     """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
-    if isinstance(result, Coroutine):
-        result.close()  # or Python would print that it was never awaited
     if result is not None:
+        close_coroutines(result)
         raise HandlerError(f"{method} returned {type(result).__name__}, not None")
+
+
+def expect_done(method: str, result: object) -> None:
+    """Check a method whose result means nothing, as that of a ``close``: a coroutine has not done anything yet."""
+    if isinstance(result, Coroutine):
+        expect_none(method, result)
+
+
+def close_coroutines(*results: object) -> None:
+    """Close those of a handler's results that are coroutines, or Python would print that they were never awaited."""
+    for result in results:
+        if isinstance(result, Coroutine):
+            result.close()
+
+
+def tell_error(handler: Handler, error: BaseException) -> None:
+    """Tell a handler of a failure.  What it raises then has nowhere to go."""
+    with suppress(BaseException):
+        close_coroutines(handler.handle_session_error(error))
+
+
+def tell_end(handler: Any) -> None:
+    """Tell a handler, if it wants to know, that its session is over."""
+    try:
+        close = ability(handler, SupportsClose, "close")
+        if close is not None:
+            expect_done("close", close())
+    except BaseException as error:
+        tell_error(handler, error)

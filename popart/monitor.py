@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from popart.handler import SupportsMonitoring, expect_none
@@ -28,14 +27,14 @@ class Monitor:
     def tell_command(self, session: Session, outcome: str, octets: int) -> None:
         self._commands += 1
         seconds = time.monotonic() - self._command_began
-        self._tell(session, self._handler.command_finished, self._verb, outcome, octets - self._octets_before, seconds)
+        self._tell(session, "command_finished", self._verb, outcome, octets - self._octets_before, seconds)
 
     def tell_session(self, session: Session, octets: int) -> None:
         seconds = time.monotonic() - self._session_began
-        self._tell(session, self._handler.session_finished, self._commands, octets, seconds)
+        self._tell(session, "session_finished", self._commands, octets, seconds)
 
-    def _tell(self, session: Session, method: Callable[..., object], *facts: object) -> None:
+    def _tell(self, session: Session, method: str, *facts: object) -> None:
         try:
-            expect_none(method.__name__, method(*facts))
+            expect_none(method, getattr(self._handler, method)(*facts))
         except BaseException as error:
             session.report(error)

@@ -1,6 +1,6 @@
 """The PROXY protocol, versions 1 and 2: how a proxy says whose connection it brings (HAProxy's proxy-protocol.txt).
 
-Everything here is pure, octets in and an address out; asking for no octet too many, as TLS or POP3 may follow at once.
+Everything here is pure, octets in and facts out; asking for no octet too many, as TLS or POP3 may follow at once.
 """
 
 # The package proxy-protocol (0.11.3) was weighed: it needs typing_extensions, where popart stands on the standard
@@ -13,6 +13,7 @@ import os
 import re
 import socket
 from collections.abc import Generator
+from typing import NamedTuple
 
 from popart.errors import SessionError
 
@@ -32,18 +33,29 @@ _V2 = b"\r\n\r\n\0\r\nQUIT\n"
 _V2_FIXED = 16
 _LOCAL, _PROXY = 0x20, 0x21
 _UNIX_PATH = 108
+_SSL, _CLIENT_SSL = 0x20, 0x01  # section 2.2.6
+_SSL_FIXED = 5  # its field "client" has one octet, "verify" four
 
 
 class ProxyError(SessionError):
     """A PROXY header is malformed, or the connection ended within it.  No handler learns of it: there is none yet."""
 
 
-def read_header() -> Generator[int, bytes, Address | None]:
+class Header(NamedTuple):
+    """What a header says."""
+
+    address: Address | None = None
+    """The client's address, or None where the connection's own address stands: LOCAL and UNKNOWN, which are health
+    checks and what the proxy itself does not know."""
+
+    tls: bool = False
+    """True if the client came to the proxy by TLS.  Only version 2 can say so."""
+
+
+def read_header() -> Generator[int, bytes, Header]:
     """Read a header of either version.
 
     Yield how many octets are wanted next and be sent as many or fewer, ``b""`` when the connection has ended.
-    Return the client's address, or None where the connection's own address stands: LOCAL and UNKNOWN, which are
-    health checks and what the proxy itself does not know.
 
     :raises ProxyError: it is malformed, too long, or cut short.
     """
@@ -54,7 +66,7 @@ def read_header() -> Generator[int, bytes, Address | None]:
             if size > MAX_V1:
                 raise ProxyError("the PROXY header is too long")
             header = yield from _read(header, size)
-        return _parse_v1(header)
+        return Header(_parse_v1(header))
     header = yield from _read(header, _V2_FIXED)
     size = _V2_FIXED + int.from_bytes(header[14:], "big")
     if size > MAX_V2:
@@ -92,23 +104,41 @@ def _parse_v1(line: bytes) -> Address | None:
     return _inet(family, source, ports[0])
 
 
-def _parse_v2(version_and_command: int, family_and_protocol: int, rest: bytes) -> Address | None:
-    """Section 2.2.  What follows the addresses, type-length-value vectors, is skipped."""
+def _parse_v2(version_and_command: int, family_and_protocol: int, rest: bytes) -> Header:
+    """Section 2.2.  Without addresses, what follows the fixed part is ignored as a whole."""
     if version_and_command == _LOCAL:
-        return None
+        return Header()
     family, protocol = divmod(family_and_protocol, 16)
     if version_and_command != _PROXY or family > 3 or protocol > 2:
         raise ProxyError("the PROXY header has an unknown version, command, family or protocol")
     if not (family and protocol):
-        return None
-    if len(rest) < (12, 36, 2 * _UNIX_PATH)[family - 1]:
+        return Header()
+    size = (12, 36, 2 * _UNIX_PATH)[family - 1]
+    if len(rest) < size:
         raise ProxyError("the PROXY header is shorter than its addresses")
+    address: Address
     if family == 1:
-        return _inet(socket.AF_INET, rest[:4], int.from_bytes(rest[8:10], "big"))
-    if family == 2:
-        return _inet(socket.AF_INET6, rest[:16], int.from_bytes(rest[32:34], "big"))
-    path = rest[:_UNIX_PATH].rstrip(b"\0")
-    return path if path.startswith(b"\0") else os.fsdecode(path.partition(b"\0")[0])
+        address = _inet(socket.AF_INET, rest[:4], int.from_bytes(rest[8:10], "big"))
+    elif family == 2:
+        address = _inet(socket.AF_INET6, rest[:16], int.from_bytes(rest[32:34], "big"))
+    else:
+        path = rest[:_UNIX_PATH].rstrip(b"\0")
+        address = path if path.startswith(b"\0") else os.fsdecode(path.partition(b"\0")[0])
+    return Header(address, _says_tls(rest[size:]))
+
+
+def _says_tls(vectors: bytes) -> bool:
+    """Section 2.2.6: look among type-length-value vectors for what tells of TLS.
+
+    A vector that does not fit ends them, and is no error: some proxies pad their headers, and what cannot be read says
+    nothing, which is the safe side.
+    """
+    while len(vectors) >= 3:
+        end = 3 + int.from_bytes(vectors[1:3], "big")
+        if vectors[0] == _SSL and 3 + _SSL_FIXED <= end <= len(vectors):
+            return bool(vectors[3] & _CLIENT_SSL)
+        vectors = vectors[end:]
+    return False
 
 
 def _inet(family: socket.AddressFamily, host: bytes, port: int) -> Address:

@@ -4,7 +4,8 @@ A mechanism is a generator.  It yields challenges, is sent the client's response
 base64, and returns the user's name once the handler has accepted.  Its first challenge is for a client that sent no
 initial response; one that did never sees it.  A refusal is a `ReportableError`, a response outside the mechanism's
 grammar a `BadCommandError`.  Where a line of the client is no response at all, a cancellation or bad base64, the
-session throws a `BadCommandError` into the generator: what comes out of it is the answer.
+session throws a `BadCommandError` into the generator: what comes out of it is the answer.  A StopIteration of the
+handler's comes out as a `StoppedError`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Coroutine, Generator, Mapping
+import stringprep
+from base64 import b64decode
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -26,6 +29,7 @@ from popart.handler import (
     SupportsScram,
     SupportsTokens,
     ability,
+    close_coroutines,
     expect_none,
 )
 from popart.wire import MAX_LINE
@@ -45,10 +49,17 @@ OAUTHBEARER_ERROR = b'{"status":"invalid_token"}'
 XOAUTH2_ERROR = b'{"status":"401","schemes":"bearer","scope":""}'
 """Google's form has these three.  Which scope would be the right one is the application's knowledge."""
 
+PASSWORD_MECHANISMS = frozenset({"PLAIN", "LOGIN"})
+"""Those that ask `Handler.authenticate_pass`."""
+
+CLEARTEXT_MECHANISMS = PASSWORD_MECHANISMS | {"OAUTHBEARER", "XOAUTH2"}
+"""Those in which a client shows a secret."""
+
+DECOY_KEY = secrets.token_bytes(32)
+"""The salt of a user who does not exist must not change from one attempt to the next: it is derived from this."""
+
 _SCRAM = "SCRAM-SHA-256"
 _OTHER_USER = "nobody may act for another user"
-# The salt of a user who does not exist must not change from one attempt to the next.
-_DECOY_KEY = secrets.token_bytes(32)
 
 # RFC 5801 section 4; SASLprep (RFC 4013) forbids control characters in a name.
 _GS2_HEADER = re.compile(rb"(?:[ny]|(p=)[A-Za-z0-9.-]+),(?:a=((?:[^\x00-\x1f,=]|=2C|=3D)+))?,")
@@ -57,13 +68,27 @@ _PAIRS = re.compile(rb"\x01(?:%b)*\x01" % _PAIR.pattern)  # RFC 7628 section 3.1
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)  # RFC 6750 section 2.1
 # A handler may well write names and passwords into another protocol that ends its lines so.
 _FORBIDDEN = re.compile(r"[\0\r\n]")
+# RFC 5034 section 5, where the length is a multiple of four.  Bits that a last character has too many are ignored:
+# the grammar takes them, and so does every Python.
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 
 
-def mechanisms(handler: Handler, certificate: Mapping[str, Any] | None) -> dict[str, Callable[[], Exchange]]:
+class StoppedError(Exception):
+    """Carries a handler's StopIteration out of a generator, where Python would make a RuntimeError of it (PEP 479)."""
+
+    def __init__(self, error: StopIteration) -> None:
+        super().__init__()
+        self.error = error
+
+
+def mechanisms(
+    handler: Handler, certificate: Mapping[str, Any] | None, decoy_key: bytes = DECOY_KEY
+) -> dict[str, Callable[[], Exchange]]:
     """Return what this handler can do on this connection: for each mechanism a function that begins an exchange.
 
     The order is CAPA's, what gives away least first.  *certificate* is what ``getpeercert`` says of a TLS client's
-    verified certificate; None, or nothing in it, means that there is none.
+    verified certificate; None, or nothing in it, means that there is none.  *decoy_key* is a secret from which SCRAM
+    makes salts for users who do not exist.
     """
     found: dict[str, Callable[[], Exchange]] = {}
     authenticate_certificate = ability(handler, SupportsCertificates, "authenticate_certificate")
@@ -71,7 +96,7 @@ def mechanisms(handler: Handler, certificate: Mapping[str, Any] | None) -> dict[
         found["EXTERNAL"] = partial(_external, authenticate_certificate, certificate)
     get_credentials = ability(handler, SupportsScram, "get_scram_credentials")
     if get_credentials is not None and _has_scramp():
-        found[_SCRAM] = partial(_scram, get_credentials)
+        found[_SCRAM] = partial(_scram, get_credentials, decoy_key)
     authenticate_token = ability(handler, SupportsTokens, "authenticate_token")
     if authenticate_token is not None:
         found["OAUTHBEARER"] = partial(_oauthbearer, authenticate_token)
@@ -115,6 +140,23 @@ def apop_digest(banner: str, secret: str) -> str:
     return hashlib.md5(f"{banner}{secret}".encode(), usedforsecurity=False).hexdigest()
 
 
+def read_base64(octets: bytes) -> bytes | None:
+    """Decode base64, or return None for what is none (RFC 5034 section 5).
+
+    How much `base64.b64decode` lets pass by itself depends on Python's version.
+    """
+    return b64decode(octets) if len(octets) % 4 == 0 and _BASE64.fullmatch(octets) else None
+
+
+def _call(method: Callable[..., object], *arguments: object) -> object:
+    """Call a method of the handler from within a mechanism."""
+    try:
+        return method(*arguments)
+    except StopIteration as error:
+        stopped = StoppedError(error)
+    raise stopped
+
+
 # Passwords.
 
 
@@ -139,7 +181,7 @@ def _login(authenticate: Authenticate) -> Exchange:
 
 def _authenticate_pass(authenticate: Authenticate, username: bytes, password: bytes) -> str:
     name = _text(username)
-    expect_none("authenticate_pass", authenticate(name, _text(password)))
+    expect_none("authenticate_pass", _call(authenticate, name, _text(password)))
     return name
 
 
@@ -167,7 +209,7 @@ def _authenticate_token(
     try:
         if bearer is None:
             raise ReportableError("a bearer token is needed")
-        expect_none("authenticate_token", authenticate(name, bearer[1].decode()))
+        expect_none("authenticate_token", _call(authenticate, name, bearer[1].decode()))
         return name
     except ReportableError as error:
         refusal = error
@@ -184,14 +226,14 @@ def _external(authenticate: Callable[[str, Mapping[str, Any]], object], certific
     """RFC 4422 appendix A."""
     response = yield b""
     identity = _text(response) if response else ""
-    expect_none("authenticate_certificate", authenticate(identity, certificate))
+    expect_none("authenticate_certificate", _call(authenticate, identity, certificate))
     return identity
 
 
 # SCRAM.
 
 
-def _scram(get_credentials: Callable[[str], object]) -> Exchange:
+def _scram(get_credentials: Callable[[str], object], decoy_key: bytes) -> Exchange:
     """RFC 5802 and RFC 7677.  A failure is told by ``-ERR`` alone, as section 5.1 allows."""
     from scramp import ScramException, ScramMechanism
 
@@ -206,32 +248,49 @@ def _scram(get_credentials: Callable[[str], object]) -> Exchange:
 
     # scramp hides what is raised by the function that it asks for credentials.  So that function never asks the
     # handler: at a first reading it learns the name, at a second it has the answer.
-    username = ""
+    def read_name(message: str) -> str:
+        names = [""]
 
-    def note_name(name: str) -> tuple[bytes, bytes, bytes, int]:
-        nonlocal username
-        username = name
-        return _for_scramp(_make_decoy(name))
+        def note_name(name: str) -> tuple[bytes, bytes, bytes, int]:
+            names.append(name)
+            return _for_scramp(_make_decoy(name, decoy_key))
 
-    with suppress(ScramException):
-        mechanism.make_server(note_name).set_client_first(message)
-    if not username:
-        raise BadCommandError("malformed SCRAM message")
-    credentials = _for_scramp(_ask_credentials(get_credentials, username))
-    server = mechanism.make_server(lambda name: credentials)
+        with suppress(ScramException):
+            mechanism.make_server(note_name).set_client_first(message)
+        return names[-1]
+
+    username = read_name(message)
+    if username:
+        credentials = _ask_credentials(get_credentials, username, decoy_key)
+    else:
+        # scramp refuses names with characters that are newer than its Unicode, where section 5.1 lets them pass: such
+        # a name is nobody's here.  The exchange goes on, under a name that scramp takes, as any unknown user's.
+        name, _, others = message.removeprefix("n,,").partition(",")
+        credentials = _make_decoy(name, decoy_key)
+        message = f"n,,{_replace_unassigned(name)},{others}"
+        if not read_name(message):
+            raise BadCommandError("malformed SCRAM message")
+    server = mechanism.make_server(lambda name: _for_scramp(credentials))
     server.set_client_first(message)
     server.gs2_header = _Gs2Header(header)
 
-    final = _decode((yield server.get_server_first().encode()))
+    response = yield server.get_server_first().encode()
+    final = _decode(response)
     answer = None
-    with suppress(ScramException):
-        server.set_client_final(final)
-        answer = server.get_server_final()
+    if all(read_base64(part[2:]) is not None for part in response.split(b",") if part[:2] in (b"c=", b"p=")):
+        with suppress(ScramException):
+            server.set_client_final(final)
+            answer = server.get_server_final()
     if answer is None:
         raise ReportableError("wrong name or password")
     if (yield answer.encode()):
         raise BadCommandError("the last response of SCRAM is empty")
     return username
+
+
+def _replace_unassigned(name: str) -> str:
+    """Put a digit, which SASLprep takes anywhere, in the place of each character that Unicode 3.2 does not know."""
+    return "".join(["0" if stringprep.in_table_a1(character) else character for character in name])
 
 
 class _Gs2Header(bytes):
@@ -243,24 +302,23 @@ class _Gs2Header(bytes):
         return self
 
 
-def _ask_credentials(get_credentials: Callable[[str], object], username: str) -> ScramCredentials:
+def _ask_credentials(get_credentials: Callable[[str], object], username: str, decoy_key: bytes) -> ScramCredentials:
     """Return the user's credentials, or others that look like them: a user who does not exist fails at the end."""
-    decoy = _make_decoy(username)
+    decoy = _make_decoy(username, decoy_key)
     try:
-        found = get_credentials(username)
+        found = _call(get_credentials, username)
     except ReportableError as refusal:
         if refusal.code not in (None, "AUTH"):
             raise
         return decoy
-    if isinstance(found, Coroutine):
-        found.close()
     if not isinstance(found, ScramCredentials):
+        close_coroutines(found)
         raise HandlerError(f"get_scram_credentials returned {type(found).__name__}, not ScramCredentials")
     return found
 
 
-def _make_decoy(username: str) -> ScramCredentials:
-    salt = hmac.digest(_DECOY_KEY, username.encode(), "sha256")[:SCRAM_SALT_SIZE]
+def _make_decoy(username: str, key: bytes) -> ScramCredentials:
+    salt = hmac.digest(key, username.encode(), "sha256")[:SCRAM_SALT_SIZE]
     return ScramCredentials(salt, SCRAM_ITERATIONS, secrets.token_bytes(32), secrets.token_bytes(32))
 
 

@@ -98,7 +98,14 @@ class Server(socketserver.ThreadingTCPServer):
     With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from
     its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.  To renew a
     certificate, assign a new context to the attribute ``ssl_context``: it counts for the connections to come.
-    With *require_tls* a listener without TLS is refused, unless it is on loopback or a UNIX socket.
+    With *require_tls* a listener without TLS is refused, unless it is on loopback or a UNIX socket.  Without
+    *allow_cleartext*, whatever shows a secret (USER and PASS, AUTH PLAIN, LOGIN, XOAUTH2 and OAUTHBEARER) is neither
+    announced nor accepted on a connection that is not TLS (RFC 5034 section 4); a client that came to a proxy by TLS,
+    by what a PROXY header of version 2 says, counts as TLS too.
+
+    From *scram_decoy_key* SCRAM-SHA-256 derives the salts of users who do not exist.  Left out, it is made at random
+    for each process: give all processes that serve the same users the same secret, and keep it, or whoever compares
+    them finds out who exists.  32 random octets are good, less than 16 are not.
 
     With *proxy_protocol* each connection must begin with a PROXY header, version 1 or 2, before TLS and within
     `handshake_timeout`.  The address in it is the one that *on_new_connection* and the limit per peer see.  It is
@@ -112,7 +119,7 @@ class Server(socketserver.ThreadingTCPServer):
     :raises ValueError: a *hostname*, *implementation* or *expire* that cannot stand on the wire, a *timeout* below
         `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
         *trusted_proxies* that are no networks, a listener that *require_tls* refuses, *reuse_port* where there is
-        no SO_REUSEPORT, a limit that is no number.
+        no SO_REUSEPORT, a *scram_decoy_key* that is empty or no bytes, a limit that is no number.
     :raises OSError: the address cannot be bound.
     """
 
@@ -129,7 +136,8 @@ class Server(socketserver.ThreadingTCPServer):
     """Unknown, malformed or misplaced commands in a row; the session ends with the answer to the last of them."""
 
     max_failed_logins: int | None = 5
-    """Refused sign-ins of a connection; the session ends with the answer to the last of them."""
+    """Refused sign-ins of a connection, but for refusals with the code SYS/TEMP or SYS/PERM; the session ends with the
+    answer to the last of them."""
 
     handshake_timeout: float | None = 30
     """Seconds for the whole TLS handshake, and for the PROXY header before it, if there is one."""
@@ -160,6 +168,8 @@ class Server(socketserver.ThreadingTCPServer):
         apop: bool = False,
         ssl_context: ssl.SSLContext | None = None,
         require_tls: bool = False,
+        allow_cleartext: bool = True,
+        scram_decoy_key: bytes | None = None,
         proxy_protocol: bool = False,
         trusted_proxies: Iterable[str] = LOOPBACK,
         reuse_port: bool = False,
@@ -173,6 +183,8 @@ class Server(socketserver.ThreadingTCPServer):
             raise ValueError(f"ssl_context must be an SSLContext, not {ssl_context!r}")
         if ssl_context is not None and ssl_context.protocol == ssl.PROTOCOL_TLS_CLIENT:
             raise ValueError("ssl_context is one for clients; a server's is made with ssl.Purpose.CLIENT_AUTH")
+        if scram_decoy_key is not None and not (isinstance(scram_decoy_key, bytes) and scram_decoy_key):
+            raise ValueError("scram_decoy_key must be bytes, and not empty")  # not shown, as it is a secret
         if isinstance(trusted_proxies, str):
             raise ValueError(f"trusted_proxies must be several: [{trusted_proxies!r}]")
         for limit in Server.__annotations__:  # which are the limits
@@ -194,6 +206,8 @@ class Server(socketserver.ThreadingTCPServer):
         self.apop = apop
         self.ssl_context = ssl_context
         self.require_tls = require_tls
+        self.allow_cleartext = allow_cleartext
+        self.scram_decoy_key = scram_decoy_key
         self.proxy_protocol = proxy_protocol
         self.trusted_proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
         self.reuse_port = reuse_port
@@ -438,6 +452,11 @@ class Server(socketserver.ThreadingTCPServer):
         *client_address* is the client's, as far as it is known: behind a proxy the proxy's own until the header has
         come.  It does nothing; override it to log `sys.exc_info()`.
         """
+
+    def close_request(self, request: Any) -> None:
+        """Close a socket, whatever the system says to that: nobody is left to be told."""
+        with contextlib.suppress(OSError):
+            super().close_request(request)
 
     # What a connection asks of its server.
 

@@ -6,16 +6,12 @@ can fail in a command fails before the reply exists, so a message is opened and 
 
 from __future__ import annotations
 
-import binascii
 import enum
 import re
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from base64 import b64encode
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 from popart.errors import (
     BadCommandError,
@@ -27,33 +23,32 @@ from popart.errors import (
 from popart.handler import (
     Handler,
     MessageReader,
-    SupportsClose,
     SupportsExpire,
     SupportsLanguages,
-    SupportsListing,
     SupportsLoginDelay,
     SupportsTop,
     SupportsUTF8,
     ability,
+    close_coroutines,
+    expect_done,
     expect_none,
+    tell_end,
+    tell_error,
 )
-from popart.sasl import Exchange, mechanisms
+from popart.maildrop import MAX_SIZE, Maildrop, check_numbers, is_number, show
+from popart.sasl import (
+    CLEARTEXT_MECHANISMS,
+    DECOY_KEY,
+    PASSWORD_MECHANISMS,
+    Exchange,
+    StoppedError,
+    mechanisms,
+    read_base64,
+)
 from popart.wire import CHUNK_SIZE, MAX_AUTH_LINE, MAX_LINE, Reply, ShortMessageError, encode_message, err, ok
-
-MAX_SIZE = 2**63 - 1
-"""Octets of a message.  What 64 bits hold, as clients keep sizes in such numbers."""
-
-MAX_UNIQUE_ID = 70
-"""Characters of a unique-id (RFC 1939 section 7)."""
-
-MAX_SHOWN = 128
-"""Characters, or bits, of a handler's wrong value that a report shows."""
 
 MAX_LANGUAGE_NAME = 64
 """Characters of a language's name: more than any has."""
-
-MAX_DIGITS = 10
-"""Digits of a number in a command: enough for TOP's 99999999 and for any message."""
 
 FIRST_LOGIN_DELAY = 0.25
 """Seconds that the answer to a first failed login is held back; each further one takes twice as long..."""
@@ -61,8 +56,12 @@ FIRST_LOGIN_DELAY = 0.25
 LOGIN_DELAY_DOUBLINGS = 6
 """... up to 16 seconds."""
 
+_PASSWORD_COMMANDS = {"USER", "PASS"}
+_PASSWORD_WAYS = PASSWORD_MECHANISMS | _PASSWORD_COMMANDS
+_CLEARTEXT_WAYS = CLEARTEXT_MECHANISMS | _PASSWORD_COMMANDS
+_BACKEND_FAILED = re.compile(r"SYS/(TEMP|PERM)(/.*)?", re.IGNORECASE)  # RFC 3206: not that the user is the wrong one
+_NOT_IN_ARGUMENTS = re.compile(rb"[\0\r\n]")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,7}")  # RFC 5646 section 2.1, roughly
-_UNIQUE_ID = re.compile(f"[!-~]{{1,{MAX_UNIQUE_ID}}}")
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 # What other protocols' clients send first.  Reading on would let a web page post commands to a POP3 port.
 _OTHER_PROTOCOL = re.compile(rb"\x16\x03|CONNECT |[A-Z]+ (/|\*|https?:)")
@@ -123,12 +122,13 @@ class Session:
         expire: str,
         banner: str | None = None,
         certificate: Mapping[str, Any] | None = None,
+        allow_cleartext: bool = True,
+        scram_decoy_key: bytes | None = None,
         max_bad_commands: int | None = None,
         max_failed_logins: int | None = None,
         max_messages: int | None = None,
     ) -> None:
         self.state = State.AUTHORIZATION
-        self._commands = COMMANDS[self.state]
         self.over = False
         """True when the connection is to be closed after the reply that was just returned."""
         self._handler = handler
@@ -141,7 +141,16 @@ class Session:
         self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
         self._failed_logins = 0
         self._username: str | None = None
-        self._mechanisms = mechanisms(handler, certificate)
+        self._allow_cleartext = allow_cleartext
+        self._allow_passwords = getattr(handler, "allow_passwords", True)
+        self._commands = COMMANDS[self.state]
+        if self._why_not("PASS"):
+            # Nothing of such a line is looked at.
+            self._commands = {
+                keyword: found for keyword, found in self._commands.items() if not self._why_not(keyword.decode())
+            }
+        self._mechanisms = mechanisms(handler, certificate, scram_decoy_key or DECOY_KEY)
+        self._offered = [name for name in self._mechanisms if not self._why_not(name)]
         self._exchange: Exchange | None = None
         """The exchange of AUTH that waits for the client's response: the next line is that, whatever it says."""
         self._locked = False
@@ -203,35 +212,22 @@ class Session:
         """End the session: release what is still held.  Called once, last.  Nothing is deleted."""
         self.over = True
         self.release()
-        close = ability(self._handler, SupportsClose, "close")
-        if close is not None:
-            self._report_failure(close)
+        tell_end(self._handler)
 
     def release(self) -> None:
         """Unlock where another failure is being handled, or nobody is left to be told of this one."""
         self._report_failure(self._unlock)
 
     def report(self, error: BaseException) -> None:
-        """Tell the handler of a failure.  What it raises then has nowhere to go."""
-        with suppress(BaseException):
-            self._handler.handle_session_error(error)
-
-    # The one place where errors become replies.
+        """Tell the handler of a failure."""
+        tell_error(self._handler, error)
 
     def _explain(self, error: BaseException) -> Reply:
         if isinstance(error, BadCommandError):
             self._count_bad_command()
         else:
             self._bad_commands = 0
-        if isinstance(error, ReportableError):
-            try:
-                return err(error.text, error.code, utf8=self._utf8)
-            except BaseException as fault:  # the application may have put anything into its text
-                error = fault
-        self.report(error)
-        if isinstance(error, HandlerError):
-            return err("the mailbox is broken, please tell its administrator", "SYS/PERM")
-        return err("internal error, please try again later", "SYS/TEMP")
+        return explain(self._handler, error, utf8=self._utf8)
 
     def _count_bad_command(self) -> None:
         self._bad_commands += 1
@@ -248,7 +244,8 @@ class Session:
 
     def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
         if keyword.upper() in COMMANDS[State.AUTHORIZATION]:
-            return BadCommandError("you are signed in already")
+            why = self._why_not(keyword.upper().decode()) if self.state is State.AUTHORIZATION else None
+            return BadCommandError(why or "you are signed in already")
         if keyword.upper() in COMMANDS[State.TRANSACTION]:
             return BadCommandError("sign in first")
         if _OTHER_PROTOCOL.match(line):
@@ -256,20 +253,25 @@ class Session:
             return BadCommandError("this is a POP3 server")
         return BadCommandError("unknown command")
 
+    def _why_not(self, way: str) -> str | None:
+        """Return why a way to sign in, a command or a mechanism, is not taken on this connection; None if it is."""
+        if way in _PASSWORD_WAYS and not self._allow_passwords:
+            return "passwords are not taken here"
+        if way in _CLEARTEXT_WAYS and not self._allow_cleartext:
+            return "this needs TLS, from the beginning of the connection"
+        return None
+
     # RFC 1939 sections 4 and 7, RFC 2449 section 5: signing in.
 
     @command(State.ANY)
     def do_CAPA(self) -> Reply:
         """RFC 2449 section 5: the same list before and after sign-in, but for what may be known of the user then."""
-        capabilities = [
-            "TOP",
-            "UIDL",
-            "USER",
-            "PIPELINING",
-            "RESP-CODES",
-            "AUTH-RESP-CODE",
-            f"SASL {' '.join(self._mechanisms)}",
-        ]
+        capabilities = ["TOP", "UIDL"]
+        if not self._why_not("USER"):
+            capabilities.append("USER")
+        capabilities += ["PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
+        if self._offered:
+            capabilities.append(f"SASL {' '.join(self._offered)}")
         if self._enable_utf8 is not None:
             capabilities.append("UTF8 USER")
         if self._get_languages is not None:
@@ -279,7 +281,7 @@ class Session:
         expire = self._expire if may_differ else self._expire.removesuffix(" USER")
         get_login_delay = ability(self._handler, SupportsLoginDelay, "get_login_delay")
         if get_login_delay is not None:
-            (seconds,) = _check_numbers([get_login_delay()], MAX_SIZE, "the login delay")
+            (seconds,) = check_numbers([get_login_delay()], MAX_SIZE, "the login delay")
             capabilities.append(f"LOGIN-DELAY {seconds}{may_differ}")
         get_expire = ability(self._handler, SupportsExpire, "get_expire")
         if get_expire is not None:
@@ -287,7 +289,7 @@ class Session:
                 expire = expire.removesuffix(may_differ) + may_differ
             else:
                 days = get_expire()
-                expire = "NEVER" if days is None else str(*_check_numbers([days], MAX_SIZE, "the days to keep mail"))
+                expire = "NEVER" if days is None else str(*check_numbers([days], MAX_SIZE, "the days to keep mail"))
         capabilities += [f"EXPIRE {expire}", f"IMPLEMENTATION {self._implementation}"]
         return ok("capability list follows", "".join([f"{line}\r\n" for line in capabilities]).encode())
 
@@ -348,10 +350,12 @@ class Session:
     def do_AUTH(self, mechanism: str | None = None, response: str = "") -> Reply:
         """RFC 5034 section 4.  Without a mechanism it lists them, as some clients ask before CAPA."""
         if mechanism is None:
-            return ok("mechanisms follow", "".join([f"{name}\r\n" for name in self._mechanisms]).encode())
+            return ok("mechanisms follow", "".join([f"{name}\r\n" for name in self._offered]).encode())
         begin = self._mechanisms.get(mechanism.upper()) if mechanism.isascii() else None
         if begin is None:
             raise BadCommandError("unknown mechanism")
+        if why := self._why_not(mechanism.upper()):
+            raise BadCommandError(why)
         self._username = None
         exchange = begin()
         challenge = next(exchange)
@@ -372,8 +376,12 @@ class Session:
                     challenge = exchange.send(response)
             except StopIteration:
                 return None
-            self._exchange = exchange
-            return challenge
+            except StoppedError as stopped:
+                error = stopped.error
+            else:
+                self._exchange = exchange
+                return challenge
+            raise error
 
         return self._sign_in(answer)
 
@@ -406,6 +414,8 @@ class Session:
         return ok(f"maildrop has {self._maildrop}")
 
     def _refuse_login(self, refusal: ReportableError) -> Reply:
+        if _BACKEND_FAILED.fullmatch(str(refusal.code)):
+            return err(refusal.text, refusal.code, utf8=self._utf8)
         delay = FIRST_LOGIN_DELAY * 2 ** min(self._failed_logins, LOGIN_DELAY_DOUBLINGS)
         self._failed_logins += 1
         if self._max_failed_logins is not None and self._failed_logins >= self._max_failed_logins:
@@ -444,7 +454,7 @@ class Session:
     @command(State.TRANSACTION)
     def do_TOP(self, number: str, lines: str) -> Reply:
         n = self._maildrop.find(number)
-        if not _is_number(lines):
+        if not is_number(lines):
             raise BadCommandError("bad number of lines")
         top = int(lines)
         text = "top of message follows"
@@ -507,16 +517,17 @@ class Session:
     def _open(self, text: str, n: int, reader: MessageReader, top: int | None = None, size: int = 0) -> Reply:
         """Start reading message *n*, so that one that cannot be read is refused before ``+OK``."""
         if not (callable(getattr(reader, "read", None)) and callable(getattr(reader, "close", None))):
+            close_coroutines(reader)
             raise HandlerError(f"the reader of message {n} cannot be a {type(reader).__name__}")
         try:
             first = _read(reader, n)
             if not first and size:
                 raise _short_message(n, size, 0)
         except BaseException:
-            self._report_failure(reader.close)
+            self._close_reader(reader)
             raise
         if not first:
-            self._report_failure(reader.close)
+            self._close_reader(reader)
             return ok(text, b"")  # as lines, since as a message its final dot would be a piece of its own
         message = self._encode(n, reader, first, top, size)
         next(message)  # a generator that never starts never cleans up
@@ -538,7 +549,7 @@ class Session:
             self.report(error)
             raise BrokenMessageError("the message could not be encoded") from None
         finally:
-            self._report_failure(reader.close)
+            self._close_reader(reader)
 
     def _chunks(self, n: int, reader: MessageReader, chunk: bytes) -> Iterator[bytes]:
         while chunk:
@@ -548,6 +559,22 @@ class Session:
             except BaseException as error:
                 self.report(error)
                 raise BrokenMessageError("the message's reader failed") from None
+
+    def _close_reader(self, reader: Any) -> None:
+        self._report_failure(lambda: expect_done("a reader's close", reader.close()))
+
+
+def explain(handler: Handler, error: BaseException, *, utf8: bool = False) -> Reply:
+    """Turn an error into a reply, and tell the handler of what the client is not told.  The one place for this."""
+    if isinstance(error, ReportableError):
+        try:
+            return err(error.text, error.code, utf8=utf8)
+        except BaseException as fault:  # the application may have put anything into its text
+            error = fault
+    tell_error(handler, error)
+    if isinstance(error, HandlerError):
+        return err("the mailbox is broken, please tell its administrator", "SYS/PERM")
+    return err("internal error, please try again later", "SYS/TEMP")
 
 
 def _short_message(number: int, size: int, octets: int) -> HandlerError:
@@ -566,10 +593,8 @@ def _read_response(line: bytes) -> bytes | BadCommandError:
         return b""  # for initial responses, but curl answers a challenge so too
     if len(line) > MAX_AUTH_LINE:
         return BadCommandError("line too long")
-    try:
-        return b64decode(line, validate=True)
-    except binascii.Error:
-        return BadCommandError("a response is base64")
+    octets = read_base64(line)
+    return BadCommandError("a response is base64") if octets is None else octets
 
 
 def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
@@ -577,8 +602,8 @@ def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
         raise BadCommandError("line too long")
     if not found.most:
         raise BadCommandError("this command takes no argument")
-    if b"\0" in rest:
-        raise BadCommandError("a command holds no NUL")
+    if _NOT_IN_ARGUMENTS.search(rest):
+        raise BadCommandError("a command holds neither NUL nor line ends")
     try:
         arguments = rest.decode().split(" ", found.most - 1)
     except UnicodeDecodeError:
@@ -591,225 +616,25 @@ def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
     return arguments
 
 
-def _is_number(argument: str) -> bool:
-    # int() alone would take signs, underscores, spaces and the digits of other scripts.
-    return argument.isascii() and argument.isdigit() and len(argument) <= MAX_DIGITS
-
-
 def _read(reader: MessageReader, number: int) -> bytes:
     chunk: object = reader.read(CHUNK_SIZE)
     if not isinstance(chunk, bytes):
+        close_coroutines(chunk)
         raise HandlerError(f"the reader of message {number} returned {type(chunk).__name__}, not bytes")
     return chunk
 
 
-class Maildrop:
-    """What a session knows of its messages: numbers, sizes and ids, frozen at sign-in, and the marks of DELE."""
-
-    def __init__(self, sizes: list[int], ids: list[str] | None, ask_id: Callable[[int], str]) -> None:
-        self.sizes = sizes
-        self.count = self._all_count = len(sizes)
-        self.octets = self._all_octets = sum(sizes)
-        self._deleted: set[int] = set()
-        self._ask_id = ask_id
-        self._unchecked_ids = ids
-        self._ids = [""] * self._all_count  # "" where it is not known yet
-        self._asks = ids is None
-        self._asked_ids: set[str] = set()
-
-    @classmethod
-    def open(cls, handler: Handler, max_messages: int | None) -> Maildrop:
-        """Ask the handler for its messages.
-
-        :raises HandlerError: the count, a size or the listing is not what it must be, or *max_messages* are exceeded.
-        """
-        ids: list[str] | None = None
-        list_messages = ability(handler, SupportsListing, "list_messages")
-        if list_messages is not None:
-            listing = list_messages()
-            if not isinstance(listing, Iterable):
-                raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
-            entries = list(islice(listing, None if max_messages is None else max_messages + 1))
-            if max_messages is not None and len(entries) > max_messages:
-                raise HandlerError(
-                    f"list_messages goes on after {max_messages} messages, and max_messages is {max_messages}"
-                )
-            sizes, ids = _unzip(entries)
-        else:
-            (count,) = _check_numbers([handler.get_message_count()], MAX_SIZE, "the count of messages")
-            if max_messages is not None and count > max_messages:
-                raise HandlerError(f"the count of messages is {count}, and max_messages is {max_messages}")
-            sizes = [handler.get_message_size(number) for number in range(1, count + 1)]
-        return cls(_check_numbers(sizes, MAX_SIZE, "the size of message {}"), ids, handler.get_message_id)
-
-    def __str__(self) -> str:
-        return f"{self.count} message{'' if self.count == 1 else 's'} ({self.octets} octets)"
-
-    def find(self, argument: str) -> int:
-        """Return the message number that a command's argument stands for."""
-        if not _is_number(argument):
-            raise BadCommandError("bad message number")
-        number = int(argument)
-        if not 1 <= number <= self._all_count:
-            raise ReportableError(f"no such message, the maildrop was opened with {self._all_count}")
-        if number in self._deleted:
-            raise ReportableError(f"message {number} is deleted")
-        return number
-
-    def list_sizes(self) -> bytes:
-        """Return the scan listings of the messages that are not marked as deleted (RFC 1939 section 5)."""
-        return self._list(self._numbers(), self.sizes)
-
-    def list_unique_ids(self) -> bytes:
-        """Return the unique-id listings likewise (RFC 1939 section 7).
-
-        :raises HandlerError: an id cannot stand on the wire or is not unique.
-        """
-        numbers = self._numbers()
-        self._know_ids(numbers)
-        return self._list(numbers, self._ids)
-
-    def unique_id(self, number: int) -> str:
-        """Return a message's unique-id.
-
-        :raises HandlerError: it, or with a listing any of the ids, cannot stand on the wire or is not unique.
-        """
-        self._know_ids([number])
-        return self._ids[number - 1]
-
-    def _numbers(self) -> Sequence[int]:
-        numbers = range(1, self._all_count + 1)
-        return [number for number in numbers if number not in self._deleted] if self._deleted else numbers
-
-    def _list(self, numbers: Sequence[int], values: Sequence[object]) -> bytes:
-        # One format for all lines: a quarter faster than to join a string for each.
-        flat: list[object] = [None] * (2 * len(numbers))
-        flat[::2] = numbers
-        flat[1::2] = [values[number - 1] for number in numbers] if self._deleted else values
-        return ("%d %s\r\n" * len(numbers) % tuple(flat)).encode("ascii")
-
-    def _know_ids(self, numbers: Sequence[int]) -> None:
-        """See that these messages' ids, asked for when first needed and kept, are known and good."""
-        if self._unchecked_ids is not None:
-            self._ids = _check_ids(self._unchecked_ids)
-            self._unchecked_ids = None
-        for number in numbers if self._asks else ():
-            if not self._ids[number - 1]:
-                identifier = _check_id(number, self._ask_id(number))
-                if identifier in self._asked_ids:
-                    raise _same_ids(self._ids.index(identifier) + 1, number, identifier)
-                self._asked_ids.add(identifier)
-                self._ids[number - 1] = identifier
-
-    def delete(self, number: int) -> None:
-        """Mark a message as deleted.  Numbers never move (RFC 1939 section 5)."""
-        self._deleted.add(number)
-        self.count -= 1
-        self.octets -= self.sizes[number - 1]
-
-    def deleted(self) -> list[int]:
-        """Return the marked messages' numbers, ascending."""
-        return sorted(self._deleted)
-
-    def undelete(self) -> None:
-        """Take back all marks."""
-        self._deleted.clear()
-        self.count = self._all_count
-        self.octets = self._all_octets
-
-
-# What a handler returned that it must not is named for whoever reads the report; no client ever reads it.
-
-
 def _check_languages(languages: object) -> dict[str, str]:
     if not isinstance(languages, Mapping):
+        close_coroutines(languages)
         raise HandlerError(f"get_languages returned {type(languages).__name__}, not a mapping of tags to names")
     found: dict[str, str] = {}
     for tag, name in languages.items():
         if not (isinstance(tag, str) and _LANGUAGE_TAG.fullmatch(tag)):
-            raise HandlerError(f"a language tag has ASCII letters, digits and hyphens: {_show(tag)}")
+            raise HandlerError(f"a language tag has ASCII letters, digits and hyphens: {show(tag)}")
         if not (isinstance(name, str) and name.isprintable() and len(name) <= MAX_LANGUAGE_NAME):
             raise HandlerError(
-                f"the name of language {_show(tag)} has at most {MAX_LANGUAGE_NAME} printable characters: {_show(name)}"
+                f"the name of language {show(tag)} has at most {MAX_LANGUAGE_NAME} printable characters: {show(name)}"
             )
         found[str.__str__(tag)] = str.__str__(name)  # as in _check_id
     return found
-
-
-def _unzip(entries: list[Any]) -> tuple[list[int], list[str]]:
-    sizes: list[int] = []
-    ids: list[str] = []
-    try:
-        for size, identifier in entries:
-            sizes.append(size)
-            ids.append(identifier)
-    except (TypeError, ValueError):
-        what = type(entries[len(sizes)]).__name__
-        raise HandlerError(f"list_messages has no pair of size and id for message {len(sizes) + 1}: {what}") from None
-    return sizes, ids
-
-
-def _check_numbers(values: Sequence[SupportsIndex], most: int, what: str) -> list[int]:
-    """Return what are integers from 0 to *most*.  *what* names a value, by {} as the place that it has."""
-    # All at once, in C, and one by one only to find which of them it is.
-    with suppress(TypeError):
-        numbers = list(map(index, values))
-        if not numbers or (min(numbers) >= 0 and max(numbers) <= most):
-            return numbers
-    return [_check_number(value, most, what.format(place)) for place, value in enumerate(values, 1)]
-
-
-def _check_number(value: SupportsIndex, most: int, what: str) -> int:
-    try:
-        number = index(value)
-    except TypeError:
-        raise HandlerError(f"{what} must be an integer: {type(value).__name__}") from None
-    if not 0 <= number <= most:
-        raise HandlerError(f"{what} must be 0 to {most}: {_show(number)}")
-    return number
-
-
-def _check_ids(ids: list[str]) -> list[str]:
-    # All at once, in C: ten times as fast as matching a pattern for each of 100,000 ids.
-    plain = ids if _are_legal(ids) else [_check_id(number, identifier) for number, identifier in enumerate(ids, 1)]
-    if len(set(plain)) != len(plain):
-        firsts: dict[str, int] = {}
-        for number, identifier in enumerate(plain, 1):
-            if firsts.setdefault(identifier, number) != number:
-                raise _same_ids(firsts[identifier], number, identifier)
-    return plain
-
-
-def _are_legal(ids: list[str]) -> bool:
-    if set(map(type, ids)) - {str}:
-        return False  # a subclass could look one way here and another way on the wire
-    text = "".join(ids)
-    lengths = set(map(len, ids)) or {1}
-    return (
-        text.isascii() and text.isprintable() and " " not in text and 1 <= min(lengths) <= max(lengths) <= MAX_UNIQUE_ID
-    )
-
-
-def _check_id(number: int, identifier: object) -> str:
-    if not isinstance(identifier, str):
-        raise HandlerError(f"the unique-id of message {number} must be a str: {type(identifier).__name__}")
-    plain = str.__str__(identifier)
-    if not _UNIQUE_ID.fullmatch(plain):
-        rule = f"1 to {MAX_UNIQUE_ID} characters from '!' to '~'"
-        raise HandlerError(f"the unique-id of message {number} must have {rule}: {_show(plain)}")
-    return plain
-
-
-def _same_ids(first: int, second: int, identifier: str) -> HandlerError:
-    return HandlerError(f"messages {first} and {second} have the same unique-id: {_show(identifier)}")
-
-
-def _show(value: object) -> str:
-    """Return a value as a report shows it, its length bounded; of what is neither text nor a number, the type."""
-    if isinstance(value, str):
-        text = str.__str__(value)
-        return repr(text) if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]!r} and {len(text) - MAX_SHOWN} more"
-    if isinstance(value, int):
-        bits = int.bit_length(value)  # Python refuses to write very large numbers
-        return int.__repr__(value) if bits <= MAX_SHOWN else f"a number of {bits} bits"
-    return type(value).__name__

@@ -17,7 +17,7 @@ SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in R
 LAYERS = [
     {"errors"},
     {"handler", "pacing", "proxy", "system", "tls", "wire"},
-    {"places", "sasl"},
+    {"maildrop", "places", "sasl"},
     {"session", "workers"},
     {"monitor"},
     {"connection"},
@@ -54,7 +54,7 @@ def test_imports_go_downward(module: str) -> None:
         assert rest.partition(".")[0] in allowed if top == "popart" else top in outside | sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("module", ["errors", "handler", "wire", "sasl", "session"])
+@pytest.mark.parametrize("module", ["errors", "handler", "wire", "maildrop", "sasl", "session"])
 def test_no_sockets_threads_or_clocks(module: str) -> None:
     """The protocol can be tested without a port, a thread or a timeout."""
     forbidden = {"asyncio", "logging", "select", "selectors", "socket", "socketserver", "ssl", "threading", "time"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hmac
 import itertools
 import re
 import socket
@@ -24,7 +25,17 @@ from popart.server import Server
 from popart.session import Session
 from popart.wire import MAX_AUTH_LINE, LineReader
 
-from .conftest import PATIENCE, Client, ClosingHandler, Mail, QuickServer, connected, make_session, running
+from .conftest import (
+    PATIENCE,
+    Client,
+    ClosingHandler,
+    Mail,
+    MemoryHandler,
+    QuickServer,
+    connected,
+    make_session,
+    running,
+)
 from .test_sasl import (
     ALL,
     CERTIFICATE,
@@ -213,6 +224,26 @@ class TestExchange:
         assert not handler.mail.calls and goes_on(session)
         assert sign_in(asking(session), mechanism, initial).startswith(b"+OK")
 
+    @each("octets", b"AGFsaWNlAHNlY3JldA==|AGFsaWNlAHNlY3JldB==|AGFsaWNlAHNlY3JldP==".split(b"|"))
+    @both_ways
+    def test_surplus_bits(self, initial: bool, octets: bytes) -> None:
+        """Bits of a last character that stand for nothing mean nothing: RFC 5034's grammar takes any (section 5)."""
+        handler = make_handler()
+        ask(make(handler), *([b"AUTH PLAIN " + octets] if initial else [b"AUTH PLAIN", octets]))
+        assert handler.mail.calls[0] == ("authenticate_pass", "alice", "secret")
+
+    @each(
+        "octets",
+        b"YWI==|YWI===|YWJj=|YWJj==|YWJj===|YWJj====|YQ=|YQ===|YQ====|Y===|YWJjYQ===|YW=I|==|===|====".split(b"|"),
+    )
+    @both_ways
+    def test_padding(self, initial: bool, octets: bytes) -> None:
+        """Not one ``=`` too many or too few is taken, on any Python (RFC 5034 section 5)."""
+        handler = make_handler()
+        session = make(handler)
+        *_, answer = ask(session, b"AUTH EXTERNAL " + octets) if initial else ask(session, b"AUTH EXTERNAL", octets)
+        assert answer == b"-ERR a response is base64\r\n" and goes_on(session) and not handler.mail.calls
+
     @each("line", b"QUIT|NOOP|CAPA|USER bob|PASS secret|AUTH PLAIN|AUTH|STAT|GET / HTTP/1.1|\x16\x03\x01".split(b"|"))
     @each("mechanism", ["SCRAM-SHA-256", "PLAIN"])
     def test_commands_are_responses(self, mechanism: str, line: bytes) -> None:
@@ -345,6 +376,117 @@ class TestList:
         assert handler.mail.calls == calls and ask(session, b"STAT") == [b"+OK 2 54\r\n"]
 
 
+def commands_of(answer: bytes) -> dict[bytes, bytes]:
+    """Return the lines of CAPA's list: the first word of each, and the rest."""
+    assert answer.startswith(b"+OK ")
+    return {line.partition(b" ")[0]: line.partition(b" ")[2] for line in answer.split(b"\r\n")[1:-2]}
+
+
+NEEDS_TLS = b"-ERR this needs TLS, from the beginning of the connection\r\n"
+NO_PASSWORDS = b"-ERR passwords are not taken here\r\n"
+
+PASSWORD_LINES = [
+    *[b"USER alice", b"USER", b"user alice", b"USER \xff", b"USER ".ljust(5000, b"x")],
+    *[b"PASS secret", b"PASS", b"pass secret", b"PASS \xff\r", b"PASS ".ljust(5000, b"x")],
+    *[b"AUTH PLAIN", b"AUTH plain AGFsaWNlAHNlY3JldA==", b"AUTH PLAIN =", b"AUTH PLAIN !", b"AUTH PLAIN *"],
+    *[b"AUTH LOGIN", b"AUTH LOGIN YWxpY2U=", b"auth login !"],
+]
+TOKEN_LINES = [
+    *[b"AUTH XOAUTH2", b"AUTH XOAUTH2 " + b64encode(b"user=alice\x01auth=Bearer x\x01\x01"), b"AUTH xoauth2 !"],
+    *[b"AUTH OAUTHBEARER", b"AUTH OAUTHBEARER " + b64encode(b"n,a=alice,\x01auth=Bearer x\x01\x01")],
+]
+
+
+class TestNotTaken:
+    """Ways to sign in that a connection, or a handler, does not take."""
+
+    @each(("options", "allowed", "names"), [
+        ({"allow_cleartext": False}, True, ["EXTERNAL", "SCRAM-SHA-256"]),
+        ({}, False, ["EXTERNAL", "SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2"]),
+        ({"allow_cleartext": False}, False, ["EXTERNAL", "SCRAM-SHA-256"]),
+        ({"allow_cleartext": True}, True, ALL),
+        ({}, True, ALL),
+    ])  # fmt: skip
+    def test_announced(self, options: dict[str, bool], allowed: bool, names: list[str]) -> None:
+        """What is not taken is neither in CAPA, before or after sign-in, nor in AUTH's list (RFC 5034 section 4)."""
+        handler = make_handler(allow_passwords=allowed)
+        session = make(handler, **options)
+        before, listed = ask(session, b"CAPA", b"AUTH")
+        assert commands_of(before)[b"SASL"].decode().split() == names
+        assert listed.decode().split("\r\n")[1:-2] == names
+        assert (b"USER" in commands_of(before)) is ("PLAIN" in names)
+        assert sign_in(asking(session), "EXTERNAL", True).startswith(b"+OK")
+        assert ask(session, b"CAPA") == [before.replace(b"NEVER USER", b"NEVER")]
+
+    @each("options", [{"allow_cleartext": False}, {}])
+    def test_nothing_left(self, options: dict[str, bool]) -> None:
+        """Where no mechanism is left CAPA has no SASL line, and AUTH lists none."""
+        handler = MemoryHandler(Mail())
+        handler.allow_passwords = bool(options)  # type: ignore[attr-defined]
+        capa, auth = ask(make_session(handler, **options), b"CAPA", b"AUTH")
+        assert not {b"SASL", b"USER"} & set(commands_of(capa))
+        assert re.fullmatch(rb"\+OK [ -~]*\r\n\.\r\n", auth)
+
+    @each("line", PASSWORD_LINES + TOKEN_LINES)
+    def test_needs_tls(self, line: bytes) -> None:
+        """Where cleartext is not allowed whatever shows a secret is refused, unread, by a line that says TLS is needed.
+
+        It has no response code, as none says so, and neither delay nor failed login (RFC 5034 section 4).
+        """
+        handler = make_handler()
+        session = make(handler, allow_cleartext=False, max_failed_logins=1)
+        replies = [session.respond(line) for _ in range(3)]
+        assert [reply.head() for reply in replies] == [NEEDS_TLS] * 3 and not any(reply.delay for reply in replies)
+        assert not session.in_exchange and goes_on(session)
+        assert not handler.mail.calls and not handler.mail.errors
+
+    @each("options", [{"allow_cleartext": False}, {}])
+    @each("line", PASSWORD_LINES)
+    def test_no_passwords(self, line: bytes, options: dict[str, bool]) -> None:
+        """A handler that says ``allow_passwords = False`` is never asked for one, with TLS or without."""
+        handler = make_handler(allow_passwords=False)
+        session = make(handler, max_failed_logins=1, **options)
+        assert ask(session, line, line) == [NO_PASSWORDS] * 2
+        assert not session.in_exchange and goes_on(session)
+        assert not handler.mail.calls and not handler.mail.errors
+
+    @each("lines", [[b"USER alice", b"PASS secret"], [b"AUTH PLAIN AGFsaWNlAHNlY3JldA=="]])
+    def test_counts_as_bad(self, lines: list[bytes]) -> None:
+        """Who insists on a way that is not taken reaches max_bad_commands."""
+        handler = make_handler()
+        session = make(handler, allow_cleartext=False, max_bad_commands=4)
+        ask(session, *lines * (4 // len(lines)))
+        assert session.over and kinds(handler.mail.errors) == [LimitError]
+
+    @each("mechanism", ["EXTERNAL", "SCRAM-SHA-256"])
+    @both_ways
+    def test_others_stay(self, mechanism: str, initial: bool) -> None:
+        """Ways that show no secret are taken as ever, APOP among them; then USER is a command in the wrong state."""
+        for lines in (None, [b"APOP alice " + b"0" * 32]):
+            handler = make_handler(allow_passwords=False)
+            session = make(handler, allow_cleartext=False, banner="<1.2@localhost>")
+            answer = ask(session, *lines)[0] if lines else sign_in(asking(session), mechanism, initial)
+            assert answer.startswith(b"+OK maildrop")
+            assert ask(session, b"USER alice", b"PASS x", b"STAT")[:2] == [b"-ERR you are signed in already\r\n"] * 2
+
+    def test_tokens_stay(self) -> None:
+        """Without passwords, tokens are taken."""
+        for mechanism in ("XOAUTH2", "OAUTHBEARER"):
+            session = make(make_handler(allow_passwords=False))
+            assert sign_in(asking(session), mechanism, True).startswith(b"+OK")
+
+    def test_unknown_stays_unknown(self) -> None:
+        """A mechanism that TLS would not bring either is unknown."""
+        session = make_session(MemoryHandler(Mail()), allow_cleartext=False)
+        assert ask(session, b"AUTH XOAUTH2", b"AUTH LOGIN", b"AUTH X") == [b"-ERR unknown mechanism\r\n"] * 3
+
+    def test_said_by_an_object(self) -> None:
+        """``allow_passwords`` may also be an attribute of one handler."""
+        handler = MemoryHandler(Mail())
+        handler.allow_passwords = False  # type: ignore[attr-defined]
+        assert ask(make_session(handler), b"USER alice") == [NO_PASSWORDS]
+
+
 class TestFailures:
     """What AUTH answers when nobody is signed in, and what becomes of the session."""
 
@@ -414,6 +556,33 @@ class TestFailures:
         lines = [b"AUTH EXTERNAL bWFsbG9yeQ==", b"AUTH PLAIN", b"AGFsaWNlAHNlY3JldA=="]
         assert [bool(session.respond(line).delay) for line in lines] == [True, False, False]
 
+    @each("code", ["SYS/TEMP", "SYS/PERM", "SYS/TEMP/DATABASE", "sys/temp"])
+    @each("lines", [
+        [b"USER alice", b"PASS secret"],
+        [b"APOP alice " + b"0" * 32],
+        [b"AUTH PLAIN AGFsaWNlAHNlY3JldA=="],
+        [b"AUTH LOGIN", b"YWxpY2U=", b"c2VjcmV0"],
+        [b"AUTH EXTERNAL YWxpY2U="],
+        [b"AUTH SCRAM-SHA-256 " + b64encode(b"n,,n=alice,r=x")],
+        [b"AUTH XOAUTH2 " + b64encode(b"user=alice\x01auth=Bearer x\x01\x01"), b""],
+    ])  # fmt: skip
+    def test_backend_that_is_down(self, lines: list[bytes], code: str) -> None:
+        """A refusal with [SYS/TEMP] or [SYS/PERM] is no failed login: it is not delayed, and never ends the session."""
+        down = raising(ReportableError("the database is down", code=code))
+        handler = make_handler(authenticate_apop=down, **{method: down for method in METHODS.values()})
+        session = make(handler, max_failed_logins=1, banner="<1.2@localhost>")
+        for _ in range(10):
+            reply = [*map(session.respond, lines)][-1]
+            assert reply.status == b"-ERR [%b] the database is down\r\n" % code.encode() and reply.delay == 0
+        assert goes_on(session) and not handler.mail.errors
+
+    @each("code", [None, "AUTH", "LOGIN-DELAY", "IN-USE", "SYS", "SYS/TEMPORARY", "X-SYS/TEMP", "SYS/X"])
+    def test_other_codes_count(self, code: str | None) -> None:
+        """Any other refusal counts as a failed login, whatever its code."""
+        session = make(make_handler(authenticate_pass=raising(ReportableError("no", code=code))), max_failed_logins=2)
+        replies = [session.respond(b"AUTH PLAIN AGFsaWNlAHNlY3JldA==") for _ in range(2)]
+        assert 0 < replies[0].delay < replies[1].delay and session.over
+
     @each("code", ["SYS/TEMP", "LOGIN-DELAY", "X-OTHER"])
     @every_mechanism
     def test_code(self, mechanism: str, code: str) -> None:
@@ -436,13 +605,28 @@ class TestFailures:
         assert not handler.mail.count("lock_maildrop")
 
     @every_mechanism
-    def test_raises_stop_iteration(self, mechanism: str) -> None:
-        """A ``next()`` that found nothing lets nobody in; Python makes it the cause of another error (PEP 479)."""
+    @both_ways
+    def test_raises_stop_iteration(self, mechanism: str, initial: bool) -> None:
+        """A ``next()`` that found nothing lets nobody in, and is reported as it was raised, in spite of PEP 479."""
         error = StopIteration("alice")
         handler = make_handler(**{METHODS[mechanism]: raising(error)})
         session = make(handler)
+        assert sign_in(asking(session), mechanism, initial) == INTERNAL and session.over
+        assert not handler.mail.count("lock_maildrop")
+        assert len(handler.mail.errors) == 1 and handler.mail.errors[0] is error
+        assert error.__context__ is None and error.__cause__ is None
+
+    @every_mechanism
+    def test_raises_what_python_made_of_stop_iteration(self, mechanism: str) -> None:
+        """A RuntimeError that comes from a generator of the handler's own is its own, and stays what it is."""
+
+        def find() -> Iterator[str]:
+            yield next(iter(()))
+
+        handler = make_handler(**{METHODS[mechanism]: lambda *arguments: next(find())})
+        session = make(handler)
         assert sign_in(asking(session), mechanism, True) == INTERNAL and session.over
-        assert not handler.mail.count("lock_maildrop") and [seen.__cause__ for seen in handler.mail.errors] == [error]
+        assert kinds(handler.mail.errors) == [RuntimeError]
 
     @every_mechanism
     @both_ways
@@ -904,3 +1088,83 @@ def test_certificate_of_another_authority(context: ssl.SSLContext, authority: tr
         with pytest.raises((ssl.SSLError, ConnectionError)), connected(server, strangers) as client:
             client.line()
     assert not made
+
+
+# Without TLS.
+
+
+def taken(client: Client) -> bool:
+    """Tell whether USER is announced, and see that it is taken just then; and AUTH PLAIN likewise."""
+    client.send(b"CAPA\r\n")
+    announced = commands_of(client.line() + client.lines())
+    assert (b"USER" in announced) is (b"PLAIN" in announced.get(b"SASL", b""))
+    assert client.ask(b"USER alice") == (b"+OK send PASS\r\n" if b"USER" in announced else NEEDS_TLS)
+    assert client.ask(b"AUTH PLAIN AGFsaWNlAHNlY3JldA==")[:3] == (b"+OK" if b"USER" in announced else b"-ER")
+    return b"USER" in announced
+
+
+@each("allowed", [True, False])
+def test_cleartext(connect: Connect, allowed: bool) -> None:
+    """``allow_cleartext=False`` forbids it on connections without TLS, and only there."""
+    with connect(make_handler(), allow_cleartext=allowed) as client:
+        assert taken(client) is (allowed or isinstance(client.sock, ssl.SSLSocket))
+
+
+def test_cleartext_is_allowed_unless_forbidden() -> None:
+    """The default is to take passwords without TLS."""
+    with Server(HOST, lambda peer: make_handler()) as server:
+        assert server.allow_cleartext is True
+
+
+def behind_a_proxy(flags: int | None, command: int = 0x21) -> bytes:
+    """Make a PROXY header of version 2, with the field SSL unless *flags* is None (section 2.2.6)."""
+    rest = socket.inet_aton("192.0.2.1") + socket.inet_aton("192.0.2.2") + struct.pack("!HH", 1, 2)
+    if flags is not None:
+        rest += struct.pack("!BHBI", 0x20, 5, flags, 0)
+    return b"\r\n\r\n\0\r\nQUIT\n" + struct.pack("!BBH", command, 0x11, len(rest)) + rest
+
+
+@each(("header", "tls"), [
+    (behind_a_proxy(0x01), True),
+    (behind_a_proxy(0x07), True),
+    (behind_a_proxy(0x00), False),
+    (behind_a_proxy(0x06), False),
+    (behind_a_proxy(None), False),
+    (behind_a_proxy(0x01, command=0x20), False),
+    (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 995\r\n", False),
+    (b"PROXY UNKNOWN\r\n", False),
+])  # fmt: skip
+def test_tls_that_ends_at_a_proxy(header: bytes, tls: bool) -> None:
+    """A PROXY header that says that the client came by TLS counts as TLS; none other does, a health check's least."""
+    handler = make_handler()
+    server = QuickServer(HOST, lambda peer: handler, proxy_protocol=True, allow_cleartext=False)
+    with running(server), connected(server) as client:
+        client.send(header)
+        assert client.line().startswith(b"+OK")
+        assert taken(client) is tls
+
+
+@each("key", ["secret", 7, b"", bytearray(b"x" * 16), [b"x"]])
+def test_what_cannot_be_a_decoy_key(key: Any) -> None:
+    """The key of made-up salts is bytes, and not empty; the error does not show it."""
+    with pytest.raises(ValueError, match="scram_decoy_key must be bytes") as failure:
+        Server(HOST, lambda peer: make_handler(), scram_decoy_key=key)
+    assert "secret" not in str(failure.value)
+
+
+def made_up_salt(connect: Connect, **limits: Any) -> bytes:
+    """Return the salt that a server gives to a user who does not exist."""
+    handler = make_handler(get_scram_credentials=raising(ReportableError("no such user")))
+    with connect(handler, **limits) as client:
+        challenge = challenge_in(client.ask(b"AUTH SCRAM-SHA-256 " + b64encode(b"n,,n=nobody,r=x")))
+        assert challenge is not None
+        return challenge.split(b",")[1]
+
+
+def test_decoy_key(connect: Connect) -> None:
+    """Servers with the same *scram_decoy_key*, in whatever process, give the same salt to who does not exist."""
+    key = b"0123456789abcdef"
+    salt = b64encode(hmac.digest(key, b"nobody", "sha256")[:16])
+    assert made_up_salt(connect, scram_decoy_key=key) == b"s=" + salt
+    assert made_up_salt(connect, scram_decoy_key=key[::-1]) != b"s=" + salt
+    assert made_up_salt(connect) == made_up_salt(connect) != b"s=" + salt

@@ -446,6 +446,15 @@ class TestLang:
         assert is_refusal(ask(make_session(handler), "LANG \u212ao".encode())[0])
         assert not handler.mail.count("set_language")
 
+    @each("line", [b"LANG e\rn", b"LANG en\r", b"LANG \r", b"LANG e\nn", b"LANG *\r", b"LANG e\0n"])
+    @both_states
+    def test_no_line_ends(self, start: Any, line: bytes) -> None:
+        """A command's arguments hold no NUL, CR or LF: such a line is -ERR, and the handler is not asked."""
+        handler = LanguagesHandler(Mail())
+        handler.get_languages = raising(AssertionError("asked"))  # type: ignore[method-assign]
+        session = start(handler)
+        assert is_refusal(ask(session, line)[0]) and goes_on(session) and not handler.mail.errors
+
     def test_texts_after_an_unknown_one(self) -> None:
         """After a LANG that failed, texts go on as before it: ASCII, or UTF-8 (RFC 6856 section 3.2)."""
         handler = LanguagesHandler(Mail(*TWO))
@@ -711,3 +720,43 @@ class TestApopDigest:
         session.greet()
         line = f"APOP {name} {popart.apop_digest(banner, secret)}".encode()
         assert ask(session, line)[0].startswith(b"-ERR [AUTH] ") and goes_on(session)
+
+
+def pairs(name: str) -> bytes:
+    return b64encode(f"user={name}\x01auth=Bearer x\x01\x01".encode())
+
+
+class TestDeviations:
+    """What docs/protocol.rst lists, as far as no other test holds it."""
+
+    def test_login_timeout(self) -> None:
+        """The AUTHORIZATION state has 180 seconds, not the ten minutes of RFC 1939 section 3; these come after it."""
+        assert (popart.Server.login_timeout, popart.Server.minimum_timeout) == (180, 600)
+
+    @each("name", ["zoe\u0308", "\u2168", "al\xadice", "a\u00a0b", "\u212b", "\U0001f600", "GRO\u1e9e", "\ue000"])
+    @each(("method", "lines"), [
+        ("authenticate_pass", lambda name: [f"USER {name}".encode(), f"PASS {name}".encode()]),
+        ("authenticate_apop", lambda name: [APOP.replace(b"alice", name.encode())]),
+        ("authenticate_pass", lambda name: [b"AUTH PLAIN " + b64encode(f"\0{name}\0{name}".encode())]),
+        ("authenticate_pass", lambda name: [b"AUTH LOGIN", b64encode(name.encode()), b64encode(name.encode())]),
+        ("authenticate_token", lambda name: [b"AUTH XOAUTH2 " + pairs(name)]),
+        ("authenticate_token", lambda name: [
+            b"AUTH OAUTHBEARER " + b64encode(f"n,a={name},\x01auth=Bearer x\x01\x01".encode())
+        ]),
+        ("authenticate_certificate", lambda name: [b"AUTH EXTERNAL " + b64encode(name.encode())]),
+    ])  # fmt: skip
+    def test_without_saslprep(self, method: str, lines: Any, name: str) -> None:
+        """Names and passwords reach the handler as they were sent, by every way but SCRAM (RFC 6856 section 2.2)."""
+        handler = AbleHandler(Mail(*TWO))
+        handler.authenticate_apop = lambda *call: handler.decide("authenticate_apop", *call)  # type: ignore[method-assign]
+        session = make_session(handler, banner=BANNER, certificate=CERTIFICATE)
+        assert [*map(session.respond, lines(name))][-1].status.startswith(b"+OK")
+        call = handler.mail.calls[0]
+        assert call[:2] == (method, name) and (method != "authenticate_pass" or call[2] == name)
+
+    def test_own_texts_stay_english(self) -> None:
+        """After LANG popart's own texts are what they were before (RFC 6856 section 3.2)."""
+        plain, german = (make_session(LanguagesHandler(Mail(*TWO))) for _ in range(2))
+        ask(german, b"LANG de")
+        lines = [b"XYZZY", b"STAT", b"PASS x", *SIGN_IN, b"RETR 9", b"DELE 1", b"QUIT"]
+        assert ask(plain, *lines) == ask(german, *lines)

@@ -1,4 +1,4 @@
-"""The PROXY protocol's header, octets in and an address out (HAProxy's proxy-protocol.txt)."""
+"""The PROXY protocol's header, octets in and facts out (HAProxy's proxy-protocol.txt)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from popart.proxy import MAX_V1, MAX_V2, Address, ProxyError, read_header
+from popart.proxy import MAX_V1, MAX_V2, Address, Header, ProxyError, read_header
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 BEHIND = b"\x16\x03\x01 or USER alice\r\n"
@@ -167,7 +167,7 @@ class Stream:
         return b"".join(self.pieces)
 
 
-def read(stream: Stream) -> Address | None:
+def read_all(stream: Stream) -> Header:
     """Read a header as a server does."""
     reading = read_header()
     wanted = next(reading)
@@ -175,8 +175,13 @@ def read(stream: Stream) -> Address | None:
         try:
             wanted = reading.send(stream.recv(wanted))
         except StopIteration as end:
-            address: Address | None = end.value
-            return address
+            header: Header = end.value
+            return header
+
+
+def read(stream: Stream) -> Address | None:
+    """Read a header; return the address alone."""
+    return read_all(stream).address
 
 
 def cuttings(octets: bytes) -> Iterator[list[bytes]]:
@@ -254,6 +259,72 @@ def test_addresses_are_those_of_accept() -> None:
         assert (
             read(Stream([v2(0x21, 0x11 if family == socket.AF_INET else 0x21, inet(host, host, (port, 1)))])) == address
         )
+
+
+def ssl_vector(client: int, verify: int = 0, inner: bytes = b"") -> bytes:
+    """Make the vector of section 2.2.6: PP2_TYPE_SSL, its bits, the result of verifying, vectors within it."""
+    value = struct.pack("!BI", client, verify) + inner
+    return struct.pack("!BH", 0x20, len(value)) + value
+
+
+VERSION = b"\x21\0\x07TLSv1.3"  # PP2_SUBTYPE_SSL_VERSION
+ADDRESSES = {"IPv4": (0x11, IPV4), "IPv6": (0x21, IPV6), "UNIX": (0x31, unix(b"/run/client"))}
+
+SAYS_TLS = {
+    "HAProxy's": ssl_vector(0x01, 0, VERSION),
+    "with a certificate": ssl_vector(0x07, 0, VERSION),
+    "with one that does not verify": ssl_vector(0x03, 10),
+    "without more": ssl_vector(0x01),
+    "with bits that nobody knows": ssl_vector(0xFF),
+    "behind others": NOOP + b"\x02\0\0" + ssl_vector(0x01),
+    "before others": ssl_vector(0x01) + NOOP,
+    "before broken ones": ssl_vector(0x01) + b"\x04\xff\xff",
+}
+SAYS_NO_TLS = {
+    "nothing": b"",
+    "others": NOOP + b"\xea\0\x01x",
+    "the bit is not set": ssl_vector(0x06, 0, VERSION),
+    "within another vector": b"\x04" + struct.pack("!H", len(ssl_vector(1))) + ssl_vector(1),
+    "too short for its fields": b"\x20\0\x04\x01\0\0\0",
+    "without a value": b"\x20\0\0",
+    "cut short": ssl_vector(0x01)[:-1],
+    "longer than the header": b"\x20\xff\xff\x01\0\0\0\0",
+    "behind a broken one": b"\x04\xff\xff" + ssl_vector(0x01),
+    "half a vector": b"\x20\0",
+    "padding": b" " * 100,
+}
+
+
+@pytest.mark.parametrize("vectors", SAYS_TLS.values(), ids=SAYS_TLS.keys())
+@pytest.mark.parametrize(("family", "addresses"), ADDRESSES.values(), ids=ADDRESSES.keys())
+def test_says_tls(family: int, addresses: bytes, vectors: bytes) -> None:
+    """The field PP2_TYPE_SSL with the bit PP2_CLIENT_SSL says that the client came by TLS (section 2.2.6)."""
+    header = read_all(Stream([v2(0x21, family, addresses + vectors)]))
+    assert header == (read(Stream([v2(0x21, family, addresses)])), True)
+
+
+@pytest.mark.parametrize("vectors", SAYS_NO_TLS.values(), ids=SAYS_NO_TLS.keys())
+@pytest.mark.parametrize(("family", "addresses"), ADDRESSES.values(), ids=ADDRESSES.keys())
+def test_says_no_tls(family: int, addresses: bytes, vectors: bytes) -> None:
+    """Nothing else says so.  Vectors that cannot be read are no error, and say nothing."""
+    header = read_all(Stream([v2(0x21, family, addresses + vectors)]))
+    assert header == (read(Stream([v2(0x21, family, addresses)])), False)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        v2(0x20, 0x11, IPV4 + ssl_vector(0x01)),
+        v2(0x20, 0x00, ssl_vector(0x01)),
+        v2(0x21, 0x00, ssl_vector(0x01)),
+        b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 995\r\n",
+        b"PROXY UNKNOWN " + ssl_vector(0x01) + b"\r\n",
+    ],
+    ids=["LOCAL", "LOCAL without a family", "no family", "version 1", "UNKNOWN"],
+)
+def test_cannot_say_tls(octets: bytes) -> None:
+    """A header that names no client, or is of version 1, says nothing of TLS."""
+    assert not read_all(Stream([octets])).tls
 
 
 @pytest.mark.parametrize("start", [b"", b"PROXY ", b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN", SIGNATURE])

@@ -347,6 +347,13 @@ MALFORMED: list[tuple[str, list[bytes]]] = [
     ("XOAUTH2", [b"n,a=alice,\x01auth=Bearer 7f3a\x01\x01"]),
     ("EXTERNAL", [b"al\0ice7f3a"]),
     ("EXTERNAL", [b"al\nice7f3a"]),
+    ("EXTERNAL", [b"al\rice7f3a"]),
+    ("PLAIN", [b"\0al\rice\x007f3a"]),
+    ("PLAIN", [b"al\rice\0al\rice\x007f3a"]),
+    ("LOGIN", [b"al\rice", b"7f3a"]),
+    ("LOGIN", [b"alice", b"7f3a\r"]),
+    ("OAUTHBEARER", [b"n,a=al\rice,\x01auth=Bearer 7f3a\x01\x01"]),
+    ("XOAUTH2", [b"user=al\rice\x01auth=Bearer 7f3a\x01\x01"]),
     ("EXTERNAL", [b"\xff7f3a"]),
     ("EXTERNAL", [b"\0" * 100_000]),
     ("SCRAM-SHA-256", [b""]),
@@ -364,6 +371,7 @@ MALFORMED: list[tuple[str, list[bytes]]] = [
     ("SCRAM-SHA-256", [b"n,,n=al=2cice,r=7f3a"]),
     ("SCRAM-SHA-256", [b"n,,n=al\0ice,r=7f3a"]),
     ("SCRAM-SHA-256", [b"n,,n=al\nice,r=7f3a"]),
+    ("SCRAM-SHA-256", [b"n,,n=al\rice,r=7f3a"]),
     ("SCRAM-SHA-256", [b"n,,n=al\xffice,r=7f3a"]),
     ("SCRAM-SHA-256", ["n,,n=alice\ue000,r=7f3a".encode()]),  # private use, forbidden by SASLprep
     ("SCRAM-SHA-256", [b"n,,n=alice,r=7f 3a"]),
@@ -476,6 +484,18 @@ class TestHandler:
         """For SCRAM it is None that is wrong."""
         error = last_words("SCRAM-SHA-256", make_handler(get_scram_credentials=lambda *arguments: None))
         assert str(error) == "get_scram_credentials returned NoneType, not ScramCredentials"
+
+    @each("mechanism", ALL)
+    def test_stop_iteration(self, mechanism: str) -> None:
+        """A StopIteration leaves the exchange in a wrapper, as Python lets none out of a generator (PEP 479)."""
+        error = StopIteration("alice")
+
+        def fail(*arguments: object) -> None:
+            raise error
+
+        wrapper = last_words(mechanism, make_handler(**{METHODS[mechanism]: fail}))
+        assert isinstance(wrapper, sasl.StoppedError) and wrapper.error is error
+        assert error.__context__ is None and error.__cause__ is None
 
     def test_expect_none(self) -> None:
         """None passes; the error says which method returned what."""
@@ -638,12 +658,24 @@ class TestScram:
         {"c": b64encode(b"n,,7f3a")},
         {"c": b"*"},
         {"c": b"biws,c=biws"},
+        {"c": b"biws="},
+        {"c": b"biws===="},
+        {"c": b"biw"},
     ])  # fmt: skip
     def test_wrong_last_message(self, changes: dict[str, bytes]) -> None:
         """Proof, nonce and GS2 header must be those that were agreed on; which one was wrong is not told."""
         _, refusal = fail_at_scram(ALICE(), make_handler(), **changes)
         assert type(refusal) is ReportableError and refusal.text == "wrong name or password"
         assert refusal.__context__ is None and refusal.__cause__ is None
+
+    @each("surplus", [b"=", b"==", b"====", b"AAAA"])
+    def test_padding_of_the_proof(self, surplus: bytes) -> None:
+        """The right proof with one ``=`` too many is wrong, whatever a Python's base64 makes of it."""
+        client, handler = ALICE(), make_handler()
+        exchange, _ = begin("SCRAM-SHA-256", handler)
+        final = client.final(exchange.send(client.first))
+        with pytest.raises(ReportableError, match="^wrong name or password$"):
+            exchange.send(final + surplus)
 
     @each("message", [b"", b"7f3a", b"," * 100_000, b"p=7f3a", b"n,,n=alice,r=7f3a", b"\xff7f3a"])
     def test_no_last_message(self, message: bytes) -> None:
@@ -701,6 +733,92 @@ class TestScram:
             return exchange.send(b"n,,n=%b,r=x" % name).split(b",")[1]
 
         assert salt(b"nobody") == salt(b"nobody") != salt(b"nobody2")
+
+    def test_decoy_key(self) -> None:
+        """That salt depends on the key that it is made with, and on nothing else that a process has of its own."""
+
+        def unknown(*arguments: object) -> ScramCredentials:
+            raise ReportableError("no such user")
+
+        def salt(*key: bytes) -> bytes:
+            exchange = mechanisms(make_handler(get_scram_credentials=unknown), None, *key)["SCRAM-SHA-256"]()
+            next(exchange)
+            return exchange.send(b"n,,n=nobody,r=x").split(b",")[1]
+
+        expected = b64encode(hmac.digest(b"key", b"nobody", "sha256")[:16])
+        assert salt(b"key") == b"s=" + expected and salt(b"KEY") != b"s=" + expected
+        assert salt() == salt() != salt(b"key")
+
+    @each(
+        "name",
+        [
+            "GRO\u1e9e",
+            "\U0001f600",
+            "al\U0001f600ice",
+            "\u1e9e",
+            "a=2Cb\U0001f600=3D",
+            "\u05d0\U0001f600\u05d1",
+            "\U0001e900",
+            "zoe\u0308 \U0001f600",
+            "\U0001f600" * 200,
+        ],
+    )
+    @each("header", ["n,,", "y,,", "n,a={},"])
+    def test_name_newer_than_unicode_3_2(self, header: str, name: str) -> None:
+        """A name with characters that SASLprep's Unicode does not know is nobody's, and not malformed.
+
+        It is a query string (RFC 5802 section 5.1).  The exchange is an unknown user's: its shape, its end, a salt
+        that is the same each time and another's for another name.  The handler is not asked.
+        """
+
+        def unknown(*arguments: object) -> ScramCredentials:
+            raise ReportableError("no such user")
+
+        handler = make_handler()
+        sent, its_header = name.encode(), header.format(name).encode()
+        new = fail_at_scram(ScramClient(sent, b"pencil", its_header), handler)
+        again = fail_at_scram(ScramClient(sent, b"pencil", its_header), handler)
+        other = fail_at_scram(ScramClient("\u05d0\U0001f601\u05d0".encode(), b"pencil"), handler)
+        assert not handler.mail.calls
+        nobody = fail_at_scram(ScramClient(b"nobody", b"pencil"), make_handler(get_scram_credentials=unknown))
+        shape = re.compile(rb"r=client-nonce[!-+\--~]+,(s=[A-Za-z0-9+/]{22}==),i=50000")
+        salts = []
+        for challenge, refusal in (new, again, other, nobody):
+            found = shape.fullmatch(challenge)
+            assert found and len(challenge) == len(nobody[0])
+            salts.append(found[1])
+            assert type(refusal) is ReportableError and refusal.__context__ is None
+            assert [vars(refusal), refusal.args] == [vars(nobody[1]), nobody[1].args]
+        assert salts[0] == salts[1] and len(set(salts)) == 3
+
+    @each(
+        "message",
+        [
+            "n,,n=\U0001f600",
+            "n,,n=\U0001f600,",
+            "n,,n=\U0001f600,r=",
+            "n,,n=\U0001f600,r=\U0001f600",
+            "n,,n=\U0001f600\r,r=x",
+            "n,,n=\U0001f600\0,r=x",
+            "n,,n=\U0001f600\n,r=x",
+            "n,,n=\U0001f600=x,r=x",
+            "n,,n=\U0001f600\ue000,r=x",
+            "n,,r=x,n=\U0001f600",
+            "n,,m=x,n=\U0001f600,r=x",
+            "n,,n=alice,r=\U0001f600",
+            "n,,n=\ufdd0,r=x",
+            "n,,n=\uffff,r=x",
+            "n,,n=\U0001f600,r=x y",
+            "n,,n=\u05d0\U0001f600,r=x",
+            "n,,n=\U0001f600,n=alice,r=x",
+            "n,,\U0001f600=alice,r=x",
+        ],
+    )
+    def test_malformed_stays_malformed(self, message: str) -> None:
+        """Nothing but such a name passes: not beside what SASLprep forbids, nor where no name stands."""
+        handler = make_handler()
+        _, refusal = refuse("SCRAM-SHA-256", handler, message.encode())
+        assert type(refusal) is BadCommandError and not handler.mail.calls
 
     def test_other_refusals_are_told(self) -> None:
         """A backend that is down is no wrong password: a refusal with a code of its own is the answer, at once."""

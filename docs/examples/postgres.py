@@ -52,6 +52,12 @@ CREATE TABLE IF NOT EXISTS messages (
 CREATE INDEX IF NOT EXISTS messages_of_user ON messages (user_id, id) INCLUDE (unique_id, size);
 -- Not compressed: a piece of a large message is then found without unpacking all that is before it.
 ALTER TABLE messages ALTER octets SET STORAGE EXTERNAL;
+-- One secret for all servers, from which the salts of users who do not exist are made: see serve().
+CREATE TABLE IF NOT EXISTS decoy_key (
+    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    octets bytea NOT NULL DEFAULT uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+);
+INSERT INTO decoy_key DEFAULT VALUES ON CONFLICT DO NOTHING;
 """
 # A random unique_id is never used again, not even when the database was restored from a backup and counts anew.
 
@@ -252,10 +258,13 @@ def serve(options: argparse.Namespace, handler_class: type[MailHandler] = MailHa
         context.load_cert_chain(options.certfile, options.keyfile)
     with open_pool(options.dsn, options.pool_size, options.dead_after) as pool:
         pool.wait()
+        with pool.connection() as connection:
+            (decoy_key,) = connection.execute("SELECT octets FROM decoy_key").fetchone() or (None,)
         server = popart.Server(
             (options.host, options.port),
             lambda peer: handler_class(pool, peer),
             ssl_context=context,
+            scram_decoy_key=decoy_key,  # for a handler_class that offers SCRAM
             proxy_protocol=bool(options.trusted_proxy),
             trusted_proxies=options.trusted_proxy,
         )

@@ -1,0 +1,241 @@
+"""What a session knows of its messages, and the checks of what the handler said of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import islice
+from operator import index
+from typing import Any, SupportsIndex, TypeVar
+
+from popart.errors import BadCommandError, HandlerError, ReportableError
+from popart.handler import Handler, SupportsListing, ability, close_coroutines
+
+MAX_SIZE = 2**63 - 1
+"""Octets of a message.  What 64 bits hold, as clients keep sizes in such numbers."""
+
+MAX_UNIQUE_ID = 70
+"""Characters of a unique-id (RFC 1939 section 7)."""
+
+MAX_SHOWN = 128
+"""Characters, or bits, of a handler's wrong value that a report shows."""
+
+MAX_DIGITS = 10
+"""Digits of a number in a command: enough for TOP's 99999999 and for any message."""
+
+_UNIQUE_ID = re.compile(f"[!-~]{{1,{MAX_UNIQUE_ID}}}")
+Checked = TypeVar("Checked")
+
+
+class Maildrop:
+    """What a session knows of its messages: numbers, sizes and ids, frozen at sign-in, and the marks of DELE."""
+
+    def __init__(self, sizes: list[int], ids: list[str] | None, ask_id: Callable[[int], str]) -> None:
+        self.sizes = sizes
+        self.count = self._all_count = len(sizes)
+        self.octets = self._all_octets = sum(sizes)
+        self._deleted: set[int] = set()
+        self._ask_id = ask_id
+        self._unchecked_ids = ids
+        self._ids = [""] * self._all_count  # "" where it is not known yet
+        self._asks = ids is None
+        self._asked_ids: set[str] = set()
+
+    @classmethod
+    def open(cls, handler: Handler, max_messages: int | None) -> Maildrop:
+        """Ask the handler for its messages.
+
+        :raises HandlerError: the count, a size or the listing is not what it must be, or *max_messages* are exceeded.
+        """
+        ids: list[str] | None = None
+        list_messages = ability(handler, SupportsListing, "list_messages")
+        if list_messages is not None:
+            listing = list_messages()
+            if not isinstance(listing, Iterable):
+                close_coroutines(listing)
+                raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
+            entries = list(islice(listing, None if max_messages is None else max_messages + 1))
+            if max_messages is not None and len(entries) > max_messages:
+                raise HandlerError(
+                    f"list_messages goes on after {max_messages} messages, and max_messages is {max_messages}"
+                )
+            sizes, ids = _unzip(entries)
+        else:
+            (count,) = check_numbers([handler.get_message_count()], MAX_SIZE, "the count of messages")
+            if max_messages is not None and count > max_messages:
+                raise HandlerError(f"the count of messages is {count}, and max_messages is {max_messages}")
+            sizes = [handler.get_message_size(number) for number in range(1, count + 1)]
+        return cls(check_numbers(sizes, MAX_SIZE, "the size of message {}"), ids, handler.get_message_id)
+
+    def __str__(self) -> str:
+        return f"{self.count} message{'' if self.count == 1 else 's'} ({self.octets} octets)"
+
+    def find(self, argument: str) -> int:
+        """Return the message number that a command's argument stands for."""
+        if not is_number(argument):
+            raise BadCommandError("bad message number")
+        number = int(argument)
+        if not 1 <= number <= self._all_count:
+            raise ReportableError(f"no such message, the maildrop was opened with {self._all_count}")
+        if number in self._deleted:
+            raise ReportableError(f"message {number} is deleted")
+        return number
+
+    def list_sizes(self) -> bytes:
+        """Return the scan listings of the messages that are not marked as deleted (RFC 1939 section 5)."""
+        return self._list(self._numbers(), self.sizes)
+
+    def list_unique_ids(self) -> bytes:
+        """Return the unique-id listings likewise (RFC 1939 section 7).
+
+        :raises HandlerError: an id cannot stand on the wire or is not unique.
+        """
+        numbers = self._numbers()
+        self._know_ids(numbers)
+        return self._list(numbers, self._ids)
+
+    def unique_id(self, number: int) -> str:
+        """Return a message's unique-id.
+
+        :raises HandlerError: it, or with a listing any of the ids, cannot stand on the wire or is not unique.
+        """
+        self._know_ids([number])
+        return self._ids[number - 1]
+
+    def _numbers(self) -> Sequence[int]:
+        numbers = range(1, self._all_count + 1)
+        return [number for number in numbers if number not in self._deleted] if self._deleted else numbers
+
+    def _list(self, numbers: Sequence[int], values: Sequence[object]) -> bytes:
+        # One format for all lines: a quarter faster than to join a string for each.
+        flat: list[object] = [None] * (2 * len(numbers))
+        flat[::2] = numbers
+        flat[1::2] = [values[number - 1] for number in numbers] if self._deleted else values
+        return ("%d %s\r\n" * len(numbers) % tuple(flat)).encode("ascii")
+
+    def _know_ids(self, numbers: Sequence[int]) -> None:
+        """See that these messages' ids, asked for when first needed and kept, are known and good."""
+        if self._unchecked_ids is not None:
+            self._ids = _check_ids(self._unchecked_ids)
+            self._unchecked_ids = None
+        for number in numbers if self._asks else ():
+            if not self._ids[number - 1]:
+                identifier = _check_id(number, self._ask_id(number))
+                if identifier in self._asked_ids:
+                    raise _same_ids(self._ids.index(identifier) + 1, number, identifier)
+                self._asked_ids.add(identifier)
+                self._ids[number - 1] = identifier
+
+    def delete(self, number: int) -> None:
+        """Mark a message as deleted.  Numbers never move (RFC 1939 section 5)."""
+        self._deleted.add(number)
+        self.count -= 1
+        self.octets -= self.sizes[number - 1]
+
+    def deleted(self) -> list[int]:
+        """Return the marked messages' numbers, ascending."""
+        return sorted(self._deleted)
+
+    def undelete(self) -> None:
+        """Take back all marks."""
+        self._deleted.clear()
+        self.count = self._all_count
+        self.octets = self._all_octets
+
+
+def is_number(argument: str) -> bool:
+    # int() alone would take signs, underscores, spaces and the digits of other scripts.
+    return argument.isascii() and argument.isdigit() and len(argument) <= MAX_DIGITS
+
+
+def _unzip(entries: list[Any]) -> tuple[list[int], list[str]]:
+    sizes: list[int] = []
+    ids: list[str] = []
+    try:
+        for size, identifier in entries:
+            sizes.append(size)
+            ids.append(identifier)
+    except (TypeError, ValueError):
+        close_coroutines(*entries)
+        what = type(entries[len(sizes)]).__name__
+        raise HandlerError(f"list_messages has no pair of size and id for message {len(sizes) + 1}: {what}") from None
+    return sizes, ids
+
+
+def check_numbers(values: Sequence[SupportsIndex], most: int, what: str) -> list[int]:
+    """Return what are integers from 0 to *most*.  *what* names a value, by {} as the place that it has."""
+    # All at once, in C, and one by one only to find which of them it is.
+    with suppress(TypeError):
+        numbers = list(map(index, values))
+        if not numbers or (min(numbers) >= 0 and max(numbers) <= most):
+            return numbers
+    return _each(values, lambda place, value: _check_number(value, most, what.format(place)))
+
+
+def _each(values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
+    """Check one value after the other, by its message's number; if one is wrong, Python shall print nothing of any."""
+    try:
+        return [check(number, value) for number, value in enumerate(values, 1)]
+    except HandlerError:
+        close_coroutines(*values)
+        raise
+
+
+def _check_number(value: SupportsIndex, most: int, what: str) -> int:
+    try:
+        number = index(value)
+    except TypeError:
+        raise HandlerError(f"{what} must be an integer: {type(value).__name__}") from None
+    if not 0 <= number <= most:
+        raise HandlerError(f"{what} must be 0 to {most}: {show(number)}")
+    return number
+
+
+def _check_ids(ids: list[str]) -> list[str]:
+    # All at once, in C: ten times as fast as matching a pattern for each of 100,000 ids.
+    if _are_legal(ids):
+        plain = ids
+    else:
+        plain = _each(ids, _check_id)
+    if len(set(plain)) != len(plain):
+        firsts: dict[str, int] = {}
+        for number, identifier in enumerate(plain, 1):
+            if firsts.setdefault(identifier, number) != number:
+                raise _same_ids(firsts[identifier], number, identifier)
+    return plain
+
+
+def _are_legal(ids: list[str]) -> bool:
+    if set(map(type, ids)) - {str}:
+        return False  # a subclass could look one way here and another way on the wire
+    text = "".join(ids)
+    lengths = set(map(len, ids)) or {1}
+    return (
+        text.isascii() and text.isprintable() and " " not in text and 1 <= min(lengths) <= max(lengths) <= MAX_UNIQUE_ID
+    )
+
+
+def _check_id(number: int, identifier: object) -> str:
+    if not isinstance(identifier, str):
+        raise HandlerError(f"the unique-id of message {number} must be a str: {type(identifier).__name__}")
+    plain = str.__str__(identifier)
+    if not _UNIQUE_ID.fullmatch(plain):
+        rule = f"1 to {MAX_UNIQUE_ID} characters from '!' to '~'"
+        raise HandlerError(f"the unique-id of message {number} must have {rule}: {show(plain)}")
+    return plain
+
+
+def _same_ids(first: int, second: int, identifier: str) -> HandlerError:
+    return HandlerError(f"messages {first} and {second} have the same unique-id: {show(identifier)}")
+
+
+def show(value: object) -> str:
+    """Return a value as a report shows it, its length bounded; of what is neither text nor a number, the type."""
+    if isinstance(value, str):
+        text = str.__str__(value)
+        return repr(text) if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]!r} and {len(text) - MAX_SHOWN} more"
+    if isinstance(value, int):
+        bits = int.bit_length(value)  # Python refuses to write very large numbers
+        return int.__repr__(value) if bits <= MAX_SHOWN else f"a number of {bits} bits"
+    return type(value).__name__
