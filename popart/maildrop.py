@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from operator import index
+from types import CoroutineType
 from typing import Any, SupportsIndex, TypeVar
 
 from popart.errors import BadCommandError, HandlerError, ReportableError
@@ -61,6 +62,8 @@ class Maildrop:
                     f"list_messages goes on after {max_messages} messages, and max_messages is {max_messages}"
                 )
             sizes, ids = _unzip(entries)
+            if CoroutineType in set(map(type, ids)):
+                _check_ids(ids)  # else that waits until a client wants them
         else:
             (count,) = check_numbers([handler.get_message_count()], MAX_SIZE, "the count of messages")
             if max_messages is not None and count > max_messages:
@@ -218,6 +221,7 @@ def _are_legal(ids: list[str]) -> bool:
 
 def _check_id(number: int, identifier: object) -> str:
     if not isinstance(identifier, str):
+        close_coroutines(identifier)
         raise HandlerError(f"the unique-id of message {number} must be a str: {type(identifier).__name__}")
     plain = str.__str__(identifier)
     if not _UNIQUE_ID.fullmatch(plain):

@@ -20,7 +20,7 @@ from popart import Handler, SupportsClose, SupportsListing, SupportsTop
 from popart.errors import HandlerError, ReportableError
 from popart.handler import ability
 from popart.server import Server
-from popart.wire import encode_message
+from popart.wire import encode_message, ok
 
 from .conftest import Client, ClosingHandler, Mail, MemoryHandler, connected, make_session, running
 
@@ -479,15 +479,16 @@ class TestCoroutines:
         handler.get_message_reader = lambda number: reader  # type: ignore[method-assign,assignment]
         session = make_session(handler)
         reply = [*map(session.respond, [*SIGN_IN, b"RETR 1"])][-1]
-        assert reply.message is not None and [*reply.message] == []
+        assert reply == ok("0 octets", b"")
         session.close()
         assert not handler.mail.errors
 
     @pytest.mark.parametrize("entries", [
         lambda: [(wait(), "a")], lambda: [wait(), wait()], lambda: [(1, "a"), (wait(), "b"), (wait(), "c")],
+        lambda: [(1, "a"), (1, wait())],
     ])  # fmt: skip
     def test_in_a_listing(self, entries: Callable[[], Any]) -> None:
-        """In the place of an entry or a size."""
+        """In the place of an entry, a size or an id."""
         handler = MemoryHandler(Mail())
         handler.list_messages = entries  # type: ignore[attr-defined]
         with nothing_unawaited():

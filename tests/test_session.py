@@ -13,7 +13,7 @@ import pytest
 
 import popart
 from popart.errors import BrokenMessageError, HandlerError, LimitError, ReportableError
-from popart.session import Session, State
+from popart.session import Session
 from popart.wire import MAX_LINE
 
 from .conftest import ClosingHandler, Mail, MemoryHandler, make_session
@@ -59,7 +59,7 @@ def begin(handler: popart.Handler, **options: Any) -> Session:
 
 def goes_on(session: Session) -> bool:
     """Tell whether the session takes another command."""
-    line = b"NOOP" if session.state is State.TRANSACTION else b"USER alice"
+    line = b"NOOP" if session.state is State.TRANSACTION else b"AUTH"
     return not session.over and ask(session, line)[0].startswith(b"+OK")
 
 

@@ -41,7 +41,8 @@ from typing import Any
 import trustme
 
 from popart.handler import Handler
-from popart.server import Connection, Server
+from popart.connection import Connection
+from popart.server import Server
 from popart.session import Session
 from tests.conftest import Mail
 from tests.wire.messages import HARD, make_message, on_the_wire
