@@ -13,7 +13,7 @@ import pytest
 
 import popart
 from popart.errors import BrokenMessageError, HandlerError, LimitError, ReportableError
-from popart.session import Session
+from popart.session import Session, State
 from popart.wire import MAX_LINE
 
 from .conftest import ClosingHandler, Mail, MemoryHandler, make_session
