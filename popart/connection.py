@@ -11,7 +11,7 @@ import socketserver
 import ssl
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 from popart import system
@@ -79,7 +79,6 @@ class Connection(socketserver.StreamRequestHandler):
     def setup(self) -> None:
         """Make no file objects: they would be one more layer of buffers, and are unusable after a timeout."""
         self._replies: list[bytes] = []
-        self._ends: list[int] = []  # where they end
         self._gathered = 0
         self._sent_octets = 0
         self._incomplete = False  # true in the midst of a reply
@@ -207,6 +206,7 @@ class Connection(socketserver.StreamRequestHandler):
         while not (session.over or ending.closing):
             self._flush()
             commands = self._next_commands(lines)
+            pipelined = len(commands) > 1
             sent = self._sent_octets
             for number, line in enumerate(commands, 1):
                 if session.is_quit(line):
@@ -221,10 +221,10 @@ class Connection(socketserver.StreamRequestHandler):
                     return End.RESET if broken.reset else End.CUT
                 if session.over or ending.closing:
                     break
-                if len(commands) > 1 and (not number % COMMANDS or self._sent_octets > sent):
+                if pipelined and (not number % COMMANDS or self._sent_octets > sent):
                     self._keep_pace()
                     sent = self._sent_octets
-            if len(commands) > 1:
+            if pipelined:
                 self._keep_pace()
         self._flush()
         return End.COMPLETE
@@ -308,18 +308,16 @@ class Connection(socketserver.StreamRequestHandler):
             self._place.pause(min(reply.delay, self._login_limit() - time.monotonic()))
         if reply.message is None:
             self._keep(reply.head())
-            self._ends.append(self._gathered)
             return reply.status
         status = reply.status
         kept, gathered, sent = len(self._replies), self._gathered, self._sent_octets
         self._incomplete = True
         try:
-            with contextlib.closing(reply.message) as message:
-                self._keep(status)
-                for octets in message:
-                    if self._ending.grace_over:
-                        raise BrokenMessageError("the server has closed")
-                    self._keep(octets)
+            self._keep(status)
+            for octets in reply.message:
+                if self._ending.grace_over:
+                    raise BrokenMessageError("the server has closed")
+                self._keep(octets)
         except BrokenMessageError as broken:
             if broken.answer is None or self._sent_octets != sent:
                 raise
@@ -327,8 +325,9 @@ class Connection(socketserver.StreamRequestHandler):
             del self._replies[kept:]
             self._gathered = gathered
             self._keep(status)
+        finally:
+            reply.message.close()
         self._incomplete = False
-        self._ends.append(self._gathered)
         return status
 
     def _keep(self, octets: bytes) -> None:
@@ -341,15 +340,15 @@ class Connection(socketserver.StreamRequestHandler):
         if not self._replies:
             return
         octets = b"".join(self._replies)
-        ends = [*self._ends, len(octets)]
-        self._replies.clear()
-        self._ends.clear()
+        before, self._incomplete = self._incomplete, True
+        replies, self._replies = self._replies, []
         self._gathered = 0
         self._sent_octets += len(octets)
-        before, self._incomplete = self._incomplete, True
         if self._tls is None:
             self._write(octets)
         else:
+            # Where a message goes on no end needs care, and none is harmed by it.
+            ends = [*accumulate(map(len, replies))]
             self._write_records(self._tls, cut(octets, ends, RECORD_SIZE))
         self._incomplete = before
 
