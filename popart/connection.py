@@ -128,13 +128,9 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> None:
         tls = TLS(context)
-        octets = b""
         try:
-            while not tls.shake_hands(octets):
+            while not tls.shake_hands(self._receive(deadline)):
                 self._write(tls.outgoing(), deadline)
-                octets = self._receive(deadline)
-                if not octets:
-                    raise ConnectionAbortedError("the connection ended within the handshake")
         except ssl.SSLError:
             system.send_at_once(self.request, tls.outgoing())  # the alert
             raise

@@ -29,7 +29,10 @@ class TLS:
         """Go on with the handshake with what has come from the client; return whether that is all.
 
         :raises ssl.SSLError: it failed; `outgoing` may hold an alert then.
+        :raises ConnectionAbortedError: nothing has come: the connection has ended.
         """
+        if not octets:
+            raise ConnectionAbortedError("the connection ended within the handshake")
         self._incoming.write(octets)
         try:
             self._object.do_handshake()
