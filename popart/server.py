@@ -248,12 +248,13 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _begin_in_child(self) -> None:
         """Let go of the copies of what was there at a fork: the parent's sessions, and its threads, go on there."""
+        within_loop = self._serving is threading.current_thread()
         for place in self._places:
             place.socket.close()
         for door in self._doors:
             door.close()
         self._begin()
-        self._stop_wanted = True  # for a loop within which the fork was made
+        self._stop_wanted = within_loop
 
     @classmethod
     def from_socket(

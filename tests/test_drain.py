@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -283,3 +285,91 @@ def test_drain_ends_though_clients_go_on_coming(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(server, "_accept_one", lambda: accepted.append(1))
         assert server.drain()
         assert len(accepted) == 65_535
+
+
+def test_the_whole_queue_is_served() -> None:
+    """All that wait in an inherited listener's queue are served, however long that is."""
+    with socket.create_server(HOST, backlog=100) as listener, ExitStack() as clients:
+        server = Server.from_socket(listener.dup(), lambda peer: MemoryHandler(Mail()))
+        server.request_queue_size = 5
+        with server:
+            waiting = [clients.enter_context(connected(server)) for _ in range(50)]
+            with draining(server) as result:
+                for client in waiting:
+                    assert client.line().startswith(b"+OK")
+                    assert says_goodbye(client)
+                    client.close()
+                assert result.result(PATIENCE) is True
+
+
+def test_a_shortage_is_no_empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While no descriptor is to be had those in the queue wait, and nobody is reset."""
+    accept = socket.socket.accept
+    failures = [errno.EMFILE, errno.ENFILE, errno.ENOMEM]
+
+    def short(sock: socket.socket) -> Any:
+        if failures:
+            raise OSError(failures.pop(), "short")
+        return accept(sock)
+
+    server = make_server(Mail())
+    with server, connected(server) as client, connected(server) as other:
+        monkeypatch.setattr(socket.socket, "accept", short)
+        with draining(server) as result:
+            for waiting in (client, other):
+                assert waiting.line().startswith(b"+OK")
+                assert says_goodbye(waiting)
+            assert result.result(PATIENCE) is True
+    assert not failures
+
+
+def test_a_shortage_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not outlast the timeout."""
+    server = make_server(Mail())
+
+    def short(sock: socket.socket) -> Any:
+        raise OSError(errno.EMFILE, "short")
+
+    monkeypatch.setattr(socket.socket, "accept", short)
+    with server:
+        start = time.monotonic()
+        assert server.drain(0.3) is True
+        assert 0.3 <= time.monotonic() - start < PATIENCE / 2
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300])
+def test_a_timeout_without_end(timeout: float) -> None:
+    """Infinity is no limit, as None is."""
+    server = make_server(Mail())
+    with running(server), signed_in(server) as client:
+        with draining(server, timeout) as result:
+            assert says_goodbye(client)
+            assert result.result(PATIENCE) is True
+
+
+def test_beside_server_close() -> None:
+    """drain() in one thread and server_close() in another leave no thread, no lock and no error behind."""
+    told: list[BaseException | None] = []
+
+    class Telling(Server):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            told.append(sys.exc_info()[1])
+
+    for round_ in range(100):
+        mails = [Mail() for _ in range(4)]
+        handlers = [*map(MemoryHandler, mails)]
+        threads = threading.active_count()
+        server = Telling(HOST, lambda peer, handlers=handlers: handlers.pop())
+        with ExitStack() as clients:
+            for _ in mails:
+                client = clients.enter_context(connected(server))
+                client.send(b"USER alice\r\nPASS secret\r\n")
+            with ThreadPoolExecutor(2) as others:
+                drained = others.submit(server.drain)
+                if round_ % 3:
+                    threading.Event().wait(round_ % 3 / 1000)
+                others.submit(server.server_close).result(PATIENCE)
+                drained.result(PATIENCE)
+            assert threading.active_count() == threads
+            assert not any(mail.locked for mail in mails)
+    assert told == []

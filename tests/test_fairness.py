@@ -1,0 +1,327 @@
+"""Nobody stops another: pacing, places, and the accept loop (promise 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import popart
+from popart.pacing import Pace, Pacer
+from popart.server import Server
+from tests.conftest import (
+    PATIENCE,
+    Client,
+    ClosingHandler,
+    Mail,
+    MemoryHandler,
+    QuickServer,
+    connected,
+    running,
+    signed_in,
+    wait_until,
+)
+from tests.test_server import HOST, MESSAGE, Held
+
+# Pacing.
+
+
+class Clock:
+    """Stands in for the processor's clock, of which each session's thread has its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.used: Counter[Pace] = Counter()
+        self.now = 0.0
+        monkeypatch.setattr("time.thread_time", lambda: self.now)
+
+    def work(self, pace: Pace, seconds: float) -> float:
+        self.now = self.used[pace]
+        pace.begin()
+        self.now += seconds
+        self.used[pace] = self.now  # type: ignore[assignment]
+        return pace.pause()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_who_pipelines_alone_never_pauses(clock: Clock) -> None:
+    """Without another busy session there is nobody to wait for."""
+    pace = Pace(Pacer())
+    assert [clock.work(pace, seconds) for seconds in (0.0001, 0.5, 100.0, 0.1)] == [0] * 4
+
+
+def test_a_busy_session_pauses_for_the_others(clock: Clock) -> None:
+    """Each of n busy sessions pauses for twice what the n - 1 others may use meanwhile, for five seconds at most."""
+    pacer = Pacer()
+    first, second, third = (Pace(pacer) for _ in range(3))
+    assert clock.work(first, 0.01) == 0
+    assert clock.work(second, 0.01) == pytest.approx(0.02)
+    assert clock.work(third, 0.01) == pytest.approx(0.04)
+    assert clock.work(first, 0.02) == pytest.approx(0.08)
+    assert clock.work(first, 60.0) == 5.0
+    third.rest()
+    assert clock.work(second, 0.01) == pytest.approx(0.02)
+    second.rest()
+    assert clock.work(first, 0.01) == 0
+    first.rest()
+    assert pacer.busy == 0
+
+
+def test_a_short_pipeline_is_free(clock: Clock) -> None:
+    """A session may use a millisecond for pipelined commands before it counts as busy, and then no more of it."""
+    pacer = Pacer()
+    other = Pace(pacer)
+    clock.work(other, 1.0)
+    pace = Pace(pacer)
+    assert clock.work(pace, 0.0006) == 0 and not pace.busy
+    pace.rest()
+    assert clock.work(pace, 0.0006) == pytest.approx(0.0012) and pace.busy
+    pace.rest()
+    assert clock.work(pace, 0.0001) == pytest.approx(0.0002)
+
+
+NOOPS = b"NOOP\r\n" * 2000
+
+
+@contextlib.contextmanager
+def flooding(server: Server) -> Iterator[Client]:
+    """A client that has sent commands for as long as anybody looks, and reads no more than the system takes."""
+    with signed_in(server) as client, ThreadPoolExecutor() as others:
+        stop = threading.Event()
+
+        def flood() -> None:
+            with contextlib.suppress(OSError):
+                while not stop.is_set():
+                    client.sock.sendall(NOOPS)
+
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                while client.sock.recv(65_536):
+                    pass
+
+        others.submit(flood)
+        others.submit(read)
+        try:
+            yield client
+        finally:
+            stop.set()
+            with contextlib.suppress(OSError):
+                client.sock.shutdown(socket.SHUT_RDWR)
+
+
+def test_floods_are_counted_and_forgotten() -> None:
+    """Clients that pipeline without end are busy as long as they do; who lets itself be waited for is none of them."""
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)))) as server:
+        with signed_in(server) as client:
+            with flooding(server), flooding(server):
+                wait_until(lambda: server.pacer.busy == 2)
+                client.send(NOOPS[:1200])
+                assert all(client.line() == b"+OK nothing done\r\n" for _ in range(200))
+            wait_until(lambda: server.pacer.busy == 0)
+            client.send(NOOPS)
+            assert all(client.line() == b"+OK nothing done\r\n" for _ in range(2000))
+            wait_until(lambda: server.pacer.busy == 0)
+
+
+def test_a_pause_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that pauses for others does not hold up server_close()."""
+    monkeypatch.setattr(Pace, "pause", lambda pace: 60.0)
+    mail = Mail(MESSAGE)
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(mail))) as server, signed_in(server) as client:
+        client.send(b"NOOP\r\nNOOP\r\n")
+        assert client.line() == client.line() == b"+OK nothing done\r\n"
+        with ThreadPoolExecutor() as others:
+            others.submit(server.server_close).result(PATIENCE)
+        assert client.rest() == b""
+    assert not mail.locked and mail.errors == []
+
+
+def test_a_pause_ends_with_the_login_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause does not outlast login_timeout."""
+    monkeypatch.setattr(Pace, "pause", lambda pace: 60.0)
+    handler = ClosingHandler(Mail())
+    server = QuickServer(HOST, lambda peer: handler)
+    server.login_timeout = 0.2
+    with running(server), connected(server) as client:
+        client.send(b"CAPA\r\nCAPA\r\n")
+        assert handler.closed.wait(PATIENCE)
+
+
+# Places.
+
+
+def silent(client: Client, server: Server) -> None:
+    """It has a greeting, and says nothing."""
+    assert client.line().startswith(b"+OK")
+
+
+def half_a_sign_in(client: Client, server: Server) -> None:
+    silent(client, server)
+    assert client.ask(b"USER alice").startswith(b"+OK")
+
+
+def in_the_delay(client: Client, server: Server) -> None:
+    """Its password was wrong, and it waits for the answer."""
+    silent(client, server)
+    client.send(b"USER alice\r\nPASS wrong\r\n" * 6)
+    assert client.line().startswith(b"+OK")
+    assert client.line().startswith(b"-ERR [AUTH]")
+
+
+def deaf(client: Client, server: Server) -> None:
+    """It has asked for more than it reads."""
+    silent(client, server)
+    with contextlib.suppress(TimeoutError):
+        client.sock.settimeout(0.1)
+        for _ in range(1000):
+            client.send(b"CAPA\r\n" * 1000)
+    wait_until(lambda: any(place.waits and not place.idle for place in server._places))
+
+
+STATES = [silent, half_a_sign_in, in_the_delay, deaf]
+
+
+class Crowded(QuickServer):
+    max_connections = 3
+    max_connections_per_peer = None
+    max_failed_logins = None
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_oldest_that_has_not_signed_in_makes_room(state: Callable[[Client, Server], None]) -> None:
+    """When all places are taken, it is cut, and its handler told; who has signed in keeps its place."""
+    mail, old_mail = Mail(MESSAGE), Mail()
+    handlers = [*(MemoryHandler(Mail(MESSAGE)) for _ in range(3)), ClosingHandler(old_mail), MemoryHandler(mail)]
+    with running(Crowded(HOST, lambda peer: handlers.pop())) as server, signed_in(server) as first:
+        with connected(server) as old, connected(server) as young:
+            state(old, server)
+            silent(young, server)
+            with signed_in(server) as newcomer:
+                assert newcomer.ask(b"QUIT").startswith(b"+OK")
+                wait_until(lambda: old_mail.count("close") == 1)
+                assert first.ask(b"NOOP").startswith(b"+OK")
+                assert young.ask(b"CAPA").startswith(b"+OK")
+    told = [popart.ClientTimeoutError] if state is not silent else []
+    assert [type(error) for error in old_mail.errors] == told
+
+
+def test_no_room_where_all_have_signed_in() -> None:
+    """Then the newcomer is refused."""
+    with running(Crowded(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)))) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(signed_in(server)) for _ in range(3)]
+        with connected(server) as newcomer:
+            assert newcomer.rest().startswith(b"-ERR [SYS/TEMP] too many")
+        assert all(client.ask(b"NOOP").startswith(b"+OK") for client in clients)
+
+
+@pytest.mark.parametrize("where", ["on_new_connection", "authenticate_pass", "lock_maildrop"])
+def test_no_room_where_handlers_are_at_work(where: str) -> None:
+    """A connection whose handler is at work is not cut."""
+    handler = MemoryHandler(Mail(MESSAGE))
+    server = Crowded(HOST, lambda peer: handler)
+    server.max_connections = 1
+    held = Held(server if where == "on_new_connection" else handler, where)
+    with running(server), connected(server) as client:
+        client.send(b"USER alice\r\nPASS secret\r\n")
+        assert held.entered.wait(PATIENCE)
+        with connected(server) as newcomer:
+            assert newcomer.rest().startswith(b"-ERR [SYS/TEMP] too many")
+        held.go_on.set()
+        assert client.line().startswith(b"+OK")
+
+
+def test_the_peers_own_limit_is_asked_first() -> None:
+    """Who has all the places of its own makes nobody leave."""
+    server = Crowded(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)))
+    server.max_connections_per_peer = 2
+    with running(server), connected(server) as first, connected(server) as second:
+        silent(first, server)
+        silent(second, server)
+        with socket.create_connection(server.server_address[:2], PATIENCE, ("127.0.0.2", 0)) as other:
+            assert other.recv(3) == b"+OK"
+            with connected(server) as third:
+                assert third.rest().startswith(b"-ERR [SYS/TEMP] too many")
+            assert first.ask(b"CAPA").startswith(b"+OK") and second.ask(b"CAPA").startswith(b"+OK")
+
+
+def test_two_addresses_lock_nobody_out() -> None:
+    """Silent connections of two addresses that take all places make room for each client that comes."""
+
+    class Small(QuickServer):
+        max_connections = 20
+
+    with running(Small(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)))) as server, contextlib.ExitStack() as stack:
+        for number in range(20):
+            source = (f"127.0.0.{2 + number % 2}", 0)
+            sock = socket.create_connection(server.server_address[:2], PATIENCE, source)
+            assert stack.enter_context(sock).recv(3) == b"+OK"
+        for _ in range(10):
+            client = stack.enter_context(signed_in(server))
+            assert client.ask(b"STAT") == b"+OK 1 34\r\n"
+
+
+@pytest.mark.parametrize(("most", "half"), [(2000, 1000), (3, 1), (1, 1), (None, None)])
+def test_half_of_the_places_for_one_peer(most: int | None, half: int | None) -> None:
+    """A subclass that sets max_connections alone gives one peer half of that, at least 1."""
+
+    class Alone(Server):
+        max_connections = most
+
+    class Both(Server):
+        max_connections = most
+        max_connections_per_peer = 7
+
+    class Inherits(Alone):
+        pass
+
+    assert (Alone.max_connections_per_peer, Both.max_connections_per_peer) == (half, 7)
+    assert Inherits.max_connections_per_peer == half
+    assert Server.max_connections_per_peer == 1000
+    with Server(HOST, lambda peer: None) as server:
+        server.max_connections = 4
+        assert server.max_connections_per_peer == 1000
+
+
+def test_clients_of_a_unix_socket_are_no_peer(tmp_path: Any) -> None:
+    """They have no address, so the limit per peer does not count them."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "pop3"))
+    server = QuickServer.from_socket(listener, lambda peer: MemoryHandler(Mail()))
+    server.max_connections_per_peer = 1
+    with running(server), contextlib.ExitStack() as stack:
+        for _ in range(3):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(str(tmp_path / "pop3"))
+            assert sock.recv(3) == b"+OK"
+
+
+# The loop.
+
+
+def test_connects_alone_do_not_starve_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """service_actions() is called, and shutdown() heard, while clients come without end."""
+    called = threading.Event()
+
+    class Busy(QuickServer):
+        def service_actions(self) -> None:
+            called.set()
+
+    with Busy(HOST, lambda peer: None) as server:
+        monkeypatch.setattr(server, "_accept_one", lambda: None)
+        with ThreadPoolExecutor() as others:
+            serving = others.submit(server.serve_forever)
+            with connected(server):
+                assert called.wait(PATIENCE)
+                called.clear()
+                assert called.wait(PATIENCE)
+            server.shutdown()
+            serving.result(PATIENCE)
