@@ -515,28 +515,39 @@ def test_sigterm_drains(mail_db: Path, namespace: list[str]) -> None:
         assert client.stat()[0] == 2
 
 
-def test_a_second_sigterm_ends_the_draining(mail_db: Path) -> None:
-    """howto-processes: who is told once more does not wait for an idle session, which has 30 seconds."""
+@contextmanager
+def client_that_does_not_read(directory: Path, port: int) -> Iterator[None]:
+    """Ask for a large message, and read no more than its first line."""
+    octets = b"Subject: large\r\n\r\n" + b"x" * 30_000_000 + b"\r\n"
+    with closing(sqlite3.connect(directory / "mail.db")) as db, db:
+        db.execute("UPDATE message SET size = ?, octets = ? WHERE id = 1", (len(octets), octets))
+    with socket.create_connection(("127.0.0.1", port)) as sock, closing(Client(sock)) as client:
+        assert client.line().startswith(b"+OK")
+        client.sign_in()
+        assert client.ask(b"RETR 1").startswith(b"+OK")
+        yield
+
+
+def test_further_sigterms_end_the_draining_and_the_grace(mail_db: Path) -> None:
+    """howto-processes: the second ends the 30 seconds of idle sessions, the third the 5 of who does not read."""
     with process(mail_db, sys.executable, "one_of_many.py") as server:
         port = port_of(server)
-        with client_of(port):
-            server.terminate()
-            wait_until(lambda: is_refused(port))
-            server.terminate()
-            assert server.wait(3) == 0
+        with client_that_does_not_read(mail_db, port), socket.create_connection(("127.0.0.1", port)) as sock:
+            with closing(Client(sock)) as idle:
+                assert idle.line().startswith(b"+OK")
+                server.terminate()
+                wait_until(lambda: is_refused(port))
+                server.terminate()
+                assert idle.rest() == b""
+                server.terminate()
+                assert server.wait(3) == 0
 
 
 def test_a_second_sigterm_ends_the_grace(mail_db: Path) -> None:
     """Part 2: who is told once more does not wait for a client that does not read, which has 5 seconds."""
-    octets = b"Subject: large\r\n\r\n" + b"x" * 30_000_000 + b"\r\n"
-    with closing(sqlite3.connect(mail_db / "mail.db")) as db, db:
-        db.execute("UPDATE message SET size = ?, octets = ? WHERE id = 1", (len(octets), octets))
     with process(mail_db, sys.executable, "mail_in_sqlite.py") as server:
         port = port_of(server)
-        with socket.create_connection(("127.0.0.1", port)) as sock, closing(Client(sock)) as client:
-            assert client.line().startswith(b"+OK")
-            client.sign_in()
-            assert client.ask(b"RETR 1").startswith(b"+OK")
+        with client_that_does_not_read(mail_db, port):
             server.terminate()
             wait_until(lambda: is_refused(port))
             server.terminate()
