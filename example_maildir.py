@@ -206,7 +206,7 @@ def main() -> None:
 
     with server:  # leaving it ends the sessions that are open
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: server.shutdown())  # makes serve_forever return
+            signal.signal(number, lambda *_: server.server_close())  # a second one ends the grace
         host, port = map(str, server.server_address[:2])
         if context is None:
             how = f"telnet {host} {port}"

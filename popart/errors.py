@@ -64,7 +64,8 @@ class ClientGoneError(SessionError):
 class ClientTimeoutError(SessionError):
     """The client let a deadline pass: it sent no command in time, or stopped reading.
 
-    Nothing was deleted, unless it stopped reading before the answer to QUIT.
+    Or it had not signed in when all places were taken and another client needed one.  Nothing was deleted, unless it
+    stopped reading before the answer to QUIT.
     """
 
 

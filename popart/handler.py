@@ -61,11 +61,11 @@ class MessageReader(Protocol):
         """Return at most about *n* of the next octets; fewer is fine, none (``b""``) means the end.
 
         The first call is made before ``+OK`` is sent, so that what it raises becomes an ``-ERR``.  When a later call
-        raises, the connection is dropped without the final dot, and the client knows that the message is cut off.
+        raises, the connection is reset before the final dot, and the client knows that the message is cut off.
 
         An end is believed only if the size that was announced has been reached, as many a source returns ``b""`` when
         its peer dies: with fewer octets, counted as `popart.wire_size` does, the message is broken.  The client reads
-        ``-ERR [SYS/PERM]`` and may go on, or, if the first octets are on their way already, the connection is dropped;
+        ``-ERR [SYS/PERM]`` and may go on, or, if the first octets are on their way already, the connection is reset;
         the handler is told of it by a `HandlerError`.  More octets than announced are all sent.
         """
         ...

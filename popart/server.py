@@ -93,8 +93,10 @@ class Server(socketserver.ThreadingTCPServer):
     `handle_error`, but for a `ReportableError`, which the client reads.
 
     *hostname* is the name in APOP's timestamp (default: this machine's).  *timeout* is how many seconds a client may
-    take for a command, and for reading each 128 KiB of a reply, before it is logged out without a word (RFC 1939
-    section 3).  *implementation* and *expire* are announced by CAPA (RFC 2449 sections 6.9 and 6.7).
+    take for a command, and for reading 128 KiB of what was sent, or all that is left of it, before it is logged out
+    without a word (RFC 1939 section 3).  *implementation* and *expire* are announced by CAPA (RFC 2449 sections 6.9
+    and 6.7).
+
     With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from
     its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.  To renew a
     certificate, assign a new context to the attribute ``ssl_context``: it counts for the connections to come.
@@ -127,10 +129,14 @@ class Server(socketserver.ThreadingTCPServer):
     """Seconds: an autologout timer must be of at least ten minutes (RFC 1939 section 3)."""
 
     max_connections: int | None = 2000
-    """Connections at a time; one more is refused with ``-ERR [SYS/TEMP]``, or closed before a TLS handshake."""
+    """Connections at a time.  For one more, the oldest makes room that has not signed in and whose handler is not at
+    work: it is cut.  If there is none, the newcomer is refused with ``-ERR [SYS/TEMP]``, or closed before a TLS
+    handshake."""
 
     max_connections_per_peer: int | None = 1000
-    """The same for one IPv4 address or one IPv6 /64, and half as many, so that no peer alone takes every place."""
+    """Connections of one IPv4 address or one IPv6 /64; one more is refused.  Half of all, so that no peer alone takes
+    every place: a subclass that sets `max_connections` alone gets half of that.  Clients of a UNIX socket are no peer,
+    unless a PROXY header names one."""
 
     max_bad_commands: int | None = 50
     """Unknown, malformed or misplaced commands in a row; the session ends with the answer to the last of them."""
@@ -149,7 +155,8 @@ class Server(socketserver.ThreadingTCPServer):
     """Messages in a maildrop: it ends the loop over a handler that counts wrongly.  More are a `HandlerError`."""
 
     shutdown_grace: float | None = 5
-    """Seconds that `server_close` gives to running commands before it cuts their connections."""
+    """Seconds that `server_close` gives to running commands, and to clients that have yet to read replies, before it
+    cuts their connections."""
 
     allow_reuse_address = True
     request_queue_size = 1024
@@ -259,8 +266,9 @@ class Server(socketserver.ThreadingTCPServer):
         """Make a server of a stream socket that is bound already, and may be listening: TCP or UNIX.
 
         Such sockets come from systemd or from a parent process.  The server closes *listener* at its end; the path of
-        a UNIX socket is the caller's to remove.  *options* are the keyword arguments of `Server` but *reuse_port*,
-        for which it is too late.
+        a UNIX socket is the caller's to remove.  A connection to that cannot be reset: where a message breaks off, its
+        client reads an error only if some of what it sent was left unread.  *options* are the keyword arguments of
+        `Server` but *reuse_port*, for which it is too late.
 
         :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
         """

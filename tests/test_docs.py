@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -490,6 +491,11 @@ def test_processes_on_one_socket(mail_db: Path) -> None:
                 assert new.stat()[0] == 2
 
 
+def is_refused(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) != 0
+
+
 @pytest.mark.parametrize("namespace", [[], ["--map-root-user", "--pid", "--fork", "--kill-child"]], ids=["", "as 1"])
 def test_sigterm_drains(mail_db: Path, namespace: list[str]) -> None:
     """howto-processes: after SIGTERM clients are refused, and a session goes on to QUIT; so too with process 1."""
@@ -499,19 +505,62 @@ def test_sigterm_drains(mail_db: Path, namespace: list[str]) -> None:
     with process(mail_db, *prefix, sys.executable, "one_of_many.py") as server:
         port = port_of(server)
         pid = int(Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()) if namespace else server.pid
-
-        def is_refused() -> bool:
-            with socket.socket() as sock:
-                return sock.connect_ex(("127.0.0.1", port)) != 0
-
         with client_of(port) as client:
             os.kill(pid, signal.SIGTERM)
-            wait_until(is_refused)
+            wait_until(lambda: is_refused(port))
             client.dele(2)
             client.quit()
         assert server.wait(PATIENCE) == 0
     with process(mail_db, sys.executable, "mail_in_sqlite.py") as server, client_of(port_of(server)) as client:
         assert client.stat()[0] == 2
+
+
+@contextmanager
+def client_that_does_not_read(directory: Path, port: int) -> Iterator[None]:
+    """Ask for a large message, and read no more than its first line."""
+    octets = b"Subject: large\r\n\r\n" + b"x" * 30_000_000 + b"\r\n"
+    with closing(sqlite3.connect(directory / "mail.db")) as db, db:
+        db.execute("UPDATE message SET size = ?, octets = ? WHERE id = 1", (len(octets), octets))
+    with socket.create_connection(("127.0.0.1", port)) as sock, closing(Client(sock)) as client:
+        assert client.line().startswith(b"+OK")
+        client.sign_in()
+        assert client.ask(b"RETR 1").startswith(b"+OK")
+        yield
+
+
+def test_further_sigterms_end_the_draining_and_the_grace(mail_db: Path) -> None:
+    """howto-processes: the second ends the 30 seconds of idle sessions, the third the 5 of who does not read."""
+    with process(mail_db, sys.executable, "one_of_many.py") as server:
+        port = port_of(server)
+        with client_that_does_not_read(mail_db, port), socket.create_connection(("127.0.0.1", port)) as sock:
+            with closing(Client(sock)) as idle:
+                assert idle.line().startswith(b"+OK")
+                server.terminate()
+                wait_until(lambda: is_refused(port))
+                server.terminate()
+                assert idle.rest() == b""
+                server.terminate()
+                assert server.wait(3) == 0
+
+
+def test_a_second_sigterm_ends_the_grace(mail_db: Path) -> None:
+    """Part 2: who is told once more does not wait for a client that does not read, which has 5 seconds."""
+    with process(mail_db, sys.executable, "mail_in_sqlite.py") as server:
+        port = port_of(server)
+        with client_that_does_not_read(mail_db, port):
+            server.terminate()
+            wait_until(lambda: is_refused(port))
+            server.terminate()
+            assert server.wait(3) == 0
+
+
+def test_a_second_signal_in_each_example() -> None:
+    """The first signal of an example that drains is shutdown(); each other one is server_close()."""
+    examples = [path.read_text("utf-8") for path in EXAMPLES.rglob("*.py") if "SIGTERM" in path.read_text("utf-8")]
+    assert len(examples) == 7
+    for text in examples:
+        wishes = re.findall(r"signal\.SIGTERM, lambda \*_: server\.(\w+)\(\)", text)
+        assert wishes == (["shutdown", "server_close"] if "server.drain(" in text else ["server_close"])
 
 
 def test_the_units(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -25,7 +26,7 @@ import pytest
 import trustme
 
 import example_maildir
-from tests.conftest import PATIENCE, Client
+from tests.conftest import PATIENCE, Client, wait_until
 
 SCRIPT = Path(example_maildir.__file__)
 MAIL = b"Subject: one\n\nbody\n"
@@ -100,6 +101,12 @@ def connected(server: Example) -> Iterator[Client]:
     with socket.create_connection((server.host, server.port)) as sock, closing(Client(sock)) as client:
         assert client.line().startswith(b"+OK")
         yield client
+
+
+def is_refused(server: Example) -> bool:
+    """Tell whether the example listens no more."""
+    with socket.socket() as sock:
+        return sock.connect_ex((server.host, server.port)) != 0
 
 
 def read(client: poplib.POP3, number: int) -> bytes:
@@ -389,6 +396,21 @@ class TestProgram:
             assert idle.rest() == b""
         assert sum(line.endswith(" session over") for line in lines) == 2
         assert not [line for line in lines if "error" in line or "delete" in line]
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_second_signal(self, tmp_path: Path, number: signal.Signals) -> None:
+        """It ends the grace of 5 seconds that a client has which does not read its message."""
+        (tmp_path / "1").write_bytes(MAIL + b"x" * 30_000_000)
+        with example("--maildir", tmp_path) as server, connected(server) as client:
+            client.sign_in()
+            assert client.ask(b"RETR 1").startswith(b"+OK")
+            server.process.send_signal(number)
+            wait_until(lambda: is_refused(server))
+            began = time.monotonic()
+            lines = server.stop(number)
+            assert time.monotonic() - began < 3
+        assert lines[-1].endswith(" session over")
+        assert not [line for line in lines if "error" in line]
 
     def test_how_to_connect(self) -> None:
         """The first line names a command that connects: the real host, and the real port where 0 was asked for."""

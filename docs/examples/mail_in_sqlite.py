@@ -84,6 +84,6 @@ class SQLiteHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose
 if __name__ == "__main__":
     LOCKS.mkdir(exist_ok=True)
     with popart.Server(("127.0.0.1", 1100), lambda peer: SQLiteHandler()) as server:
-        signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
+        signal.signal(signal.SIGTERM, lambda *_: server.server_close())
         print("POP3 on port", server.server_address[1])
         server.serve_forever()

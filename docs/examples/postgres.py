@@ -272,6 +272,7 @@ def serve(options: argparse.Namespace, handler_class: type[MailHandler] = MailHa
             signal.signal(signal.SIGTERM, lambda *_: server.shutdown())  # makes serve_forever return
             log.warning("serving on %s, port %d", *server.server_address[:2])
             server.serve_forever()
+            signal.signal(signal.SIGTERM, lambda *_: server.server_close())  # a second one ends the draining
             server.drain(options.drain)
 
 

@@ -29,6 +29,6 @@ if __name__ == "__main__":
                 print("certificate not renewed:", error, flush=True)
 
         signal.signal(signal.SIGHUP, renew)
-        signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
+        signal.signal(signal.SIGTERM, lambda *_: server.server_close())
         print("POP3 over TLS on port", server.server_address[1], flush=True)
         server.serve_forever()

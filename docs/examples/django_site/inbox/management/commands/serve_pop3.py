@@ -95,7 +95,7 @@ class Command(BaseCommand):
 
     def handle(self, *args, port, **options):
         with popart.Server(("127.0.0.1", port), lambda peer: DjangoHandler()) as server:
-            signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
+            signal.signal(signal.SIGTERM, lambda *_: server.server_close())
             self.stdout.write(f"POP3 on port {server.server_address[1]}")
             self.stdout.flush()
             server.serve_forever()
