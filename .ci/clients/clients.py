@@ -40,8 +40,8 @@ from typing import Any
 
 import trustme
 
-from popart.handler import Handler
 from popart.connection import Connection
+from popart.handler import Handler
 from popart.server import Server
 from popart.session import Session
 from tests.conftest import Mail
