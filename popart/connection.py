@@ -131,7 +131,7 @@ class Connection(socketserver.StreamRequestHandler):
             while not tls.shake_hands(self._receive(deadline)):
                 self._write(tls.outgoing(), deadline)
         except ssl.SSLError:
-            system.send_at_once(self.request, tls.outgoing())  # the alert
+            self._send_alert(tls)
             raise
         self._tls = tls  # what is left to send goes out with the greeting
 
@@ -217,14 +217,15 @@ class Connection(socketserver.StreamRequestHandler):
                     else:
                         self._answer_monitored(session, line, self._monitor)
                 except BrokenMessageError as broken:
-                    self._flush()
+                    with contextlib.suppress(SessionError):  # the handler has been told of a failure already
+                        self._flush()
                     return End.RESET if broken.reset else End.CUT
                 if session.over or ending.closing:
                     break
                 if pipelined and (not number % COMMANDS or self._sent_octets > sent):
                     self._keep_pace()
                     sent = self._sent_octets
-            if pipelined:
+            if pipelined and not session.over:
                 self._keep_pace()
         self._flush()
         return End.COMPLETE
@@ -251,6 +252,8 @@ class Connection(socketserver.StreamRequestHandler):
         if self._tls is not None and self._tls.ended:
             raise ClientGoneError("the client left without QUIT")
         octets = None
+        if self._tls is not None and self._tls.unread:
+            return self._decrypt(self._tls, b"")  # it came with the end of the handshake
         if self._pace.busy:
             with self._place.until(deadline):
                 octets = system.receive_at_once(self.request, READ_SIZE)
@@ -261,14 +264,18 @@ class Connection(socketserver.StreamRequestHandler):
             return b""  # what has come meanwhile is not begun
         if not octets:
             raise ClientGoneError("the client left without QUIT")
-        if self._tls is None:
-            return octets
+        return octets if self._tls is None else self._decrypt(self._tls, octets)
+
+    def _decrypt(self, tls: TLS, octets: bytes) -> bytes:
         try:
-            return self._tls.decrypt(octets)
+            return tls.decrypt(octets)
         except ssl.SSLError as error:
-            with self._place.until(deadline):
-                system.send_at_once(self.request, self._tls.outgoing())  # the alert
+            self._send_alert(tls)
             raise ClientGoneError("the connection broke") from error
+
+    def _send_alert(self, tls: TLS) -> None:
+        with contextlib.suppress(OSError):
+            system.send_at_once(self.request, tls.outgoing())
 
     def _receive(self, deadline: float, size: int = READ_SIZE, period: float = 0.0) -> bytes:
         """Return octets as they are on the wire; none when the client has ended them, or the server closes."""

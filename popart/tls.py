@@ -48,6 +48,11 @@ class TLS:
         """Return what `ssl.SSLObject.getpeercert` says of the client's verified certificate."""
         return self._object.getpeercert()
 
+    @property
+    def unread(self) -> bool:
+        """True while octets of the client wait to be decrypted."""
+        return self._incoming.pending > 0
+
     def decrypt(self, octets: bytes) -> bytes:
         """Return what the records hold that are whole with these octets.
 
@@ -55,7 +60,7 @@ class TLS:
         """
         self._incoming.write(octets)
         pieces = []
-        while self._incoming.pending:
+        while self.unread:
             try:
                 piece = self._object.read(RECORD_SIZE)
             except ssl.SSLWantReadError:  # a record is on its way

@@ -139,6 +139,31 @@ def test_a_session(make: Make, server_context: ssl.SSLContext, client_context: s
 
 
 @both_ways
+def test_commands_right_behind_the_handshake(
+    make: Make, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """Commands that come in one packet with the client's last words of the handshake are answered."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with running(make(lambda peer: MemoryHandler(Mail(MESSAGE)), server_context)) as server:
+        with connected(server) as client:
+            for _ in range(2):
+                try:
+                    tls.do_handshake()
+                except ssl.SSLWantReadError:
+                    client.send(outgoing.read())
+                    incoming.write(client.sock.recv(65_536))
+            tls.write(b"USER alice\r\nPASS secret\r\n")
+            tls.write(b"QUIT\r\n")
+            client.send(outgoing.read())
+            incoming.write(client.rest())
+            heard = b""
+            while not heard.endswith(b"+OK goodbye\r\n"):
+                heard += tls.read(1000)
+            assert heard.count(b"\r\n+OK ") == 3
+
+
+@both_ways
 def test_a_silent_client(make: Make, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
     """The handshake is made in the connection's own thread: clients that never end theirs hold up nobody."""
     with running(make(lambda peer: MemoryHandler(Mail(MESSAGE)), server_context)) as server:
