@@ -361,11 +361,7 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _write_records(self, tls: TLS, pieces: Iterator[memoryview]) -> None:
         while group := list(islice(pieces, RECORDS)):
-            try:
-                records = b"".join(map(tls.encrypt, group))
-            except ssl.SSLError as error:
-                raise ClientGoneError("the connection broke") from error
-            self._write(records)
+            self._write(b"".join(map(tls.encrypt, group)))
 
     def _write(self, octets: bytes, deadline: float = math.inf) -> None:
         """Hand octets to the system, as the client makes room for them.

@@ -199,6 +199,32 @@ def test_replies_are_read_within_the_grace(command: bytes) -> None:
     assert handler.mail.errors == []
 
 
+def test_a_message_that_is_read_slowly_as_the_server_closes() -> None:
+    """A message whose reader is slow is cut when the grace is over, by a reset behind what was sent before."""
+    read, go_on = threading.Event(), threading.Event()
+
+    class Slow(Breaking):
+        def read(self, n: int, /) -> bytes:
+            if len(self.chunks) == 1:
+                read.set()
+                assert go_on.wait(PATIENCE)
+            return super().read(n)
+
+    handler = make_handler()
+    handler.get_message_reader = lambda number: Slow()  # type: ignore[method-assign]
+    with running(QuickServer(HOST, lambda peer: handler)) as server, signed_in(server) as client:
+        server.shutdown_grace = 0.1
+        client.send(b"NOOP\r\nRETR 3\r\n")
+        assert read.wait(PATIENCE)
+        with ThreadPoolExecutor() as others:
+            closing = others.submit(server.server_close)
+            wait_until(lambda: server.ending.grace_over)
+            go_on.set()
+            assert client.rest_until_reset().startswith(b"+OK nothing done\r\n+OK 34 octets\r\n")
+            closing.result(PATIENCE)
+    assert handler.mail.errors == [] and handler.mail.count("unlock_maildrop") == 1
+
+
 def test_half_a_record_as_the_server_closes(server_context: ssl.SSLContext, authority: trustme.CA) -> None:
     """Half a TLS record that has come when an idle session ends does not turn its close_notify into an alert."""
     server = QuickServer(HOST, lambda peer: make_handler(), ssl_context=server_context)
@@ -262,6 +288,20 @@ def test_who_takes_enough_goes_on(tls: bool, server_context: ssl.SSLContext, cli
         assert received.endswith(b"\r\n.\r\n")
         assert client.ask(b"QUIT").startswith(b"+OK")
         client.close()
+    assert mail.errors == []
+
+
+def test_progress_where_the_send_queue_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There what the system takes counts in place of what the client takes."""
+    monkeypatch.setattr(system, "unsent", lambda sock: None)
+    mail = Mail(LARGE)
+    server = QuickServer(HOST, lambda peer: ClosingHandler(mail), timeout=0.5)
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+    with running(server), small_client(server) as client:
+        client.send(b"RETR 1\r\n")
+        assert client.line().startswith(b"+OK")
+        assert read_slowly(client, len(LARGE) + 3, 60_000).endswith(b"\r\n.\r\n")
+        assert client.ask(b"QUIT").startswith(b"+OK")
     assert mail.errors == []
 
 

@@ -45,11 +45,12 @@ class Interruption:
         self.function = function
 
     def __enter__(self) -> Interruption:
+        self._before = sys.gettrace()  # that of a coverage measurement, for one
         sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code.co_filename not in TRACED:

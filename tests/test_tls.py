@@ -309,6 +309,18 @@ def test_a_message_cut_by_closing(server_context: ssl.SSLContext, authority: tru
         assert client.all_encrypted()
 
 
+def test_octets_that_are_no_record(server_context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """Junk within a TLS session ends it with an alert, as for a client that has gone."""
+    mail = Mail(MESSAGE)
+    server = by_argument(lambda peer: MemoryHandler(mail), server_context)
+    with running(server), TLSClient(server, authority) as client:
+        client.sock.sendall(b"\x17\x03\x03\x00\x20" + b"x" * 32)
+        with pytest.raises(ssl.SSLError, match="(?i)bad record mac"):
+            client.wait_for(client.tls.read, 100)
+    assert [type(error) for error in mail.errors] == [popart.ClientGoneError]
+    assert mail.count("unlock_maildrop") == 1
+
+
 @both_ways
 def test_a_plain_client_on_a_tls_port(make: Make, server_context: ssl.SSLContext) -> None:
     """A client without TLS is let go at once, and hears nothing of POP3."""
