@@ -15,10 +15,17 @@ from itertools import accumulate, islice
 from typing import Any
 
 from popart import system
-from popart.errors import BrokenMessageError, ClientGoneError, ClientTimeoutError, ReportableError, SessionError
+from popart.errors import (
+    BrokenMessageError,
+    ClientGoneError,
+    ClientTimeoutError,
+    HandlerError,
+    ReportableError,
+    SessionError,
+)
 from popart.handler import SupportsMonitoring, ability, expect_handler, tell_end
 from popart.monitor import Monitor
-from popart.pacing import COMMANDS, Pace
+from popart.pacing import MESSAGE_STEPS, STEPS, Pace
 from popart.places import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
 from popart.proxy import ProxyError, read_header
 from popart.session import Session, State, explain
@@ -57,8 +64,8 @@ class End(enum.Enum):
     """All that was sent arrives, and nothing says that it was all."""
 
     RESET = enum.auto()
-    """In the midst of a reply, by a reset once what was sent before has arrived: some clients take a plain end, or
-    over TLS one without close_notify, for the end of the message."""
+    """In the midst of a reply, by a reset once what was sent before has arrived, or after `LINGER` seconds: some
+    clients take a plain end, or over TLS one without close_notify, for the end of the message."""
 
     RESET_AT_ONCE = enum.auto()
     """The same, by a client that has gone or does not read."""
@@ -85,14 +92,17 @@ class Connection(socketserver.StreamRequestHandler):
         self._had_command = False
         self._came_by_tls = False
         self._tls: TLS | None = None
+        self._early = b""  # what came with the last octets of the handshake
         self._monitor: Monitor | None = None
         self._login_deadline = math.inf
         self._ending = self.server.ending
         self._pace = Pace(self.server.pacer)
+        self._steps = 0  # since the last look at it
         self._place: Place = self.server.place_of(self.request)
 
     def finish(self) -> None:
-        """Do nothing: the server closes the socket."""
+        """Count no more as busy.  The server closes the socket."""
+        self._pace.rest()
 
     def handle(self) -> None:
         """Hold the whole connection."""
@@ -120,7 +130,7 @@ class Connection(socketserver.StreamRequestHandler):
             self._came_by_tls = end.value.tls
             if end.value.address is not None:
                 self.client_address = end.value.address
-        if self.server.name(self._place, self.client_address):
+        if self.server.count_client(self._place, self.client_address):
             return True
         self.server.refuse(self.request, TOO_MANY)
         return False
@@ -130,10 +140,13 @@ class Connection(socketserver.StreamRequestHandler):
         try:
             while not tls.shake_hands(self._receive(deadline)):
                 self._write(tls.outgoing(), deadline)
+            if tls.version != "TLSv1.3":  # the client waits for the end of the handshake
+                self._write(tls.outgoing(), deadline)
+            self._early = tls.decrypt(b"")
         except ssl.SSLError:
             self._send_alert(tls)
             raise
-        self._tls = tls  # what is left to send goes out with the greeting
+        self._tls = tls  # its session tickets go out with the greeting
 
     def _make_session(self) -> Session | None:
         server = self.server
@@ -146,8 +159,9 @@ class Connection(socketserver.StreamRequestHandler):
         except ReportableError as refusal:
             self._turn_away(err(refusal.text, refusal.code))
             return None
-        except BaseException:
-            tell_end(handler)
+        except BaseException as error:
+            if not isinstance(error, HandlerError):  # what is no handler may be closed by others only
+                tell_end(handler)
             self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
             raise
         try:
@@ -182,12 +196,12 @@ class Connection(socketserver.StreamRequestHandler):
     def _hold_session(self, session: Session) -> None:
         try:
             end = self._converse(session)
-        except (ClientGoneError, ClientTimeoutError) as error:
-            if self._had_command and not self._ending.closing:
+        except BaseException as error:
+            is_clients = isinstance(error, (ClientGoneError, ClientTimeoutError))  # or a MemoryError, for one
+            if not is_clients or (self._had_command and not self._ending.closing):
                 session.report(error)
             end = End.RESET_AT_ONCE if self._incomplete else End.AT_ONCE
         finally:
-            self._pace.rest()
             session.release()
             if self._monitor is not None:
                 if session.in_exchange:
@@ -208,7 +222,7 @@ class Connection(socketserver.StreamRequestHandler):
             commands = self._next_commands(lines)
             pipelined = len(commands) > 1
             sent = self._sent_octets
-            for number, line in enumerate(commands, 1):
+            for line in commands:
                 if session.is_quit(line):
                     self._flush()
                 try:
@@ -222,7 +236,8 @@ class Connection(socketserver.StreamRequestHandler):
                     return End.RESET if broken.reset else End.CUT
                 if session.over or ending.closing:
                     break
-                if pipelined and (not number % COMMANDS or self._sent_octets > sent):
+                self._steps += 1
+                if pipelined and (self._steps >= STEPS or self._sent_octets > sent):
                     self._keep_pace()
                     sent = self._sent_octets
             if pipelined and not session.over:
@@ -239,6 +254,9 @@ class Connection(socketserver.StreamRequestHandler):
             if self._ending.closing:
                 return []
             system.acknowledge(self.request)
+            # Octets without a line end are work too.
+            self._pace.begin()
+            self._keep_pace()
         self._had_command = True
         if len(commands) > 1:
             self._pace.begin()
@@ -249,29 +267,33 @@ class Connection(socketserver.StreamRequestHandler):
 
         :raises ClientGoneError: it will say no more.
         """
+        if self._early:
+            octets, self._early = self._early, b""
+            return octets
         if self._tls is not None and self._tls.ended:
             raise ClientGoneError("the client left without QUIT")
-        octets = None
-        if self._tls is not None and self._tls.unread:
-            return self._decrypt(self._tls, b"")  # it came with the end of the handshake
+        found = None
         if self._pace.busy:
-            with self._place.until(deadline):
-                octets = system.receive_at_once(self.request, READ_SIZE)
-        if octets is None:
+            with self._place.until(deadline, period):
+                found = system.receive_at_once(self.request, READ_SIZE)
+        if found is None:
             self._pace.rest()
-            octets = self._receive(deadline, READ_SIZE, period)
+            found = self._receive(deadline, READ_SIZE, period)
         if self._ending.closing:
             return b""  # what has come meanwhile is not begun
-        if not octets:
+        if not found:
             raise ClientGoneError("the client left without QUIT")
-        return octets if self._tls is None else self._decrypt(self._tls, octets)
+        return found if self._tls is None else self._decrypt(self._tls, found)
 
     def _decrypt(self, tls: TLS, octets: bytes) -> bytes:
         try:
-            return tls.decrypt(octets)
+            found = tls.decrypt(octets)
         except ssl.SSLError as error:
             self._send_alert(tls)
             raise ClientGoneError("the connection broke") from error
+        if not found and (answer := tls.outgoing()):
+            self._write(answer)  # TLS has something to say of its own
+        return found
 
     def _send_alert(self, tls: TLS) -> None:
         with contextlib.suppress(OSError):
@@ -282,11 +304,12 @@ class Connection(socketserver.StreamRequestHandler):
         with self._place.until(deadline, period, idle=True):
             return b"" if self._ending.closing else self.request.recv(size)
 
-    def _keep_pace(self) -> None:
+    def _keep_pace(self, limit: float = math.inf) -> None:
+        self._steps = 0
         seconds = self._pace.pause()
         if seconds:
             self._flush()
-            self._place.pause(min(seconds, self._login_limit() - time.monotonic()))
+            self._place.pause(min(seconds, min(limit, self._login_limit()) - time.monotonic()))
 
     def _answer_monitored(self, session: Session, line: bytes, monitor: Monitor) -> None:
         if not session.in_exchange:
@@ -310,18 +333,26 @@ class Connection(socketserver.StreamRequestHandler):
 
         :raises BrokenMessageError: the message is broken; what was read before is kept or sent.
         """
-        if reply.delay:
-            self._flush()
-            self._place.pause(min(reply.delay, self._login_limit() - time.monotonic()))
-        if reply.message is None:
-            self._keep(reply.head())
-            return reply.status
-        status = reply.status
+        message = reply.message
+        try:
+            if reply.delay:
+                self._flush()
+                self._place.pause(min(reply.delay, self._login_limit() - time.monotonic()))
+            if message is None:
+                self._keep(reply.head())
+                return reply.status
+            return self._send_message(reply.status, message)
+        finally:
+            if message is not None:
+                message.close()
+
+    def _send_message(self, status: bytes, message: Iterator[bytes]) -> bytes:
         kept, gathered, sent = len(self._replies), self._gathered, self._sent_octets
+        self._steps += MESSAGE_STEPS
         self._incomplete = True
         try:
             self._keep(status)
-            for octets in reply.message:
+            for octets in message:
                 if self._ending.grace_over:
                     raise BrokenMessageError("the server has closed")
                 self._keep(octets)
@@ -332,8 +363,6 @@ class Connection(socketserver.StreamRequestHandler):
             del self._replies[kept:]
             self._gathered = gathered
             self._keep(status)
-        finally:
-            reply.message.close()
         self._incomplete = False
         return status
 
@@ -415,10 +444,15 @@ class Connection(socketserver.StreamRequestHandler):
         with contextlib.suppress(SessionError):
             if end is End.COMPLETE and self._tls is not None:
                 self._write(self._tls.close_notify())
-            with self._place.until(deadline_in(LINGER), LINGER, idle=True):
+            with contextlib.suppress(OSError):
                 self.request.shutdown(socket.SHUT_WR)
-                while self.request.recv(READ_SIZE):
-                    pass
+            deadline = deadline_in(LINGER)
+            while True:
+                with self._place.until(deadline, LINGER, idle=True):
+                    if not self.request.recv(READ_SIZE):
+                        return
+                self._pace.begin()  # to read what nobody wants is work too
+                self._keep_pace(deadline)
 
     def _wait_until_taken(self) -> None:
         # No system tells when that is so.

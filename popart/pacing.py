@@ -10,9 +10,12 @@ from __future__ import annotations
 import threading
 import time
 
-COMMANDS = 25
+STEPS = 25
 """Pipelined commands between two looks at the processor's clock, unless their replies are large: ten would make a
 pipelined NOOP 4 % slower."""
+
+MESSAGE_STEPS = 6
+"""What a message counts as: to read one from a file lets go of the interpreter as often."""
 
 ALLOWANCE = 0.001
 """Seconds of processor time that a session may use for pipelined commands before it counts as busy, once."""

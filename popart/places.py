@@ -43,12 +43,15 @@ class Ending:
 
     def __init__(self) -> None:
         self.closing = False
+        self.impatient = False
+        """True when the grace is not to be waited for."""
+
         self.grace_end = math.inf
         """On the monotonic clock: when running commands are cut."""
 
     @property
     def grace_over(self) -> bool:
-        return self.closing and time.monotonic() >= self.grace_end
+        return self.closing and (self.impatient or time.monotonic() >= self.grace_end)
 
 
 class Place:
@@ -80,7 +83,11 @@ class Place:
         self.cut = ""
         """Why the connection was cut, if it was."""
 
-        self._period = 0.0
+        self.makes_room = False
+        """True when another connection has its place already."""
+
+        self._wait = (math.inf, 0.0)
+        self._last = math.inf  # the deadline of this wait as it is now
         self._alarm: threading.Event | None = None
         self._woken = False
         # What was in the send queue, and when: see `_still_takes`.
@@ -88,16 +95,19 @@ class Place:
         self._asked = 0.0
 
     def until(self, deadline: float, period: float = 0.0, *, idle: bool = False) -> Place:
-        """Wait for the client's input in a ``with`` block that the watchdog ends at *deadline*.
+        """Read from the client, or write to it, in a ``with`` block; the watchdog ends a wait for input at *deadline*.
 
-        A client that still takes what was sent before is given *period* more seconds, again and again.
+        A client that still takes what was sent before is given *period* more seconds, again and again.  To say the same
+        once more is to go on with the same wait.
 
-        :raises ClientTimeoutError: the watchdog has ended it.
+        :raises ClientTimeoutError: the connection was cut.
         :raises ClientGoneError: the connection is broken.
         """
-        self._queued = None
-        self._period = period
-        self.deadline = deadline
+        if (deadline, period) != self._wait:
+            self._wait = (deadline, period)
+            self._queued = None
+            self._last = deadline
+        self.deadline = self._last
         self.idle = idle
         self.waits = True
         return self
@@ -139,34 +149,36 @@ class Place:
 
     def end(self, why: str) -> None:
         """Cut the connection."""
-        self.cut = why
+        self.cut = self.cut or why
         self.wake()
 
     def is_at_rest(self) -> bool:
-        """Tell whether its thread waits for something that need never come, and all that was sent has arrived."""
-        if self._woken or not self.waits:
+        """Tell whether its thread lets time pass, or waits for what need never come, and what was sent has arrived."""
+        if self._woken or not (self.idle or self._alarm is not None):
             return False
-        return self._alarm is not None or (self.idle and not system.unsent(self.socket))
+        return not system.unsent(self.socket)
 
     def watch(self, now: float) -> None:
         """Cut the connection if it is late."""
-        if not self.waits or self.deadline == math.inf:
+        deadline, (_, period) = self.deadline, self._wait
+        if not self.waits or deadline == math.inf:
             return
         if self._queued is None:
             self._queued = system.unsent(self.socket) or 0
             self._asked = now
-        if self.deadline <= now:
-            if self._still_takes(now):
-                self._queued = None
-                self.deadline = now + self._period
-            else:
-                self.end(TOO_SLOW)
+        if deadline > now:
+            return
+        if not self._still_takes(now, period):
+            self.end(TOO_SLOW)
+        elif self.deadline == deadline:  # its thread may be in another wait by now
+            self._queued = None
+            self._last = self.deadline = now + period
 
-    def _still_takes(self, now: float) -> bool:
-        if not (self._period and self._queued):
+    def _still_takes(self, now: float, period: float) -> bool:
+        if not (period and self._queued):
             return False
         left = system.unsent(self.socket) or 0
-        share = min(1.0, (now - self._asked) / self._period)  # the first look at a wait is later than its beginning
+        share = min(1.0, (now - self._asked) / period)  # the first look at a wait is later than its beginning
         return not left or makes_progress(self.socket, self._queued - left, share)
 
 
@@ -180,7 +192,7 @@ def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
 class Places:
     """All live connections of a server.
 
-    The lock of *changed* guards everything here, and is held only for moments; *changed* is notified when a
+    The lock of *changed* guards every change here, and is held only for moments; *changed* is notified when a
     connection has gone.
     """
 
@@ -241,6 +253,7 @@ class Places:
         for place in self._live.values():
             if place.waits and not (place.cut or place is newcomer or place.signed_in()):
                 self._leaving += 1
+                place.makes_room = True
                 place.end(NO_ROOM)
                 return True
         return False
@@ -251,7 +264,7 @@ class Places:
             place = self._live.pop(request, None)
             if place is None:
                 return
-            if place.cut == NO_ROOM:
+            if place.makes_room:
                 self._leaving -= 1
             if place.peer is not None:
                 self._peers[place.peer] -= 1
@@ -275,10 +288,11 @@ class Watchdog:
     def start(self, pause: float) -> None:
         """Start the thread, if that has not been done; it looks every *pause* seconds."""
         self._pause = pause
-        if self._thread is None:
-            thread = threading.Thread(target=self._watch, daemon=True)
-            thread.start()
-            self._thread = thread
+        with self._changed:
+            if self._thread is None:
+                thread = threading.Thread(target=self._watch, daemon=True)
+                thread.start()
+                self._thread = thread
 
     def look(self) -> None:
         """Look at once, as the server closes."""

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import functools
 import ipaddress
-import math
 import os
 import re
 import selectors
@@ -475,7 +474,7 @@ class Server(socketserver.ThreadingTCPServer):
         assert place is not None
         return place
 
-    def name(self, place: Place, client_address: Any) -> bool:
+    def count_client(self, place: Place, client_address: Any) -> bool:
         """Count a connection as one of its client's, or return False if a limit forbids it."""
         return self._places.name(place, client_address, self)
 
@@ -553,7 +552,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.ending.closing = True
         me = threading.get_ident()
         if me in self._closers:
-            self.ending.grace_end = -math.inf
+            self.ending.impatient = True
         elif me in self._interrupted:
             self._interrupted[me] = True
             self._knock()
@@ -597,9 +596,14 @@ class _Door:
     def __init__(self, listener: socket.socket) -> None:
         self._inside, self._outside = socket.socketpair()
         self._outside.setblocking(False)
-        self._selector = selectors.DefaultSelector()
+        try:
+            self._selector = selectors.DefaultSelector()
+        except BaseException:
+            self._inside.close()
+            self._outside.close()
+            raise
         self._selector.register(self._inside, selectors.EVENT_READ)
-        with contextlib.suppress(ValueError):  # it is closed
+        with contextlib.suppress(ValueError, OSError):  # it is closed
             self._selector.register(listener, selectors.EVENT_READ)
 
     def wait(self, seconds: float | None) -> bool:

@@ -49,9 +49,9 @@ class TLS:
         return self._object.getpeercert()
 
     @property
-    def unread(self) -> bool:
-        """True while octets of the client wait to be decrypted."""
-        return self._incoming.pending > 0
+    def version(self) -> str | None:
+        """The protocol that was agreed on, such as ``TLSv1.3``."""
+        return self._object.version()
 
     def decrypt(self, octets: bytes) -> bytes:
         """Return what the records hold that are whole with these octets.
@@ -60,7 +60,7 @@ class TLS:
         """
         self._incoming.write(octets)
         pieces = []
-        while self.unread:
+        while self._incoming.pending:
             try:
                 piece = self._object.read(RECORD_SIZE)
             except ssl.SSLWantReadError:  # a record is on its way

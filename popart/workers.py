@@ -41,13 +41,14 @@ class Workers:
 
         Where that, or whatever a signal handler raises here, keeps it from a thread, ``place.held`` is False.
         """
-        thread = threading.Thread(target=self._work, args=(place,), daemon=self._daemon)
+        thread = None
         try:
             with self._changed:
                 if self._spare:
                     self._spare -= 1
                     self._queue.put(place)
                     return
+                thread = threading.Thread(target=self._work, args=(place,), daemon=self._daemon)
                 while self._done and not self._done[0].is_alive():
                     self._done.popleft()
                 self._threads.add(thread)
@@ -56,7 +57,8 @@ class Workers:
             with self._changed:
                 if place.held is None:
                     place.held = False
-                    self._threads.discard(thread)
+                    if thread is not None:
+                        self._threads.discard(thread)
             raise
 
     def _work(self, place: Place | None) -> None:
