@@ -51,6 +51,8 @@ ROOM_PAUSE = 0.5
 RECORDS = 8
 """TLS records that are made before they are sent: a chunk of a message fills five."""
 
+_NOWHERE = bytearray(65_536)  # where what nobody wants is read to, by all threads
+
 TOO_MANY = "too many connections, please try again later"
 
 
@@ -273,7 +275,7 @@ class Connection(socketserver.StreamRequestHandler):
         if self._tls is not None and self._tls.ended:
             raise ClientGoneError("the client left without QUIT")
         found = None
-        if self._pace.busy:
+        if self._pace.counts:
             with self._place.until(deadline, period):
                 found = system.receive_at_once(self.request, READ_SIZE)
         if found is None:
@@ -304,12 +306,12 @@ class Connection(socketserver.StreamRequestHandler):
         with self._place.until(deadline, period, idle=True):
             return b"" if self._ending.closing else self.request.recv(size)
 
-    def _keep_pace(self, limit: float = math.inf) -> None:
+    def _keep_pace(self) -> None:
         self._steps = 0
         seconds = self._pace.pause()
         if seconds:
             self._flush()
-            self._place.pause(min(seconds, min(limit, self._login_limit()) - time.monotonic()))
+            self._place.pause(min(seconds, self._login_limit() - time.monotonic()))
 
     def _answer_monitored(self, session: Session, line: bytes, monitor: Monitor) -> None:
         if not session.in_exchange:
@@ -449,10 +451,12 @@ class Connection(socketserver.StreamRequestHandler):
             deadline = deadline_in(LINGER)
             while True:
                 with self._place.until(deadline, LINGER, idle=True):
-                    if not self.request.recv(READ_SIZE):
+                    if not self.request.recv_into(_NOWHERE):
                         return
                 self._pace.begin()  # to read what nobody wants is work too
-                self._keep_pace(deadline)
+                self._keep_pace()
+                if time.monotonic() >= deadline and not system.unsent(self.request):
+                    return
 
     def _wait_until_taken(self) -> None:
         # No system tells when that is so.

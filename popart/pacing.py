@@ -45,8 +45,13 @@ class Pace:
         self._since: float | None = None
         self.busy = False
 
+    @property
+    def counts(self) -> bool:
+        """True from `begin` to `rest`."""
+        return self._since is not None
+
     def begin(self) -> None:
-        """Count from here: more than one command has come at once."""
+        """Count from here, unless that is done already: more has come at once than a command."""
         if self._since is None:
             self._since = time.thread_time()
 

@@ -114,6 +114,29 @@ def test_a_reset_where_the_send_queue_cannot_be_asked(monkeypatch: pytest.Monkey
         client.rest_until_reset()
 
 
+def test_a_failure_of_popart_within_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever keeps popart itself from sending the rest of a message, want of memory for one, ends it by a reset, and
+    the handler is told.
+    """
+    handler = make_handler()
+    send = system.send_at_once
+    sent: list[int] = []
+
+    def fail(sock: socket.socket, octets: Any) -> int:
+        if sent:
+            raise MemoryError
+        if len(octets) > 30_000:
+            sent.append(1)
+        return send(sock, octets)
+
+    with running(QuickServer(HOST, lambda peer: handler)) as server, signed_in(server) as client:
+        monkeypatch.setattr(system, "send_at_once", fail)
+        client.send(b"RETR 1\r\n")
+        assert client.rest_until_reset().startswith(b"+OK")
+        monkeypatch.setattr(system, "send_at_once", send)
+    assert [type(error) for error in handler.mail.errors] == [MemoryError]
+
+
 def late(server: Server) -> None:
     """Wait for the watch over slow readers."""
 
@@ -225,6 +248,26 @@ def test_a_message_that_is_read_slowly_as_the_server_closes() -> None:
     assert handler.mail.errors == [] and handler.mail.count("unlock_maildrop") == 1
 
 
+def test_nothing_is_lost_in_a_pause() -> None:
+    """A session that lets time pass while its client reads is not idle: server_close() loses nothing of what was sent,
+    not even if a command comes just then.
+    """
+    handler = make_handler()
+    with running(QuickServer(HOST, lambda peer: handler)) as server, small_client(server) as client:
+        server.pacer.add(1000)
+        client.send(b"RETR 1\r\n" + b"NOOP\r\n" * 600)
+        assert client.line().startswith(b"+OK")
+        wait_until(lambda: all(place.waits and not place.idle for place in server._places))
+        with ThreadPoolExecutor() as others:
+            closing = others.submit(server.server_close)
+            wait_until(lambda: server.ending.closing)
+            client.send(b"NOOP\r\n")
+            assert client.file.read(len(LARGE) + 3) == LARGE + b".\r\n"
+            assert set(client.rest().splitlines()) <= {b"+OK nothing done"}
+            closing.result(PATIENCE)
+    assert handler.mail.errors == []
+
+
 def test_half_a_record_as_the_server_closes(server_context: ssl.SSLContext, authority: trustme.CA) -> None:
     """Half a TLS record that has come when an idle session ends does not turn its close_notify into an alert."""
     server = QuickServer(HOST, lambda peer: make_handler(), ssl_context=server_context)
@@ -316,6 +359,24 @@ def test_who_still_reads_is_not_late_with_a_command() -> None:
         read_slowly(client, 1_500_005, 60_000)
         assert client.ask(b"QUIT").startswith(b"+OK")
     assert mail.errors == []
+
+
+def test_a_command_in_two_pieces_after_slow_reading() -> None:
+    """Who has read for longer than the timeout may send its next command in pieces, as some clients do."""
+    mail = Mail(b"x" * 1_000_000)
+    server = QuickServer(HOST, lambda peer: ClosingHandler(mail), timeout=0.4)
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_000_000)
+    pieces: list[socket.socket] = []
+    with running(server), small_client(server) as client, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(system, "acknowledge", pieces.append)
+        client.send(b"RETR 1\r\n")
+        assert client.line().startswith(b"+OK")
+        read_slowly(client, 1_000_005, 60_000)
+        client.send(b"NO")
+        wait_until(lambda: bool(pieces))
+        client.send(b"OP\r\n")
+        assert client.line() == b"+OK nothing done\r\n"
+    assert [type(error) for error in mail.errors] == [popart.ClientGoneError]
 
 
 @pytest.mark.parametrize("waits", ["to write", "for a command"])

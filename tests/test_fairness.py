@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -132,6 +133,22 @@ def test_floods_are_counted_and_forgotten() -> None:
             wait_until(lambda: server.pacer.busy == 0)
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_octets_without_a_line_end_are_work(
+    tls: bool, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """Junk that never ends a line makes a session as busy as commands do."""
+    context = server_context if tls else None
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail()), ssl_context=context)) as server:
+        with connected(server, client_context if tls else None) as client:
+            assert client.line().startswith(b"+OK")
+            server.pacer.add(1)  # or it would be the only one, and never pause
+            for _ in range(300):
+                client.send(b"x" * 10_000)
+            wait_until(lambda: server.pacer.busy == 2)
+        wait_until(lambda: server.pacer.busy == 1)
+
+
 def test_a_pause_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that pauses for others does not hold up server_close()."""
     monkeypatch.setattr(Pace, "pause", lambda pace: 60.0)
@@ -251,6 +268,17 @@ def test_the_peers_own_limit_is_asked_first() -> None:
             with connected(server) as third:
                 assert third.rest().startswith(b"-ERR [SYS/TEMP] too many")
             assert first.ask(b"CAPA").startswith(b"+OK") and second.ask(b"CAPA").startswith(b"+OK")
+
+
+def test_who_made_room_is_counted_down_once() -> None:
+    """A connection that is cut for two reasons takes up no place afterwards."""
+    server = Crowded(HOST, lambda peer: ClosingHandler(Mail()))
+    server.login_timeout = 0.1
+    with running(server), contextlib.ExitStack() as stack:
+        for _ in range(30):
+            assert stack.enter_context(connected(server)).line()[:3] in (b"+OK", b"")
+        wait_until(lambda: not len(server._places))
+    assert server._places._leaving == 0
 
 
 def test_two_addresses_lock_nobody_out() -> None:

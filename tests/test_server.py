@@ -14,7 +14,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,37 @@ def test_one_thread_for_all() -> None:
             client.rest()
     assert len(seen) == 1
     assert seen.isdisjoint(before)
+
+
+def test_one_watchdog_for_all() -> None:
+    """Threads that accept at the same moment start one watchdog: none is left when the server has closed."""
+    for _ in range(50):
+        threads = threading.active_count()
+        with QuickServer(HOST, lambda peer: MemoryHandler(Mail())) as server, ExitStack() as stack:
+            others = stack.enter_context(ThreadPoolExecutor(4))
+            accepting = [others.submit(server.handle_request) for _ in range(4)]
+            for _ in range(4):
+                assert stack.enter_context(connected(server)).line().startswith(b"+OK")
+            wait(accepting)
+            assert sum("_watch" in thread.name for thread in threading.enumerate()) == 1
+            others.shutdown()
+            server.server_close()
+            assert threading.active_count() == threads
+
+
+def test_what_is_no_handler_is_not_closed() -> None:
+    """A factory that returns something else by mistake, and the same again and again, finds it as it was."""
+    closed: list[None] = []
+
+    class Pool:
+        def close(self) -> None:
+            closed.append(None)
+
+    pool: Any = Pool()
+    with running(TalkingServer(HOST, lambda peer: pool)) as server, connected(server) as client:
+        assert client.rest().startswith(b"-ERR [SYS/TEMP]")
+    assert isinstance(server, TalkingServer)
+    assert [type(error) for error in server.told] == [popart.HandlerError] and not closed
 
 
 # The factory.
