@@ -58,7 +58,7 @@ class MessageReader(Protocol):
     """
 
     def read(self, n: int, /) -> bytes:
-        """Return at most about *n* of the next octets; fewer is fine, none (``b""``) means the end.
+        """Return up to *n* of the next octets; fewer is fine, more costs memory, none (``b""``) means the end.
 
         The first call is made before ``+OK`` is sent, so that what it raises becomes an ``-ERR``.  When a later call
         raises, the connection is reset before the final dot, and the client knows that the message is cut off.
@@ -148,8 +148,8 @@ class Handler(Protocol):
     def get_message_reader(self, number: int) -> MessageReader:
         """Open message *number* for RETR or TOP (RFC 1939 sections 5 and 7).
 
-        TOP reads no further than to its last line.  Where the reader ends before that, this was the whole message, and
-        it must have the size that was announced, as for RETR.
+        TOP reads no further than to its last line.  If the reader ends earlier, popart takes that for the whole message
+        and checks its size, as for RETR.
         """
 
     @abstractmethod

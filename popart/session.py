@@ -145,7 +145,7 @@ class Session:
         self._allow_passwords = getattr(handler, "allow_passwords", True)
         self._commands = COMMANDS[self.state]
         if self._why_not("PASS"):
-            # Nothing of such a line is looked at.
+            # So PASS's argument is not even decoded.
             self._commands = {
                 keyword: found for keyword, found in self._commands.items() if not self._why_not(keyword.decode())
             }
@@ -231,7 +231,7 @@ class Session:
 
     def _count_bad_command(self) -> None:
         self._bad_commands += 1
-        self._username = None  # PASS follows right on a USER that was accepted
+        self._username = None  # a malformed command takes back USER
         if self._max_bad_commands is not None and self._bad_commands >= self._max_bad_commands:
             self.over = True
             self.report(LimitError("too many bad commands"))

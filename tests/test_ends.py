@@ -315,7 +315,7 @@ def test_who_takes_enough_goes_on(tls: bool, server_context: ssl.SSLContext, cli
     """A client that takes 131,072 octets in each *timeout* is not cut, whenever the system wakes the writer."""
     mail = Mail(LARGE * 3)
     server = QuickServer(
-        HOST, lambda peer: ClosingHandler(mail), timeout=0.3, ssl_context=server_context if tls else None
+        HOST, lambda peer: ClosingHandler(mail), timeout=0.6, ssl_context=server_context if tls else None
     )
     with running(server), socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
@@ -351,7 +351,7 @@ def test_progress_where_the_send_queue_cannot_be_asked(monkeypatch: pytest.Monke
 def test_who_still_reads_is_not_late_with_a_command() -> None:
     """The wait for a command begins when the client has read what was sent before."""
     mail = Mail(b"x" * 1_500_000)
-    server = QuickServer(HOST, lambda peer: ClosingHandler(mail), timeout=0.3)
+    server = QuickServer(HOST, lambda peer: ClosingHandler(mail), timeout=0.5)
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_000_000)
     with running(server), small_client(server) as client:
         client.send(b"RETR 1\r\n")
@@ -364,7 +364,7 @@ def test_who_still_reads_is_not_late_with_a_command() -> None:
 def test_a_command_in_two_pieces_after_slow_reading() -> None:
     """Who has read for longer than the timeout may send its next command in pieces, as some clients do."""
     mail = Mail(b"x" * 1_000_000)
-    server = QuickServer(HOST, lambda peer: ClosingHandler(mail), timeout=0.4)
+    server = QuickServer(HOST, lambda peer: ClosingHandler(mail), timeout=0.5)
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_000_000)
     pieces: list[socket.socket] = []
     with running(server), small_client(server) as client, pytest.MonkeyPatch.context() as patch:
@@ -402,7 +402,7 @@ def test_who_takes_anything_goes_on_on_a_unix_socket(tmp_path: Path) -> None:
     handler = ClosingHandler(Mail(b"x" * 2_000_000))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "pop3"))
-    with running(QuickServer.from_socket(listener, lambda peer: handler, timeout=0.3)):
+    with running(QuickServer.from_socket(listener, lambda peer: handler, timeout=0.5)):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(tmp_path / "pop3"))
             client = Client(sock)

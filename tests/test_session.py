@@ -554,7 +554,12 @@ class TestReports:
             (b"RETR 2", "get_message_reader", None, "the reader of message 2 cannot be a NoneType"),
             (b"TOP 2 1", "get_top_reader", b"x", "the reader of message 2 cannot be a bytes"),
             (b"RETR 2", "get_message_reader", Reader("x"), "the reader of message 2 returned str, not bytes"),
-            (b"RETR 2", "get_message_reader", Reader(), "message 2 ended after 0 octets, its size was said to be 41"),
+            (
+                b"RETR 2",
+                "get_message_reader",
+                Reader(),
+                "message 2 ended after 0 octets, its size was said to be 41",
+            ),
             (
                 b"RETR 2",
                 "get_message_reader",
