@@ -774,6 +774,21 @@ def test_a_handshake_behind_the_header_has_a_deadline(
     assert peers.seen == []
 
 
+@both_versions
+def test_whose_handshake_failed(header: Callable[[str], bytes], server_context: ssl.SSLContext) -> None:
+    """handle_error() is given the client's address, not the proxy's, where a handshake fails behind a header."""
+    told: list[Any] = []
+
+    class Telling(QuickServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            told.append(client_address)
+
+    with running(Telling(HOST, Peers(), ssl_context=server_context, proxy_protocol=True)) as server:
+        with proxied(server, header("192.0.2.1") + b"USER alice\r\n") as client:
+            hears(client)
+    assert told == [("192.0.2.1", 5000)]
+
+
 # trusted_proxies.
 
 
