@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 import popart
+from popart import system
 from popart.pacing import Pace, Pacer
 from popart.server import Server
 from tests.conftest import (
@@ -195,12 +197,24 @@ def in_the_delay(client: Client, server: Server) -> None:
 
 
 def deaf(client: Client, server: Server) -> None:
-    """It has asked for more than it reads."""
+    """It has asked for more than it reads, so that its thread waits for room, again and again."""
+    waits: list[float] = []
+    wait_for_room = system.wait_for_room
+
+    def noting(sock: socket.socket, seconds: float) -> None:
+        begin = time.monotonic()
+        wait_for_room(sock, seconds)
+        waits.append(time.monotonic() - begin)
+
     silent(client, server)
-    with contextlib.suppress(TimeoutError):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(system, "wait_for_room", noting)
         client.sock.settimeout(0.1)
-        for _ in range(1000):
-            client.send(b"CAPA\r\n" * 1000)
+        end = time.monotonic() + PATIENCE
+        while not (waits and waits[-1] > 0.4):  # no room for as long as the thread waits at a time
+            assert time.monotonic() < end
+            with contextlib.suppress(TimeoutError):
+                client.send(b"CAPA\r\n" * 1000)
     wait_until(lambda: any(place.waits and not place.idle for place in server._places))
 
 
