@@ -196,8 +196,8 @@ class RecordingServer(Server):
 class RecordingConnection(Connection):
     server: RecordingServer
 
-    def _receive(self, deadline: float) -> bytes:
-        octets = super()._receive(deadline)
+    def _receive_octets(self, deadline: float, period: float) -> bytes:
+        octets = super()._receive_octets(deadline, period)
         self.server.received.append(octets)
         return octets
 
