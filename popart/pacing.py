@@ -1,8 +1,8 @@
 """Fairness between sessions: clients that pipeline while others do too are paced, so that the rest need not wait.
 
-Every thread that has work waits for the interpreter, and a thousand clients that never stop sending commands are a
-thousand such threads.  So a client that has pipelined more than a little takes its share and then pauses for what the
-others need, and as long again, which is everybody else's.  Who pipelines alone never pauses.
+Every thread that has work waits for the interpreter.  A thousand clients that never stop sending are a thousand such
+threads.  So each of n busy sessions pauses for twice the time that the n - 1 others need for as much work: half of the
+time is then free for the rest.  A client that pipelines alone never pauses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALLOWANCE = 0.001
 """Seconds of processor time that a session may use for pipelined commands before it counts as busy, once."""
 
 LONGEST_PAUSE = 5.0
-"""Seconds."""
+"""Seconds that a session pauses at a time."""
 
 
 class Pacer:
@@ -51,7 +51,7 @@ class Pace:
         return self._since is not None
 
     def begin(self) -> None:
-        """Count from here, unless that is done already: more has come at once than a command."""
+        """Count from here, unless that is done already: the client has sent more than one command at once, or junk."""
         if self._since is None:
             self._since = time.thread_time()
 

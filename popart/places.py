@@ -216,7 +216,7 @@ class Places:
         """Give a connection a place, or return None if there is none.
 
         *limits* has ``max_connections`` and ``max_connections_per_peer``.  Unless the client is *named* already, it is
-        counted as a peer, and others make room for it, when `name` is called.
+        counted as a peer when `name` is called, and others make room for it then.
         """
         place = Place(request, client_address)
         with self._changed:
@@ -232,7 +232,7 @@ class Places:
         """Count a connection as one of its client's; return False if that has too many, or if there is no place.
 
         When all places are taken, the oldest connection that has not signed in and whose handler is not at work makes
-        room: else whoever keeps them all shuts everybody out, without a password.
+        room.  Otherwise whoever keeps all places shuts everybody out, without a password.
         """
         peer = peer_of(client_address)
         with self._changed:

@@ -537,10 +537,10 @@ class Server(socketserver.ThreadingTCPServer):
     def server_close(self) -> None:
         """End the service: refuse new connections, end idle sessions at once, wait for the others.
 
-        Idle is who waits for a command and has taken all that was sent.  A command that is running may finish within
-        `shutdown_grace` seconds, and replies may be read; then the connections are cut.  A call to a handler cannot be
-        interrupted and is always waited for: a commit completes, every maildrop is unlocked and no thread is left.
-        Calling it twice, from any thread or before `serve_forever` is fine.
+        A session is idle when it waits for a command and its client has taken all that was sent.  Within
+        `shutdown_grace` seconds running commands may finish, and clients may read their replies; then the connections
+        are cut.  A call to a handler cannot be interrupted and is always waited for: a commit completes, every maildrop
+        is unlocked and no thread is left.  Calling it twice, from any thread or before `serve_forever` is fine.
 
         Called by a handler's method, it does not wait, as that session would wait for itself.  A signal handler may
         call it at any moment.  If that interrupts `serve_forever`, `handle_request`, `shutdown` or `drain`, the call
