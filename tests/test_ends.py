@@ -87,6 +87,8 @@ def test_a_reset_comes_behind_what_was_sent_before() -> None:
     handler = make_handler()
     with running(QuickServer(HOST, lambda peer: handler)) as server, small_client(server) as client:
         client.send(b"RETR 1\r\nRETR 2\r\n")
+        assert handler.closed.wait(PATIENCE)  # all that is left to the server is the reset
+        threading.Event().wait(0.2)
         assert client.line().startswith(b"+OK")
         assert client.file.read(len(LARGE) + 3) == LARGE + b".\r\n"
         rest = client.rest_until_reset()
