@@ -244,6 +244,22 @@ def test_one_watchdog_for_all() -> None:
             assert threading.active_count() == threads
 
 
+def test_a_close_request_that_raises_prints_nothing() -> None:
+    """Whatever a subclass's own close_request() raises at the end of a session stays in there (promise 6)."""
+    closed: list[Any] = []
+
+    class Failing(QuickServer):
+        def close_request(self, request: Any) -> None:
+            super().close_request(request)
+            closed.append(request)
+            raise OSError("it is gone already")
+
+    with running(Failing(HOST, lambda peer: MemoryHandler(Mail()))) as server, signed_in(server) as client:
+        assert client.ask(b"QUIT").startswith(b"+OK")
+        assert client.rest() == b""
+        wait_until(lambda: len(closed) == 1)
+
+
 def test_what_is_no_handler_is_not_closed() -> None:
     """A factory that returns something else by mistake, and the same again and again, finds it as it was."""
     closed: list[None] = []
