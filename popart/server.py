@@ -42,6 +42,10 @@ LONGEST_QUEUE = 65_535
 SIGNAL_PAUSE = 0.05
 """Seconds between two looks for a wish that a signal handler has left, which may not take the lock to say so."""
 
+LONGEST_WAIT = 0.5
+"""Seconds that a thread waits for clients at a time.  A signal handler runs only then, if its signal came in the moment
+before the wait, or to another thread."""
+
 MAX_TIMEOUT = 86_400.0
 """Seconds.  The most that ``Server(timeout=...)`` takes; sockets cannot count much further than to 24 days."""
 
@@ -608,7 +612,12 @@ class _Door:
 
     def wait(self, seconds: float | None) -> bool:
         """Wait for a client, a knock or the end of *seconds*; return whether it was one of the first two."""
-        found = self._selector.select(seconds)
+        deadline = deadline_in(seconds)
+        while True:
+            left = deadline - time.monotonic()
+            found = self._selector.select(min(LONGEST_WAIT, left))
+            if found or left <= LONGEST_WAIT:
+                break
         if any(key.fileobj is self._inside for key, _ in found):
             self._inside.recv(READ_SIZE)
         return bool(found)

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -177,3 +178,21 @@ def test_a_second_signal_ends_the_grace() -> None:
             others.submit(impatience)
             server.server_close()
         assert b"\r\n.\r\n" not in client.rest_until_reset()
+
+
+@pytest.mark.parametrize("method", ["serve_forever", "handle_request"])
+def test_a_signal_is_heard_though_nothing_interrupts_the_wait(method: str) -> None:
+    """A signal that reached another thread, or the main thread in the moment before it waits, is heard soon."""
+    with Server(HOST, lambda peer: MemoryHandler(Mail())) as server:
+
+        def signal_beside() -> float:
+            wait_until(lambda: bool(server._doors))
+            began = time.monotonic()
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            return began
+
+        with ThreadPoolExecutor(1) as other, on_signal(server.server_close):
+            signalled = other.submit(signal_beside)
+            server.serve_forever(poll_interval=60) if method == "serve_forever" else server.handle_request()
+            assert time.monotonic() - signalled.result() < 20
+        assert refused(server)
