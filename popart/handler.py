@@ -42,13 +42,9 @@ closing the server waits for calls that are under way.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol, runtime_checkable
-
-from popart.errors import HandlerError
 
 
 class MessageReader(Protocol):
@@ -75,6 +71,7 @@ class MessageReader(Protocol):
         ...
 
 
+@runtime_checkable
 class Handler(Protocol):
     """The mail of one client, for one connection.  Derive from it: a subclass that forgets a method cannot be built."""
 
@@ -384,64 +381,3 @@ class SupportsClose(Protocol):
     def close(self) -> None:
         """Learn that the session is over, signed in or not.  The last call to the handler, made exactly once."""
         ...
-
-
-# What the layers above ask of a handler and of its answers.
-
-
-def ability(handler: object, protocol: type, method: str) -> Any:
-    """Return one of the methods that make a handler satisfy an optional protocol, or None unless it has them all."""
-    # Not by isinstance(): since Python 3.12 that does not see what __getattr__ gives, and a handler that delegates
-    # would lose its abilities.
-    found = getattr(handler, method, None)
-    if callable(found) and all(callable(getattr(handler, name, None)) for name in _methods(protocol) if name != method):
-        return found
-    return None
-
-
-@cache
-def _methods(protocol: type) -> list[str]:
-    return [name for name in vars(protocol) if not name.startswith("_")]
-
-
-def expect_handler(handler: object) -> None:
-    """Check what a factory returned: whatever else it lacks, an object, not a class, that can be told of errors."""
-    if isinstance(handler, type) or not callable(getattr(handler, "handle_session_error", None)):
-        close_coroutines(handler)
-        raise HandlerError(f"on_new_connection returned {type(handler).__name__}, not a handler")
-
-
-def expect_none(method: str, result: object) -> None:
-    """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
-    if result is not None:
-        close_coroutines(result)
-        raise HandlerError(f"{method} returned {type(result).__name__}, not None")
-
-
-def expect_done(method: str, result: object) -> None:
-    """Check a method whose result means nothing, as that of a ``close``: a coroutine has not done anything yet."""
-    if isinstance(result, Coroutine):
-        expect_none(method, result)
-
-
-def close_coroutines(*results: object) -> None:
-    """Close those of a handler's results that are coroutines, or Python would print that they were never awaited."""
-    for result in results:
-        if isinstance(result, Coroutine):
-            result.close()
-
-
-def tell_error(handler: Handler, error: BaseException) -> None:
-    """Tell a handler of a failure.  What it raises then has nowhere to go."""
-    with suppress(BaseException):
-        close_coroutines(handler.handle_session_error(error))
-
-
-def tell_end(handler: Any) -> None:
-    """Tell a handler, if it wants to know, that its session is over."""
-    try:
-        close = ability(handler, SupportsClose, "close")
-        if close is not None:
-            expect_done("close", close())
-    except BaseException as error:
-        tell_error(handler, error)

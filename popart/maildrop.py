@@ -1,4 +1,7 @@
-"""What a session knows of its messages, and the checks of what the handler said of them."""
+"""The maildrop of a session: its lock, numbers, sizes, unique-ids, the marks of DELE, and the deletion at QUIT.
+
+What the handler says of its messages is checked here.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,14 @@ from contextlib import suppress
 from itertools import islice
 from operator import index
 from types import CoroutineType
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, TypeVar
 
+from popart.calls import MAX_NUMBER, ability, close_coroutines, expect_none, expect_number, show
 from popart.errors import BadCommandError, HandlerError, ReportableError
-from popart.handler import Handler, SupportsListing, ability, close_coroutines
-
-MAX_SIZE = 2**63 - 1
-"""Octets of a message.  What 64 bits hold, as clients keep sizes in such numbers."""
+from popart.handler import Handler, SupportsListing
 
 MAX_UNIQUE_ID = 70
 """Characters of a unique-id (RFC 1939 section 7)."""
-
-MAX_SHOWN = 128
-"""Characters, or bits, of a handler's wrong value that a report shows."""
 
 MAX_DIGITS = 10
 """Digits of a number in a command: enough for TOP's 99999999 and for any message."""
@@ -30,46 +28,67 @@ Checked = TypeVar("Checked")
 
 
 class Maildrop:
-    """What a session knows of its messages: numbers, sizes and ids, frozen at sign-in, and the marks of DELE."""
+    """What a session knows of its messages: numbers, sizes and ids, frozen at sign-in, and the marks of DELE.
 
-    def __init__(self, sizes: list[int], ids: list[str] | None, ask_id: Callable[[int], str]) -> None:
+    It is empty until it is opened.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._ask_id = handler.get_message_id
+        self._locked = False
+        self._hold([], [])
+
+    def _hold(self, sizes: list[int], ids: list[str] | None) -> None:
         self.sizes = sizes
-        self.count = self._all_count = len(sizes)
-        self.octets = self._all_octets = sum(sizes)
+        self._all_count = len(sizes)
+        self._all_octets = sum(sizes)
+        self.count: int = self._all_count
+        self.octets: int = self._all_octets
         self._deleted: set[int] = set()
-        self._ask_id = ask_id
         self._unchecked_ids = ids
         self._ids = [""] * self._all_count  # "" where it is not known yet
         self._asks = ids is None
         self._asked_ids: set[str] = set()
 
-    @classmethod
-    def open(cls, handler: Handler, max_messages: int | None) -> Maildrop:
-        """Ask the handler for its messages.
+    def open(self, max_messages: int | None) -> None:
+        """Lock the maildrop and ask the handler for its messages.
 
+        :raises ReportableError: the handler refuses the lock; without a code of its own it gets ``IN-USE``.
         :raises HandlerError: the count, a size or the listing is not what it must be, or *max_messages* are exceeded.
         """
+        self._lock()
+        list_messages = ability(self._handler, SupportsListing, "list_messages")
         ids: list[str] | None = None
-        list_messages = ability(handler, SupportsListing, "list_messages")
         if list_messages is not None:
-            listing = list_messages()
-            if not isinstance(listing, Iterable):
-                close_coroutines(listing)
-                raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
-            entries = list(islice(listing, None if max_messages is None else max_messages + 1))
-            if max_messages is not None and len(entries) > max_messages:
-                raise HandlerError(
-                    f"list_messages goes on after {max_messages} messages, and max_messages is {max_messages}"
-                )
-            sizes, ids = _unzip(entries)
+            sizes, ids = _unzip(_collect(list_messages(), max_messages))
             if CoroutineType in set(map(type, ids)):
                 _check_ids(ids)  # else that waits until a client wants them
         else:
-            (count,) = check_numbers([handler.get_message_count()], MAX_SIZE, "the count of messages")
+            count = expect_number("the count of messages", self._handler.get_message_count())
             if max_messages is not None and count > max_messages:
                 raise HandlerError(f"the count of messages is {count}, and max_messages is {max_messages}")
-            sizes = [handler.get_message_size(number) for number in range(1, count + 1)]
-        return cls(check_numbers(sizes, MAX_SIZE, "the size of message {}"), ids, handler.get_message_id)
+            sizes = [self._handler.get_message_size(number) for number in range(1, count + 1)]
+        self._hold(_check_sizes(sizes), ids)
+
+    def _lock(self) -> None:
+        try:
+            result: object = self._handler.lock_maildrop()
+        except ReportableError as refusal:
+            raise ReportableError(refusal.text, code=refusal.code or "IN-USE") from None
+        self._locked = True
+        expect_none("lock_maildrop", result)
+
+    def unlock(self) -> None:
+        """Release the lock, if it is held: once for each time that the handler gave it."""
+        if self._locked:
+            self._locked = False
+            expect_none("unlock_maildrop", self._handler.unlock_maildrop())
+
+    def commit(self) -> None:
+        """Have the handler delete the marked messages, if there are any (RFC 1939 section 6)."""
+        if self._deleted:
+            expect_none("delete_messages", self._handler.delete_messages(sorted(self._deleted)))
 
     def __str__(self) -> str:
         return f"{self.count} message{'' if self.count == 1 else 's'} ({self.octets} octets)"
@@ -136,10 +155,6 @@ class Maildrop:
         self.count -= 1
         self.octets -= self.sizes[number - 1]
 
-    def deleted(self) -> list[int]:
-        """Return the marked messages' numbers, ascending."""
-        return sorted(self._deleted)
-
     def undelete(self) -> None:
         """Take back all marks."""
         self._deleted.clear()
@@ -150,6 +165,16 @@ class Maildrop:
 def is_number(argument: str) -> bool:
     # int() alone would take signs, underscores, spaces and the digits of other scripts.
     return argument.isascii() and argument.isdigit() and len(argument) <= MAX_DIGITS
+
+
+def _collect(listing: object, max_messages: int | None) -> list[Any]:
+    if not isinstance(listing, Iterable):
+        close_coroutines(listing)
+        raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
+    entries = list(islice(listing, None if max_messages is None else max_messages + 1))
+    if max_messages is not None and len(entries) > max_messages:
+        raise HandlerError(f"list_messages goes on after {max_messages} messages, and max_messages is {max_messages}")
+    return entries
 
 
 def _unzip(entries: list[Any]) -> tuple[list[int], list[str]]:
@@ -166,14 +191,13 @@ def _unzip(entries: list[Any]) -> tuple[list[int], list[str]]:
     return sizes, ids
 
 
-def check_numbers(values: Sequence[SupportsIndex], most: int, what: str) -> list[int]:
-    """Return what are integers from 0 to *most*.  *what* names a value, by {} as the place that it has."""
-    # All at once, in C, and one by one only to find which of them it is.
+def _check_sizes(sizes: list[int]) -> list[int]:
+    # All at once, in C, and one by one only to find which of them is wrong.
     with suppress(TypeError):
-        numbers = list(map(index, values))
-        if not numbers or (min(numbers) >= 0 and max(numbers) <= most):
+        numbers = list(map(index, sizes))
+        if not numbers or (min(numbers) >= 0 and max(numbers) <= MAX_NUMBER):
             return numbers
-    return _each(values, lambda place, value: _check_number(value, most, what.format(place)))
+    return _each(sizes, lambda number, size: expect_number(f"the size of message {number}", size))
 
 
 def _each(values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
@@ -183,16 +207,6 @@ def _each(values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[C
     except HandlerError:
         close_coroutines(*values)
         raise
-
-
-def _check_number(value: SupportsIndex, most: int, what: str) -> int:
-    try:
-        number = index(value)
-    except TypeError:
-        raise HandlerError(f"{what} must be an integer: {type(value).__name__}") from None
-    if not 0 <= number <= most:
-        raise HandlerError(f"{what} must be 0 to {most}: {show(number)}")
-    return number
 
 
 def _check_ids(ids: list[str]) -> list[str]:
@@ -232,14 +246,3 @@ def _check_id(number: int, identifier: object) -> str:
 
 def _same_ids(first: int, second: int, identifier: str) -> HandlerError:
     return HandlerError(f"messages {first} and {second} have the same unique-id: {show(identifier)}")
-
-
-def show(value: object) -> str:
-    """Return a value as a report shows it, its length bounded; of what is neither text nor a number, the type."""
-    if isinstance(value, str):
-        text = str.__str__(value)
-        return repr(text) if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]!r} and {len(text) - MAX_SHOWN} more"
-    if isinstance(value, int):
-        bits = int.bit_length(value)  # Python refuses to write very large numbers
-        return int.__repr__(value) if bits <= MAX_SHOWN else f"a number of {bits} bits"
-    return type(value).__name__

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from popart.handler import SupportsMonitoring, expect_none
+from popart.calls import expect_none
+from popart.handler import SupportsMonitoring
 from popart.session import Session
 
 

@@ -29,7 +29,7 @@ class Pacer:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self.busy = 0
+        self.busy: int = 0
 
     def add(self, number: int) -> None:
         with self._guard:
@@ -43,7 +43,7 @@ class Pace:
         self._pacer = pacer
         self._allowance = ALLOWANCE
         self._since: float | None = None
-        self.busy = False
+        self.busy: bool = False
 
     @property
     def counts(self) -> bool:

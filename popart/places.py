@@ -1,192 +1,21 @@
-"""The live connections: how many there may be, whose they are, how long they may take, and who ends them.
-
-A connection's thread says in its `Place` what it waits for and until when, and then blocks.  One watchdog thread cuts
-the connections whose time is up, and wakes the idle ones when the server closes.  Timeouts of the sockets' own would
-bound one system call each, not a command, and cost three system calls where blocking costs one.
-"""
+"""The live connections: how many there may be, in all and of one peer, and which of them makes room for another."""
 
 from __future__ import annotations
 
-import ipaddress
-import math
 import socket
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
-from popart import system
-from popart.errors import ClientGoneError, ClientTimeoutError
-
-TAKEN_SIZE = 131_072
-"""Octets of replies that a client must take in each *timeout*; all that there are will do."""
+from popart.addresses import peer_of
+from popart.deadlines import Closing, Place
+from popart.limits import Limits
 
 MAX_LEAVING = 100
 """Connections beyond the limit for as long as the threads take to end those that made room, or that have yet to say by
 a PROXY header whose they are."""
 
-CLOSING_PAUSE = 0.005
-"""Seconds between two looks at the live connections while the server closes..."""
-
-WOKEN_AT_ONCE = 100
-"""... and how many of them are woken in each: 5,000 threads that all wake at once fight for the interpreter, and take
-2.3 seconds to end instead of 1.3."""
-
-TOO_SLOW = "the client was too slow"
 NO_ROOM = "the client had not signed in when another one needed its place"
-
-
-class Ending:
-    """How far a server's end has come.  Plain values, so that a signal handler may set them at any moment."""
-
-    def __init__(self) -> None:
-        self.closing = False
-        self.impatient = False
-        """True when the grace is not to be waited for."""
-
-        self.grace_end = math.inf
-        """On the monotonic clock: when running commands are cut."""
-
-    @property
-    def grace_over(self) -> bool:
-        return self.closing and (self.impatient or time.monotonic() >= self.grace_end)
-
-
-class Place:
-    """One live connection, as its own thread, the watchdog and the accepting thread see it."""
-
-    def __init__(self, sock: socket.socket, client_address: Any) -> None:
-        self.socket = sock
-        self.client_address = client_address
-        """The client's: a proxy's only until its header has named the client."""
-
-        self.peer: str | None = None
-        """What it counts as in ``max_connections_per_peer``; None for nobody's, or as long as nobody is known."""
-
-        self.held: bool | None = None
-        """True when a thread has taken it up, False when none ever will."""
-
-        self.signed_in: Callable[[], bool] = lambda: False
-        """Tells whether the client is in the TRANSACTION state."""
-
-        self.waits = False
-        """True while its thread waits for the client or lets time pass: the handler is not at work."""
-
-        self.idle = False
-        """True while its thread waits for something that a client need never send: a command, its own end."""
-
-        self.deadline = math.inf
-        """On the monotonic clock: when the client must have sent what its thread waits for."""
-
-        self.cut = ""
-        """Why the connection was cut, if it was."""
-
-        self.makes_room = False
-        """True when another connection has its place already."""
-
-        self._wait = (math.inf, 0.0)
-        self._last = math.inf  # the deadline of this wait as it is now
-        self._alarm: threading.Event | None = None
-        self._woken = False
-        # What was in the send queue, and when: see `_still_takes`.
-        self._queued: int | None = None
-        self._asked = 0.0
-
-    def until(self, deadline: float, period: float = 0.0, *, idle: bool = False) -> Place:
-        """Read from the client, or write to it, in a ``with`` block; the watchdog ends a wait for input at *deadline*.
-
-        A client that still takes what was sent before is given *period* more seconds, again and again.  To say the same
-        once more is to go on with the same wait.
-
-        :raises ClientTimeoutError: the connection was cut.
-        :raises ClientGoneError: the connection is broken.
-        """
-        if (deadline, period) != self._wait:
-            self._wait = (deadline, period)
-            self._queued = None
-            self._last = deadline
-        self.deadline = self._last
-        self.idle = idle
-        self.waits = True
-        return self
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self.waits = self.idle = False
-        self.deadline = math.inf
-        if self.cut:
-            raise ClientTimeoutError(self.cut) from None
-        if isinstance(error, OSError):
-            raise ClientGoneError("the connection broke") from error
-
-    def pause(self, seconds: float) -> None:
-        """Let time pass, unless somebody wakes this connection.
-
-        :raises ClientTimeoutError: it was cut.
-        """
-        self._alarm = threading.Event()
-        self.waits = True
-        if not self._woken:
-            self._alarm.wait(seconds)
-        self.waits = False
-        self._alarm = None
-        if self.cut:
-            raise ClientTimeoutError(self.cut)
-
-    # What other threads call, with the lock.
-
-    def wake(self) -> None:
-        """End whatever the connection's thread waits for; it will find no more input."""
-        if not self._woken:
-            self._woken = True
-            system.wake_reader(self.socket)
-        alarm = self._alarm
-        if alarm is not None:
-            alarm.set()
-
-    def end(self, why: str) -> None:
-        """Cut the connection."""
-        self.cut = self.cut or why
-        self.wake()
-
-    def is_at_rest(self) -> bool:
-        """Tell whether its thread lets time pass, or waits for what need never come, and what was sent has arrived."""
-        if self._woken or not (self.idle or self._alarm is not None):
-            return False
-        return not system.unsent(self.socket)
-
-    def watch(self, now: float) -> None:
-        """Cut the connection if it is late."""
-        deadline, (_, period) = self.deadline, self._wait
-        if not self.waits or deadline == math.inf:
-            return
-        if self._queued is None:
-            self._queued = system.unsent(self.socket) or 0
-            self._asked = now
-        if deadline > now:
-            return
-        if not self._still_takes(now, period):
-            self.end(TOO_SLOW)
-        elif self.deadline == deadline:  # its thread may be in another wait by now
-            self._queued = None
-            self._last = self.deadline = now + period
-
-    def _still_takes(self, now: float, period: float) -> bool:
-        if not (period and self._queued):
-            return False
-        left = system.unsent(self.socket) or 0
-        share = min(1.0, (now - self._asked) / period)  # the first look at a wait is later than its beginning
-        return not left or makes_progress(self.socket, self._queued - left, share)
-
-
-def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
-    """Tell whether what a client has taken in a *share* of its time is enough to give it more."""
-    if sock.family == getattr(socket, "AF_UNIX", None):
-        return taken > 0  # it is memory that was counted
-    return taken >= TAKEN_SIZE * share
 
 
 class Places:
@@ -196,8 +25,9 @@ class Places:
     connection has gone.
     """
 
-    def __init__(self, ending: Ending, changed: threading.Condition) -> None:
-        self._ending = ending
+    def __init__(self, limits: Limits, closing: Closing, changed: threading.Condition) -> None:
+        self._limits = limits
+        self._closing = closing
         self._changed = changed
         self._live: dict[socket.socket, Place] = {}  # the oldest first
         self._peers: Counter[str] = Counter()
@@ -206,29 +36,29 @@ class Places:
     def __len__(self) -> int:
         return len(self._live)
 
-    def __iter__(self) -> Iterator[Place]:
-        return iter(list(self._live.values()))
+    def all(self) -> list[Place]:
+        return list(self._live.values())
 
     def find(self, request: socket.socket) -> Place | None:
         return self._live.get(request)
 
-    def admit(self, request: socket.socket, client_address: Any, limits: Any, *, named: bool) -> Place | None:
+    def admit(self, request: socket.socket, client_address: Any, *, named: bool) -> Place | None:
         """Give a connection a place, or return None if there is none.
 
-        *limits* has ``max_connections`` and ``max_connections_per_peer``.  Unless the client is *named* already, it is
-        counted as a peer when `name` is called, and others make room for it then.
+        Unless the client is *named* already, it is counted as a peer when `name` is called, and others make room for it
+        then.
         """
-        place = Place(request, client_address)
+        place = Place(request, client_address, self._closing)
         with self._changed:
-            most = limits.max_connections
-            if self._ending.closing or (most is not None and len(self._live) >= most + MAX_LEAVING):
+            most = self._limits.max_connections
+            if self._closing.begun or (most is not None and len(self._live) >= most + MAX_LEAVING):
                 return None
-            if named and not self.name(place, client_address, limits):
+            if named and not self.name(place, client_address):
                 return None
             self._live[request] = place
             return place
 
-    def name(self, place: Place, client_address: Any, limits: Any) -> bool:
+    def name(self, place: Place, client_address: Any) -> bool:
         """Count a connection as one of its client's; return False if that has too many, or if there is no place.
 
         When all places are taken, the oldest connection that has not signed in and whose handler is not at work makes
@@ -236,12 +66,12 @@ class Places:
         """
         peer = peer_of(client_address)
         with self._changed:
-            if peer is not None:
-                if limits.max_connections_per_peer is not None:
-                    if self._peers[peer] >= limits.max_connections_per_peer:
-                        return False
+            most = self._limits.max_connections_per_peer
+            if peer is not None and most is not None and self._peers[peer] >= most:
+                return False
+            most = self._limits.max_connections
             others = len(self._live) - self._leaving - (place.socket in self._live)
-            if limits.max_connections is not None and others >= limits.max_connections and not self._make_room(place):
+            if most is not None and others >= most and not self._make_room(place):
                 return False
             if peer is not None:
                 self._peers[peer] += 1
@@ -271,80 +101,3 @@ class Places:
                 if not self._peers[place.peer]:
                     del self._peers[place.peer]
             self._changed.notify_all()
-
-
-class Watchdog:
-    """One thread that looks after the live connections until the server has ended and the last of them has gone."""
-
-    def __init__(self, places: Places, ending: Ending, changed: threading.Condition) -> None:
-        self._places = places
-        self._ending = ending
-        self._changed = changed
-        self._alarm = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._grace_was_over = False
-        self._pause = 0.0
-
-    def start(self, pause: float) -> None:
-        """Start the thread, if that has not been done; it looks every *pause* seconds."""
-        self._pause = pause
-        with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._watch, daemon=True)
-                thread.start()
-                self._thread = thread
-
-    def look(self) -> None:
-        """Look at once, as the server closes."""
-        self._alarm.set()
-
-    def join(self) -> None:
-        """Wait until the thread has ended."""
-        self.look()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            with self._changed:
-                if self._ending.closing:
-                    self._end_idle_sessions()
-                    if not self._places:
-                        return
-                now = time.monotonic()
-                for place in self._places:
-                    place.watch(now)
-            self._alarm.wait(CLOSING_PAUSE if self._ending.closing else self._pause)
-            self._alarm.clear()
-
-    def _end_idle_sessions(self) -> None:
-        grace_is_over = self._ending.grace_over
-        if grace_is_over and not self._grace_was_over:
-            # One that is at work now may still say what became of a commit.
-            for place in self._places:
-                if place.waits:
-                    place.wake()
-        self._grace_was_over = grace_is_over
-        for place in islice((place for place in self._places if place.is_at_rest()), WOKEN_AT_ONCE):
-            place.wake()
-
-
-def deadline_in(seconds: float | None) -> float:
-    """Return when *seconds* will have passed, on the monotonic clock; None is never."""
-    return math.inf if seconds is None else time.monotonic() + seconds
-
-
-def peer_of(client_address: Any) -> str | None:
-    """Return what counts as one peer: an IPv4 address or an IPv6 /64.  Clients of a UNIX socket are nobody's."""
-    if not isinstance(client_address, tuple):
-        return None
-    if ":" not in client_address[0]:
-        return str(client_address[0])
-    address = ip_address(client_address)
-    return str(address) if address.version == 4 else str(int(address) >> 64)
-
-
-def ip_address(client_address: Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Return the IP address of a socket address, without its zone; one that is mapped into IPv6 as what it is."""
-    address = ipaddress.ip_address(client_address[0].partition("%")[0])
-    return (address.version == 6 and address.ipv4_mapped) or address

@@ -21,17 +21,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from popart.calls import ability, close_coroutines, expect_none
 from popart.errors import BadCommandError, HandlerError, ReportableError
-from popart.handler import (
-    Handler,
-    ScramCredentials,
-    SupportsCertificates,
-    SupportsScram,
-    SupportsTokens,
-    ability,
-    close_coroutines,
-    expect_none,
-)
+from popart.handler import Handler, ScramCredentials, SupportsCertificates, SupportsScram, SupportsTokens
 from popart.wire import MAX_LINE
 
 Exchange = Generator[bytes, bytes, str]
@@ -55,8 +47,7 @@ PASSWORD_MECHANISMS = frozenset({"PLAIN", "LOGIN"})
 CLEARTEXT_MECHANISMS = PASSWORD_MECHANISMS | {"OAUTHBEARER", "XOAUTH2"}
 """Those in which a client shows a secret."""
 
-DECOY_KEY = secrets.token_bytes(32)
-"""The salt of a user who does not exist must not change from one attempt to the next: it is derived from this."""
+_DECOY_KEY = secrets.token_bytes(32)  # for this process
 
 _SCRAM = "SCRAM-SHA-256"
 _OTHER_USER = "nobody may act for another user"
@@ -82,13 +73,14 @@ class StoppedError(Exception):
 
 
 def mechanisms(
-    handler: Handler, certificate: Mapping[str, Any] | None, decoy_key: bytes = DECOY_KEY
+    handler: Handler, certificate: Mapping[str, Any] | None, decoy_key: bytes | None = None
 ) -> dict[str, Callable[[], Exchange]]:
     """Return what this handler can do on this connection: for each mechanism a function that begins an exchange.
 
     The order is CAPA's, what gives away least first.  *certificate* is what ``getpeercert`` says of a TLS client's
     verified certificate; None, or nothing in it, means that there is none.  *decoy_key* is a secret from which SCRAM
-    makes salts for users who do not exist.
+    makes salts for users who do not exist, as those must not change from one attempt to the next; None is one made at
+    random for this process.
     """
     found: dict[str, Callable[[], Exchange]] = {}
     authenticate_certificate = ability(handler, SupportsCertificates, "authenticate_certificate")
@@ -96,7 +88,7 @@ def mechanisms(
         found["EXTERNAL"] = partial(_external, authenticate_certificate, certificate)
     get_credentials = ability(handler, SupportsScram, "get_scram_credentials")
     if get_credentials is not None and _has_scramp():
-        found[_SCRAM] = partial(_scram, get_credentials, decoy_key)
+        found[_SCRAM] = partial(_scram, get_credentials, decoy_key or _DECOY_KEY)
     authenticate_token = ability(handler, SupportsTokens, "authenticate_token")
     if authenticate_token is not None:
         found["OAUTHBEARER"] = partial(_oauthbearer, authenticate_token)
@@ -235,7 +227,7 @@ def _external(authenticate: Callable[[str, Mapping[str, Any]], object], certific
 
 def _scram(get_credentials: Callable[[str], object], decoy_key: bytes) -> Exchange:
     """RFC 5802 and RFC 7677.  A failure is told by ``-ERR`` alone, as section 5.1 allows."""
-    from scramp import ScramException, ScramMechanism
+    from scramp import ScramMechanism
 
     mechanism = ScramMechanism(_SCRAM)
     header, authzid, rest = _split_gs2((yield b""))
@@ -245,21 +237,7 @@ def _scram(get_credentials: Callable[[str], object], decoy_key: bytes) -> Exchan
         # A name this long fits into no USER, either.  SASLprep takes microseconds for each character, before sign-in.
         raise BadCommandError("SCRAM message too long")
     message = "n,," + _decode(rest)  # scramp takes no authorization identity, not even the right one
-
-    # scramp hides what is raised by the function that it asks for credentials.  So that function never asks the
-    # handler: at a first reading it learns the name, at a second it has the answer.
-    def read_name(message: str) -> str:
-        names = [""]
-
-        def note_name(name: str) -> tuple[bytes, bytes, bytes, int]:
-            names.append(name)
-            return _for_scramp(_make_decoy(name, decoy_key))
-
-        with suppress(ScramException):
-            mechanism.make_server(note_name).set_client_first(message)
-        return names[-1]
-
-    username = read_name(message)
+    username = _read_name(mechanism, message)
     if username:
         credentials = _ask_credentials(get_credentials, username, decoy_key)
     else:
@@ -268,24 +246,49 @@ def _scram(get_credentials: Callable[[str], object], decoy_key: bytes) -> Exchan
         name, _, others = message.removeprefix("n,,").partition(",")
         credentials = _make_decoy(name, decoy_key)
         message = f"n,,{_replace_unassigned(name)},{others}"
-        if not read_name(message):
+        if not _read_name(mechanism, message):
             raise BadCommandError("malformed SCRAM message")
-    server = mechanism.make_server(lambda name: _for_scramp(credentials))
+    keys = credentials.salt, credentials.stored_key, credentials.server_key, credentials.iterations
+    server = mechanism.make_server(lambda name: keys)
     server.set_client_first(message)
     server.gs2_header = _Gs2Header(header)
-
-    response = yield server.get_server_first().encode()
-    final = _decode(response)
-    answer = None
-    if all(read_base64(part[2:]) is not None for part in response.split(b",") if part[:2] in (b"c=", b"p=")):
-        with suppress(ScramException):
-            server.set_client_final(final)
-            answer = server.get_server_final()
+    answer = _check_proof(server, (yield server.get_server_first().encode()))
     if answer is None:
         raise ReportableError("wrong name or password")
     if (yield answer.encode()):
         raise BadCommandError("the last response of SCRAM is empty")
     return username
+
+
+def _read_name(mechanism: Any, message: str) -> str:
+    """Return the name in a client's first message, as SASLprep prepares it; ``""`` if the message is malformed.
+
+    scramp hides what is raised by the function that it asks for credentials.  So that function never asks the handler:
+    at this first reading it learns the name, at a second it has the answer.
+    """
+    from scramp import ScramException
+
+    names = [""]
+
+    def note_name(name: str) -> tuple[bytes, bytes, bytes, int]:
+        names.append(name)
+        return b"", b"", b"", 0  # nobody looks at these
+
+    with suppress(ScramException):
+        mechanism.make_server(note_name).set_client_first(message)
+    return names[-1]
+
+
+def _check_proof(server: Any, response: bytes) -> str | None:
+    """Return the server's last message if the client's is right, otherwise None."""
+    from scramp import ScramException
+
+    final = _decode(response)
+    if all(read_base64(part[2:]) is not None for part in response.split(b",") if part[:2] in (b"c=", b"p=")):
+        with suppress(ScramException):
+            server.set_client_final(final)
+            return str(server.get_server_final())
+    return None
 
 
 def _replace_unassigned(name: str) -> str:
@@ -320,10 +323,6 @@ def _ask_credentials(get_credentials: Callable[[str], object], username: str, de
 def _make_decoy(username: str, key: bytes) -> ScramCredentials:
     salt = hmac.digest(key, username.encode(), "sha256")[:SCRAM_SALT_SIZE]
     return ScramCredentials(salt, SCRAM_ITERATIONS, secrets.token_bytes(32), secrets.token_bytes(32))
-
-
-def _for_scramp(credentials: ScramCredentials) -> tuple[bytes, bytes, bytes, int]:
-    return credentials.salt, credentials.stored_key, credentials.server_key, credentials.iterations
 
 
 def _has_scramp() -> bool:

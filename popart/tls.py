@@ -22,7 +22,7 @@ class TLS:
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self.ended = False
+        self.ended: bool = False
         """True when the client has sent its close_notify."""
 
     def shake_hands(self, octets: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Octets: replies, command lines and messages as they stand on the wire, and the RFCs' lengths.
+"""Octets: command lines and messages as they stand on the wire, and the RFCs' lengths.
 
 Everything here is pure: bytes in, bytes out, no sockets and no handler.
 """
@@ -8,11 +8,8 @@ from __future__ import annotations
 import io
 import re
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
-
-MAX_REPLY_LINE = 512
-"""Octets of a reply's first line, its CRLF included (RFC 1939 section 3, RFC 2449 section 4)."""
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 MAX_LINE = 1024
 """Octets of a command line that are accepted.  RFC 2449 section 4 wants 255; long names and passwords want more."""
@@ -29,54 +26,8 @@ TERMINATOR = b".\r\n"
 MIN_LAST_PIECE = len(CRLF + TERMINATOR)
 """Octets of a reply's last piece: some clients misread a final dot that comes without the line end before it."""
 
-_CONTROLS_TO_SPACES = bytes(0x20 if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
 _TLS_HANDSHAKE = b"\x16\x03"
 _stuff = re.compile(rb"\n\.").sub
-
-
-class Reply(NamedTuple):
-    """What a command answers: a status line, and either nothing more, finished lines, or a message."""
-
-    status: bytes
-    """The first line, with its CRLF."""
-
-    lines: bytes | None = None
-    """The further lines of a multi-line reply, each with its CRLF, without the final dot."""
-
-    message: Generator[bytes, None, None] | None = None
-    """A message's octets, final dot included, piece by piece.  Whoever sends the reply closes the generator."""
-
-    delay: float = 0.0
-    """Seconds to wait before the reply is sent."""
-
-    def head(self) -> bytes:
-        """Return the octets of the reply, but for a message's."""
-        if self.lines is None:
-            return self.status
-        return self.status + self.lines + TERMINATOR
-
-
-def ok(text: str, lines: bytes | None = None, *, message: Generator[bytes, None, None] | None = None) -> Reply:
-    """Make a ``+OK`` reply, its status line from a text that is known to be one line, and to fit."""
-    return Reply(f"+OK {text}\r\n".encode(), lines, message)
-
-
-def err(text: str, code: str | None = None, *, utf8: bool = False) -> Reply:
-    """Make an ``-ERR`` reply from any text: always one line of at most 512 octets, CRLF included.
-
-    It is ASCII, or with *utf8* printable UTF-8 (RFC 6856 section 3.2).
-    """
-    line = text if code is None else f"[{code}] {text}"
-    if utf8:
-        line = "".join([character if character.isprintable() else " " for character in line])
-    octets = line.encode("utf-8" if utf8 else "ascii", "replace").translate(_CONTROLS_TO_SPACES)
-    if code is None:
-        # RFC 2449 section 6.4: a text that begins with a bracket would be taken for a response code.
-        octets = octets.lstrip(b" [")
-    octets = (b"-ERR " + octets)[: MAX_REPLY_LINE - len(CRLF)]
-    if utf8:
-        octets = octets.decode("utf-8", "ignore").encode()  # a character may have been cut in two
-    return Reply(octets + CRLF)
 
 
 class LineReader:
@@ -105,10 +56,7 @@ class LineReader:
             lines.append(self._rest)
             self._rest = b""
             self._skipping = True
-        lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
-        if len(octets) > MAX_AUTH_LINE:
-            return [line[: MAX_AUTH_LINE + 1] for line in lines]
-        return lines
+        return [line.removesuffix(b"\r")[: MAX_AUTH_LINE + 1] for line in lines]
 
 
 class Readable(Protocol):

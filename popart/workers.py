@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from popart.places import Place
+from popart.deadlines import Place
 
 SPARE_SECONDS = 1.0
 """Seconds that a thread waits for another connection when its own has ended."""

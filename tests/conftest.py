@@ -17,7 +17,7 @@ import trustme
 
 import popart
 from popart.server import Server
-from popart.session import Session
+from popart.session import Policy, Session
 
 PATIENCE = 10.0
 """Seconds after which a test gives up waiting for what should come at once."""
@@ -198,7 +198,7 @@ def signed_in(server: Server, context: ssl.SSLContext | None = None) -> Iterator
 
 def make_session(handler: popart.Handler, **options: Any) -> Session:
     """Make a session without a socket."""
-    return Session(handler, **{"implementation": "popart", "expire": "NEVER", **options})
+    return Session(handler, Policy(**options))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -929,7 +929,7 @@ HOSTILE = [
 @each("mechanism", ["SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2", "PLAIN"])
 def test_hostile_responses(connect: Connect, mechanism: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Responses that are wrong in any way sign nobody in, harm nothing, and leave the session as it was."""
-    monkeypatch.setattr("popart.session.FIRST_LOGIN_DELAY", 0)
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
     handler = make_handler()
     with connect(handler, max_failed_logins=None) as client:
         for response, initial in itertools.product(HOSTILE, [True, False]):

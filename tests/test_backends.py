@@ -366,7 +366,7 @@ def converse(application: Application, goes_on: bool) -> list[bytes]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused sign-ins are answered at once, and a maildrop without end is noticed soon."""
-    monkeypatch.setattr("popart.session.FIRST_LOGIN_DELAY", 0.0)
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0.0)
     monkeypatch.setattr(popart.Server, "max_messages", 100)
 
 

@@ -213,10 +213,10 @@ def test_replies_are_read_within_the_grace(command: bytes) -> None:
     with running(QuickServer(HOST, lambda peer: handler)) as server, small_client(server) as client:
         client.send(b"RETR 1\r\n")
         assert client.line().startswith(b"+OK")
-        wait_until(lambda: all(place.idle for place in server._places))
+        wait_until(lambda: all(place.idle for place in server._places.all()))
         with ThreadPoolExecutor() as others:
             closing = others.submit(server.server_close)
-            wait_until(lambda: server.ending.closing)
+            wait_until(lambda: server._closing.begun)
             client.send(command)
             assert client.file.read(len(LARGE) + 3) == LARGE + b".\r\n"
             assert client.rest() in (b"", b"+OK nothing done\r\n")
@@ -243,7 +243,7 @@ def test_a_message_that_is_read_slowly_as_the_server_closes() -> None:
         assert read.wait(PATIENCE)
         with ThreadPoolExecutor() as others:
             closing = others.submit(server.server_close)
-            wait_until(lambda: server.ending.grace_over)
+            wait_until(lambda: server._closing.grace_over)
             go_on.set()
             assert client.rest_until_reset().startswith(b"+OK nothing done\r\n+OK 34 octets\r\n")
             closing.result(PATIENCE)
@@ -256,10 +256,10 @@ def test_nothing_is_lost_in_a_pause() -> None:
     """
     handler = make_handler()
     with running(QuickServer(HOST, lambda peer: handler)) as server, small_client(server) as client:
-        server.pacer.add(1000)
+        server._pacer.add(1000)
         client.send(b"RETR 1\r\n" + b"NOOP\r\n" * 600)
         assert client.line().startswith(b"+OK")
-        wait_until(lambda: all(place._alarm is not None for place in server._places))
+        wait_until(lambda: all(place._alarm is not None for place in server._places.all()))
         with ThreadPoolExecutor() as others:
             closing = others.submit(server.server_close)
             assert not handler.closed.wait(0.2)
@@ -277,7 +277,7 @@ def test_half_a_record_as_the_server_closes(server_context: ssl.SSLContext, auth
     with running(server), TLSClient(server, authority) as client:
         client.tls.write(b"NOOP\r\n")
         client.sock.sendall(client.outgoing.read()[:10])
-        (place,) = server._places
+        (place,) = server._places.all()
         wait_until(lambda: place.idle and not system.unsent(place.socket))
         server.server_close()
         assert client.rest() == (b"", True)

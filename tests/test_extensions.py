@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import popart
 from popart.errors import HandlerError, ReportableError
-from popart.session import MAX_LANGUAGE_NAME, Session
-from popart.wire import MAX_REPLY_LINE
+from popart.languages import MAX_LANGUAGE_NAME
+from popart.replies import MAX_REPLY_LINE
+from popart.session import Session
 
 from .conftest import Mail, MemoryHandler, make_session
 from .test_sasl import CERTIFICATE, AbleHandler

@@ -126,13 +126,13 @@ def test_floods_are_counted_and_forgotten() -> None:
     with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)))) as server:
         with signed_in(server) as client:
             with flooding(server), flooding(server):
-                wait_until(lambda: server.pacer.busy == 2)
+                wait_until(lambda: server._pacer.busy == 2)
                 client.send(NOOPS[:1200])
                 assert all(client.line() == b"+OK nothing done\r\n" for _ in range(200))
-            wait_until(lambda: server.pacer.busy == 0)
+            wait_until(lambda: server._pacer.busy == 0)
             client.send(NOOPS)
             assert all(client.line() == b"+OK nothing done\r\n" for _ in range(2000))
-            wait_until(lambda: server.pacer.busy == 0)
+            wait_until(lambda: server._pacer.busy == 0)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -144,11 +144,11 @@ def test_octets_without_a_line_end_are_work(
     with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail()), ssl_context=context)) as server:
         with connected(server, client_context if tls else None) as client:
             assert client.line().startswith(b"+OK")
-            server.pacer.add(1)  # or it would be the only one, and never pause
+            server._pacer.add(1)  # or it would be the only one, and never pause
             for _ in range(300):
                 client.send(b"x" * 10_000)
-            wait_until(lambda: server.pacer.busy == 2)
-        wait_until(lambda: server.pacer.busy == 1)
+            wait_until(lambda: server._pacer.busy == 2)
+        wait_until(lambda: server._pacer.busy == 1)
 
 
 def test_a_pause_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def deaf(client: Client, server: Server) -> None:
             assert time.monotonic() < end
             with contextlib.suppress(TimeoutError):
                 client.send(b"CAPA\r\n" * 1000)
-    wait_until(lambda: any(place.waits and not place.idle for place in server._places))
+    wait_until(lambda: any(place.waits and not place.idle for place in server._places.all()))
 
 
 STATES = [silent, half_a_sign_in, in_the_delay, deaf]

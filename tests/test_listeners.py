@@ -25,9 +25,10 @@ import pytest
 
 import popart
 import popart.connection
+from popart.addresses import is_trusted
+from popart.deadlines import Place
 from popart.errors import ClientTimeoutError
-from popart.places import Place
-from popart.proxy import Address, ProxyError, read_header
+from popart.proxy_header import Address, ProxyError, read_header
 from popart.server import Server
 from tests import conftest
 from tests.conftest import PATIENCE, Client, Mail, MemoryHandler, QuickServer, connected, running, signed_in, wait_until
@@ -858,14 +859,14 @@ def test_whose_headers_are_believed(
 def test_who_is_trusted_by_default(peer: Any, trusted: bool) -> None:
     """Without trusted_proxies a header is believed of this machine alone: no stranger, near or far, forges a peer."""
     with Server(HOST, Peers(), proxy_protocol=True) as server:
-        assert server.trusts(peer) is trusted
+        assert is_trusted(peer, server.trusted_proxies) is trusted
 
 
 def test_trust_in_a_link_local_proxy() -> None:
     """The zone of an IPv6 address is no part of it."""
     with Server(HOST, Peers(), proxy_protocol=True, trusted_proxies=["fe80::/10"]) as server:
-        assert server.trusts(("fe80::1%eth0", 5000, 0, 2))
-        assert not server.trusts(("2001:db8::1", 5000, 0, 0))
+        assert is_trusted(("fe80::1%eth0", 5000, 0, 2), server.trusted_proxies)
+        assert not is_trusted(("2001:db8::1", 5000, 0, 0), server.trusted_proxies)
 
 
 @pytest.mark.parametrize(
@@ -934,7 +935,7 @@ def test_connections_per_client(header: Callable[[str], bytes], contexts: tuple[
 
 def test_refused_connections_take_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client beyond its limit takes no place from others: what it is refused does not count in max_connections."""
-    monkeypatch.setattr(popart.connection, "LINGER", 60.0)
+    monkeypatch.setattr(popart.stream, "DRAIN_SECONDS", 60.0)
     monkeypatch.setattr(conftest, "PATIENCE", 1.0)
     server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()), proxy_protocol=True)
     server.max_connections_per_peer = 1
@@ -998,7 +999,7 @@ def test_closing_while_a_header_is_awaited(octets: bytes, contexts: tuple[Any, A
     server = TalkingServer(HOST, peers, ssl_context=contexts[0], proxy_protocol=True)
     server.shutdown_grace = 60
     with running(server), proxied(server, octets) as client:
-        wait_until(lambda: any(place.idle for place in server._places))
+        wait_until(lambda: any(place.idle for place in server._places.all()))
         with ThreadPoolExecutor() as others:
             others.submit(server.server_close).result(PATIENCE)
         assert hears(client) == b""

@@ -16,7 +16,7 @@ import pytest
 
 import popart
 from popart.server import Server
-from popart.session import FIRST_LOGIN_DELAY
+from popart.sign_in import FIRST_LOGIN_DELAY
 
 from .conftest import PATIENCE, Client, ClosingHandler, Mail, MemoryHandler, connected, running
 
@@ -127,7 +127,7 @@ LINES = [line for line, _, _ in COMMANDS]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused sign-ins are answered at once."""
-    monkeypatch.setattr("popart.session.FIRST_LOGIN_DELAY", 0.0)
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0.0)
 
 
 def test_each_command() -> None:
@@ -334,7 +334,7 @@ def test_order() -> None:
 
 def test_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds are what passed: no less than an answer was held back, and all of a session together no more than it."""
-    monkeypatch.setattr("popart.session.FIRST_LOGIN_DELAY", FIRST_LOGIN_DELAY)
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", FIRST_LOGIN_DELAY)
     began = time.monotonic()
     with observed(SMALL) as it, connected(it.server) as client:
         client.line()

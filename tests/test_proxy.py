@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from popart.proxy import MAX_V1, MAX_V2, Address, Header, ProxyError, read_header
+from popart.proxy_header import MAX_V1, MAX_V2, Address, Header, ProxyError, read_header
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 BEHIND = b"\x16\x03\x01 or USER alice\r\n"

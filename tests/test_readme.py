@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import popart
+from popart.limits import COUNTS, TIMES
 from tests.conftest import PATIENCE, Mail, MemoryHandler, connected, signed_in
 
 README = Path(__file__).parent.parent.joinpath("README.rst").read_text(encoding="utf-8")
@@ -122,8 +123,7 @@ def test_the_table_of_limits_is_the_servers() -> None:
     """Each limit stands in the README with the default that the class has, and none is missing."""
     rows = re.findall(r"^``(\w+)``\s+([\d,]+)\s", README, re.MULTILINE)
     table = {name: figure.replace(",", "") for name, figure in rows}
-    limits = [name for name in vars(popart.Server) if name.startswith(("max_", "minimum_"))]
-    limits += ["handshake_timeout", "login_timeout", "shutdown_grace"]
+    limits = ["minimum_timeout", *COUNTS, *TIMES]
     assert table == {name: str(getattr(popart.Server, name)) for name in limits}
 
 

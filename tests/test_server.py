@@ -22,7 +22,7 @@ import pytest
 
 import popart
 import popart.workers
-from popart.places import peer_of
+from popart.addresses import peer_of
 from popart.server import Server
 from tests.conftest import (
     PATIENCE,
@@ -619,7 +619,7 @@ def test_a_running_command_may_finish_within_the_grace() -> None:
         assert held.entered.wait(PATIENCE)
         with ThreadPoolExecutor() as others:
             closing = others.submit(server.server_close)
-            wait_until(lambda: server.ending.closing)
+            wait_until(lambda: server._closing.begun)
             held.go_on.set()
             closing.result(PATIENCE)
         assert client.rest().endswith(b"+OK 34 octets\r\n" + MESSAGE + b".\r\n")
@@ -716,7 +716,7 @@ def test_a_commit_beyond_the_grace_is_answered() -> None:
         assert entered.wait(PATIENCE)
         with ThreadPoolExecutor() as others:
             closing = others.submit(server.server_close)
-            wait_until(lambda: server.ending.grace_over)
+            wait_until(lambda: server._closing.grace_over)
             may_end.set()
             assert client.rest().endswith(b"+OK goodbye\r\n")
             closing.result(PATIENCE)

@@ -172,7 +172,7 @@ def test_a_second_signal_ends_the_grace() -> None:
         with ThreadPoolExecutor() as others:
 
             def impatience() -> None:
-                wait_until(lambda: server.ending.grace_end == float("inf") and server.socket.fileno() == -1)
+                wait_until(lambda: server._closing.grace_end == float("inf") and server.socket.fileno() == -1)
                 signal.pthread_kill(main, signal.SIGUSR1)
 
             others.submit(impatience)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from popart import wire, wire_form, wire_size
-from popart.wire import MAX_AUTH_LINE, LineReader, ShortMessageError, cut, encode_message, err, ok
+from popart.replies import err, ok
+from popart.wire import MAX_AUTH_LINE, LineReader, ShortMessageError, cut, encode_message
 
 # As stored, and as it stands on the wire before the final dot.
 MESSAGES = {

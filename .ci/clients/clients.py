@@ -196,10 +196,16 @@ class RecordingServer(Server):
 class RecordingConnection(Connection):
     server: RecordingServer
 
-    def _receive_octets(self, deadline: float, period: float) -> bytes:
-        octets = super()._receive_octets(deadline, period)
-        self.server.received.append(octets)
-        return octets
+    def setup(self) -> None:
+        super().setup()
+        read = self._stream.read
+
+        def record(deadline: float, period: float) -> bytes:
+            octets = read(deadline, period)
+            self.server.received.append(octets)
+            return octets
+
+        self._stream.read = record  # type: ignore[method-assign]
 
 
 def make_context(authority: trustme.CA) -> ssl.SSLContext:

@@ -19,8 +19,8 @@ from clients import CLIENTS, Client, RecordingServer, Run, make_context, sent
 from conftest import Table
 
 import popart
+from popart.replies import Reply
 from popart.session import Session
-from popart.wire import Reply
 from tests.conftest import Mail, running
 from tests.wire.conftest import DeletingHandler
 from tests.wire.messages import ORDINARY

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from popart.errors import BrokenMessageError, ReportableError
-from popart.wire import TERMINATOR, Reply
+from popart.replies import Reply
+from popart.wire import TERMINATOR
 
 Action = Callable[[Callable[[], Any]], Any]
 """What a fault does in place of the call that it is given."""

@@ -241,7 +241,7 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield Target(address, option("--pop3-user").encode(), option("--pop3-password").encode(), context)
         return
     # How long a refusal takes is not seen in its octets.
-    monkeypatch.setattr("popart.session.FIRST_LOGIN_DELAY", 0)
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
     tls = request.param == "popart-tls"
     mail = Mail(*ALL)
     server_context = request.getfixturevalue("server_context") if tls else None

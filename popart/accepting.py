@@ -1,0 +1,193 @@
+"""The thread that accepts: `serve_forever` and its like, and how they are made to return."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import selectors
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from popart.deadlines import Closing, deadline_in
+from popart.signals import Interruptible, operation
+from popart.stream import READ_SIZE
+
+ACCEPT_PAUSE = 0.1
+"""Seconds to wait when a connection cannot be accepted, mostly for want of descriptors: it stays in the queue, and the
+listening socket readable."""
+
+MAX_ACCEPTED = 100
+"""Connections that are accepted before the loop looks at anything else: clients may come without end."""
+
+SIGNAL_PAUSE = 0.05
+"""Seconds between two looks for a wish that a signal handler has left, which may not take the lock to say so."""
+
+LONGEST_WAIT = 0.5
+"""Seconds that a thread waits for clients at a time.  A signal handler runs only then, if its signal came in the moment
+before the wait, or to another thread."""
+
+SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+"""Errors of accepting that pass when somebody lets go of something."""
+
+
+class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
+    """Accepts connections and gives them to `process_request`."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._closing = Closing()
+        self._changed = threading.Condition(threading.RLock())
+        self._stop_wanted = False
+        self._loop: threading.Thread | None = None
+        """The thread in `serve_forever`."""
+
+        self._doors: set[_Door] = set()
+
+    @operation
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Accept connections until `shutdown` or `server_close`; return at once if either was called before.
+
+        `service_actions` is called every *poll_interval* seconds, or when all that waited, or a hundred, have been
+        accepted.
+        """
+        self._loop = threading.current_thread()
+        try:
+            with self._door() as door:
+                while not (self._stop_wanted or self._closing.begun):
+                    door.wait(poll_interval)
+                    self._accept_waiting()
+                    self.service_actions()
+        finally:
+            self._stop_wanted = False
+            with self._changed:
+                self._loop = None
+                self._changed.notify_all()
+
+    def shutdown(self) -> None:
+        """Make `serve_forever` return, and wait until it has, unless this is its own thread.
+
+        Sessions go on; `server_close` ends them.  Before `serve_forever`, it makes that return at once.  A signal
+        handler that interrupts another method of the server does not wait.
+        """
+        self._stop_wanted = True
+        self._knock()
+        if not self._interrupts():
+            self._wait_for_loop()
+
+    @operation
+    def _wait_for_loop(self) -> None:
+        with self._changed:
+            while self._loop not in (None, threading.current_thread()):
+                self._changed.wait(SIGNAL_PAUSE)
+
+    @operation
+    def handle_request(self) -> None:
+        """Accept one connection, or call `handle_timeout` after ``self.timeout`` seconds, unless that is None.
+
+        It returns without either when the server closes.
+        """
+        with self._door() as door:
+            while not self._closing.begun and door.wait(self.timeout):
+                with contextlib.suppress(OSError):
+                    self._accept_one()
+                    return
+        if not self._closing.begun:
+            self.handle_timeout()
+
+    @contextlib.contextmanager
+    def _door(self) -> Iterator[_Door]:
+        door = _Door(self.socket)
+        self._doors.add(door)
+        try:
+            yield door
+        finally:
+            self._doors.discard(door)
+            door.close()
+
+    def _knock(self) -> None:
+        """Have the threads that wait for clients look up."""
+        for door in tuple(self._doors):
+            door.knock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection without a TLS handshake, even where `socket` is an SSLSocket that would make one."""
+        try:
+            # SSLSocket.accept shakes hands: one silent client would stop the server.
+            request, client_address = socket.socket.accept(self.socket)
+        except OSError as error:
+            if error.errno in SHORTAGE:
+                time.sleep(ACCEPT_PAUSE)
+            raise
+        request.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
+        return request, client_address
+
+    def _accept_waiting(self) -> None:
+        with contextlib.suppress(OSError):
+            for _ in range(MAX_ACCEPTED):
+                if self._stop_wanted or self._closing.begun:
+                    return
+                self._accept_one()
+
+    def _accept_one(self) -> None:
+        """Accept a connection, and let it begin or refuse it.
+
+        :raises BlockingIOError: nobody waits.
+        :raises OSError: none can be had now.
+        """
+        # A client may be gone before it is accepted, and then accept would wait for the next.  It is said anew each
+        # time, as other processes that share the socket may say otherwise.
+        self.socket.setblocking(False)
+        try:
+            request, client_address = self.get_request()
+        except ConnectionAbortedError:
+            return  # this one is lost, and others may be waiting
+        try:
+            if self.verify_request(request, client_address):
+                self.process_request(request, client_address)
+            else:
+                self.close_request(request)
+        except Exception:
+            with contextlib.suppress(Exception):
+                self.handle_error(request, client_address)
+            self.close_request(request)
+
+
+class _Door:
+    """Where clients are waited for on a listening socket; knocking ends a wait, from any thread or signal handler."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._inside, self._outside = socket.socketpair()
+        self._outside.setblocking(False)
+        try:
+            self._selector = selectors.DefaultSelector()
+        except BaseException:
+            self._inside.close()
+            self._outside.close()
+            raise
+        self._selector.register(self._inside, selectors.EVENT_READ)
+        with contextlib.suppress(ValueError, OSError):  # it is closed
+            self._selector.register(listener, selectors.EVENT_READ)
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait for a client, a knock or the end of *seconds*; return whether it was one of the first two."""
+        deadline = deadline_in(seconds)
+        while True:
+            left = deadline - time.monotonic()
+            found = self._selector.select(min(LONGEST_WAIT, left))
+            if found or left <= LONGEST_WAIT:
+                break
+        if any(key.fileobj is self._inside for key, _ in found):
+            self._inside.recv(READ_SIZE)
+        return bool(found)
+
+    def knock(self) -> None:
+        with contextlib.suppress(OSError):
+            self._outside.send(b"\0")
+
+    def close(self) -> None:
+        for part in (self._selector, self._inside, self._outside):
+            part.close()

@@ -1,0 +1,34 @@
+"""Socket addresses: which client is whose, and who is believed to bring other clients."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Any
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def peer_of(client_address: Any) -> str | None:
+    """Return what counts as one peer: an IPv4 address or an IPv6 /64.  Clients of a UNIX socket are nobody's."""
+    if not isinstance(client_address, tuple):
+        return None
+    if ":" not in client_address[0]:
+        return str(client_address[0])
+    address = ip_address(client_address)
+    return str(address) if address.version == 4 else str(int(address) >> 64)
+
+
+def ip_address(client_address: Any) -> IPAddress:
+    """Return the IP address of a socket address, without its zone; one that is mapped into IPv6 as what it is."""
+    address = ipaddress.ip_address(client_address[0].partition("%")[0])
+    return (address.version == 6 and address.ipv4_mapped) or address
+
+
+def is_trusted(client_address: Any, proxies: Iterable[IPNetwork]) -> bool:
+    """Tell whether a PROXY header is believed of this socket address: of a UNIX socket's always."""
+    if not isinstance(client_address, tuple):
+        return True
+    address = ip_address(client_address)
+    return any(address in network for network in proxies)

@@ -1,0 +1,102 @@
+"""How a handler is asked: its abilities are found, its answers checked, its session's failures told.
+
+A handler is somebody else's code.  A wrong answer becomes a `HandlerError` here, so that nothing else need doubt it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from contextlib import suppress
+from functools import cache
+from operator import index
+from typing import Any
+
+from popart.errors import HandlerError
+from popart.handler import Handler, SupportsClose
+
+MAX_NUMBER = 2**63 - 1
+"""What 64 bits hold, as clients keep sizes in such numbers."""
+
+MAX_SHOWN = 128
+"""Characters, or bits, of a handler's wrong value that a report shows."""
+
+
+def ability(handler: object, protocol: type, method: str) -> Any:
+    """Return one of the methods that make a handler satisfy an optional protocol, or None unless it has them all."""
+    # Not by isinstance(): since Python 3.12 that does not see what __getattr__ gives, and a handler that delegates
+    # would lose its abilities.
+    found = getattr(handler, method, None)
+    if callable(found) and all(callable(getattr(handler, name, None)) for name in _methods(protocol) if name != method):
+        return found
+    return None
+
+
+@cache
+def _methods(protocol: type) -> list[str]:
+    return [name for name in vars(protocol) if not name.startswith("_")]
+
+
+def expect_handler(handler: object) -> None:
+    """Check what a factory returned: whatever else it lacks, an object, not a class, that can be told of errors."""
+    if isinstance(handler, type) or not callable(getattr(handler, "handle_session_error", None)):
+        close_coroutines(handler)
+        raise HandlerError(f"on_new_connection returned {type(handler).__name__}, not a handler")
+
+
+def expect_none(method: str, result: object) -> None:
+    """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
+    if result is not None:
+        close_coroutines(result)
+        raise HandlerError(f"{method} returned {type(result).__name__}, not None")
+
+
+def expect_done(method: str, result: object) -> None:
+    """Check a method whose result means nothing, as that of a ``close``: a coroutine has not done anything yet."""
+    if isinstance(result, Coroutine):
+        expect_none(method, result)
+
+
+def expect_number(what: str, value: object) -> int:
+    """Check an integer from 0 to `MAX_NUMBER`."""
+    try:
+        number = index(value)  # type: ignore[arg-type]  # that is what it finds out
+    except TypeError:
+        close_coroutines(value)
+        raise HandlerError(f"{what} must be an integer: {type(value).__name__}") from None
+    if not 0 <= number <= MAX_NUMBER:
+        raise HandlerError(f"{what} must be 0 to {MAX_NUMBER}: {show(number)}")
+    return number
+
+
+def show(value: object) -> str:
+    """Return a value as a report shows it, its length bounded; of what is neither text nor a number, the type."""
+    if isinstance(value, str):
+        text = str.__str__(value)
+        return repr(text) if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]!r} and {len(text) - MAX_SHOWN} more"
+    if isinstance(value, int):
+        bits = int.bit_length(value)  # Python refuses to write very large numbers
+        return int.__repr__(value) if bits <= MAX_SHOWN else f"a number of {bits} bits"
+    return type(value).__name__
+
+
+def close_coroutines(*results: object) -> None:
+    """Close those of a handler's results that are coroutines, or Python would print that they were never awaited."""
+    for result in results:
+        if isinstance(result, Coroutine):
+            result.close()
+
+
+def tell_error(handler: Handler, error: BaseException) -> None:
+    """Tell a handler of a failure.  What it raises then has nowhere to go."""
+    with suppress(BaseException):
+        close_coroutines(handler.handle_session_error(error))
+
+
+def tell_end(handler: Any) -> None:
+    """Tell a handler, if it wants to know, that its session is over."""
+    try:
+        close = ability(handler, SupportsClose, "close")
+        if close is not None:
+            expect_done("close", close())
+    except BaseException as error:
+        tell_error(handler, error)

@@ -1,0 +1,42 @@
+"""What CAPA lists (RFC 2449 sections 5 and 6, RFC 3206, RFC 6856)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from popart.calls import ability, expect_number
+from popart.handler import Handler, SupportsExpire, SupportsLanguages, SupportsLoginDelay, SupportsUTF8
+
+
+def capabilities(
+    handler: Handler, *, signed_in: bool, takes_user: bool, mechanisms: Sequence[str], implementation: str, expire: str
+) -> list[str]:
+    """Return the same list before and after sign-in, but for what may be known of the user then.
+
+    :raises HandlerError: the handler's days or seconds are none.
+    """
+    found = ["TOP", "UIDL"]
+    if takes_user:
+        found.append("USER")
+    found += ["PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
+    if mechanisms:
+        found.append(f"SASL {' '.join(mechanisms)}")
+    if ability(handler, SupportsUTF8, "enable_utf8") is not None:
+        found.append("UTF8 USER")
+    if ability(handler, SupportsLanguages, "get_languages") is not None:
+        found.append("LANG")
+    # What differs from user to user is marked so until one has signed in.
+    mark = "" if signed_in else " USER"
+    get_login_delay = ability(handler, SupportsLoginDelay, "get_login_delay")
+    if get_login_delay is not None:
+        found.append(f"LOGIN-DELAY {expect_number('the login delay', get_login_delay())}{mark}")
+    get_expire = ability(handler, SupportsExpire, "get_expire")
+    if signed_in:
+        expire = expire.removesuffix(" USER") if get_expire is None else _days(get_expire())
+    elif get_expire is not None:
+        expire = expire.removesuffix(mark) + mark
+    return [*found, f"EXPIRE {expire}", f"IMPLEMENTATION {implementation}"]
+
+
+def _days(days: object) -> str:
+    return "NEVER" if days is None else str(expect_number("the days to keep mail", days))

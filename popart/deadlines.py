@@ -1,0 +1,255 @@
+"""The deadlines of live connections: what each waits for and until when, and the watchdog that cuts who is late.
+
+A connection's thread says in its `Place` what it waits for and until when, and then blocks.  One watchdog thread cuts
+the connections whose time is up, and wakes the idle ones when the server closes.  Timeouts of the sockets' own would
+bound one system call each, not a command, and cost three system calls where blocking costs one.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from popart import system
+from popart.errors import ClientGoneError, ClientTimeoutError
+
+TAKEN_SIZE = 131_072
+"""Octets of replies that a client must take in each *timeout*; all that there are will do."""
+
+CLOSING_PAUSE = 0.005
+"""Seconds between two looks at the live connections while the server closes..."""
+
+WOKEN_AT_ONCE = 100
+"""... and how many of them are woken in each: 5,000 threads that all wake at once fight for the interpreter, and take
+2.3 seconds to end instead of 1.3."""
+
+TOO_SLOW = "the client was too slow"
+
+
+class Closing:
+    """How far a server's closing has come.  Plain values, so that a signal handler may set them at any moment."""
+
+    def __init__(self) -> None:
+        self.begun: bool = False
+        self.impatient: bool = False
+        """True when the grace is not to be waited for."""
+
+        self.grace_end: float = math.inf
+        """On the monotonic clock: when running commands are cut."""
+
+    @property
+    def grace_over(self) -> bool:
+        return self.begun and (self.impatient or time.monotonic() >= self.grace_end)
+
+
+class Place:
+    """One live connection, as its own thread, the watchdog and the accepting thread see it."""
+
+    def __init__(self, sock: socket.socket, client_address: Any, closing: Closing) -> None:
+        self.socket = sock
+        self.closing = closing
+        self.client_address = client_address
+        """The client's: a proxy's only until its header has named the client."""
+
+        self.peer: str | None = None
+        """What it counts as in ``max_connections_per_peer``; None for nobody's, or as long as nobody is known."""
+
+        self.held: bool | None = None
+        """True when a thread has taken it up, False when none ever will."""
+
+        self.signed_in: Callable[[], bool] = lambda: False
+        """Tells whether the client is in the TRANSACTION state."""
+
+        self.login_deadline: float = math.inf
+        """On the monotonic clock: when the AUTHORIZATION state must be over."""
+
+        self.waits: bool = False
+        """True while its thread waits for the client or lets time pass: the handler is not at work."""
+
+        self.idle: bool = False
+        """True while its thread waits for something that a client need never send: a command, its own end."""
+
+        self.deadline: float = math.inf
+        """On the monotonic clock: when the client must have sent what its thread waits for."""
+
+        self.cut: str = ""
+        """Why the connection was cut, if it was."""
+
+        self.makes_room: bool = False
+        """True when another connection has its place already."""
+
+        self._wait = (math.inf, 0.0)
+        self._last = math.inf  # the deadline of this wait as it is now
+        self._alarm: threading.Event | None = None
+        self._woken = False
+        # What was in the send queue, and when: see `_still_takes`.
+        self._queued: int | None = None
+        self._asked = 0.0
+
+    @property
+    def login_limit(self) -> float:
+        """What is left of `login_deadline`: all of it until the client has signed in, then none."""
+        return math.inf if self.signed_in() else self.login_deadline
+
+    def until(self, deadline: float, period: float = 0.0, *, idle: bool = False) -> Place:
+        """Read from the client, or write to it, in a ``with`` block; the watchdog ends a wait for input at *deadline*.
+
+        A client that still takes what was sent before is given *period* more seconds, again and again.  To say the same
+        once more is to go on with the same wait.
+
+        :raises ClientTimeoutError: the connection was cut.
+        :raises ClientGoneError: the connection is broken.
+        """
+        if (deadline, period) != self._wait:
+            self._wait = (deadline, period)
+            self._queued = None
+            self._last = deadline
+        self.deadline = self._last
+        self.idle = idle
+        self.waits = True
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.waits = self.idle = False
+        self.deadline = math.inf
+        if self.cut:
+            raise ClientTimeoutError(self.cut) from None
+        if isinstance(error, OSError):
+            raise ClientGoneError("the connection broke") from error
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass, unless somebody wakes this connection, and no more than there is for signing in.
+
+        :raises ClientTimeoutError: it was cut.
+        """
+        self._alarm = threading.Event()
+        self.waits = True
+        if not self._woken:
+            self._alarm.wait(min(seconds, self.login_limit - time.monotonic()))
+        self.waits = False
+        self._alarm = None
+        if self.cut:
+            raise ClientTimeoutError(self.cut)
+
+    # What other threads call, with the lock.
+
+    def wake(self) -> None:
+        """End whatever the connection's thread waits for; it will find no more input."""
+        if not self._woken:
+            self._woken = True
+            system.wake_reader(self.socket)
+        alarm = self._alarm
+        if alarm is not None:
+            alarm.set()
+
+    def end(self, why: str) -> None:
+        """Cut the connection."""
+        self.cut = self.cut or why
+        self.wake()
+
+    def is_at_rest(self) -> bool:
+        """Tell whether its thread lets time pass, or waits for what need never come, and what was sent has arrived."""
+        if self._woken or not (self.idle or self._alarm is not None):
+            return False
+        return not system.unsent(self.socket)
+
+    def watch(self, now: float) -> None:
+        """Cut the connection if it is late."""
+        deadline, (_, period) = self.deadline, self._wait
+        if not self.waits or deadline == math.inf:
+            return
+        if self._queued is None:
+            self._queued = system.unsent(self.socket) or 0
+            self._asked = now
+        if deadline > now:
+            return
+        if not self._still_takes(now, period):
+            self.end(TOO_SLOW)
+        elif self.deadline == deadline:  # its thread may be in another wait by now
+            self._queued = None
+            self._last = self.deadline = now + period
+
+    def _still_takes(self, now: float, period: float) -> bool:
+        if not (period and self._queued):
+            return False
+        left = system.unsent(self.socket) or 0
+        share = min(1.0, (now - self._asked) / period)  # the first look at a wait is later than its beginning
+        return not left or makes_progress(self.socket, self._queued - left, share)
+
+
+def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
+    """Tell whether what a client has taken in a *share* of its time is enough to give it more."""
+    if sock.family == getattr(socket, "AF_UNIX", None):
+        return taken > 0  # it is memory that was counted
+    return taken >= TAKEN_SIZE * share
+
+
+class Watchdog:
+    """One thread that looks after the live connections until the server has ended and the last of them has gone.
+
+    *live* returns them; it is called with the lock of *changed*.
+    """
+
+    def __init__(self, live: Callable[[], list[Place]], closing: Closing, changed: threading.Condition) -> None:
+        self._live = live
+        self._closing = closing
+        self._changed = changed
+        self._alarm = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._grace_was_over = False
+        self._pause = 0.0
+
+    def start(self, pause: float) -> None:
+        """Start the thread, if that has not been done; it looks every *pause* seconds."""
+        self._pause = pause
+        with self._changed:
+            if self._thread is None:
+                thread = threading.Thread(target=self._watch, daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def look(self) -> None:
+        """Look at once, as the server closes."""
+        self._alarm.set()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self.look()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                if self._closing.begun:
+                    self._end_idle_sessions()
+                    if not self._live():
+                        return
+                now = time.monotonic()
+                for place in self._live():
+                    place.watch(now)
+            self._alarm.wait(CLOSING_PAUSE if self._closing.begun else self._pause)
+            self._alarm.clear()
+
+    def _end_idle_sessions(self) -> None:
+        grace_is_over = self._closing.grace_over
+        if grace_is_over and not self._grace_was_over:
+            # One that is at work now may still say what became of a commit.
+            for place in self._live():
+                if place.waits:
+                    place.wake()
+        self._grace_was_over = grace_is_over
+        for place in islice((place for place in self._live() if place.is_at_rest()), WOKEN_AT_ONCE):
+            place.wake()
+
+
+def deadline_in(seconds: float | None) -> float:
+    """Return when *seconds* will have passed, on the monotonic clock; None is never."""
+    return math.inf if seconds is None else time.monotonic() + seconds

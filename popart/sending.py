@@ -1,0 +1,90 @@
+"""Replies on their way: gathered while more are made, sent together, and what becomes of a message that is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from popart.deadlines import Place
+from popart.errors import BrokenMessageError
+from popart.replies import Reply
+from popart.stream import Stream
+
+GATHER_SIZE = 32_768
+"""Octets of replies that are kept before they are sent: less than a chunk of a message, which so is never copied."""
+
+
+class Sender:
+    """Sends a session's replies."""
+
+    def __init__(self, stream: Stream, place: Place) -> None:
+        self._stream = stream
+        self._place = place
+        self._replies: list[bytes] = []
+        self._gathered = 0
+        self.octets: int = 0
+        """How many octets were handed to the system, without TLS."""
+
+        self.incomplete: bool = False
+        """True in the midst of a reply."""
+
+    @property
+    def octets_in_all(self) -> int:
+        """`octets`, with those that are kept yet."""
+        return self.octets + self._gathered
+
+    def send(self, reply: Reply) -> bytes:
+        """Send a reply, or keep it until more is there or the thread would wait for the client: see `flush`.
+
+        Returns its status line, or that of the ``-ERR`` that took the place of a message which was found broken before
+        any of it had left.
+
+        :raises BrokenMessageError: the message is broken; what was read before is kept or sent.
+        """
+        message = reply.message
+        try:
+            if reply.delay:
+                self.flush()
+                self._place.pause(reply.delay)
+            if message is None:
+                self._keep(reply.head())
+                return reply.status
+            return self._send_message(reply.status, message)
+        finally:
+            if message is not None:
+                message.close()
+
+    def _send_message(self, status: bytes, message: Iterator[bytes]) -> bytes:
+        kept, gathered, sent = len(self._replies), self._gathered, self.octets
+        self.incomplete = True
+        try:
+            self._keep(status)
+            for octets in message:
+                if self._place.closing.grace_over:
+                    raise BrokenMessageError("the server has closed")
+                self._keep(octets)
+        except BrokenMessageError as broken:
+            if broken.answer is None or self.octets != sent:
+                raise
+            status = broken.answer
+            del self._replies[kept:]
+            self._gathered = gathered
+            self._keep(status)
+        self.incomplete = False
+        return status
+
+    def _keep(self, octets: bytes) -> None:
+        self._replies.append(octets)
+        self._gathered += len(octets)
+        if self._gathered >= GATHER_SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is kept, in one piece."""
+        if not self._replies:
+            return
+        before, self.incomplete = self.incomplete, True
+        replies, self._replies = self._replies, []
+        self.octets += self._gathered
+        self._gathered = 0
+        self._stream.write_replies(replies)
+        self.incomplete = before

@@ -1,0 +1,155 @@
+"""Who the client is: USER, PASS, APOP, AUTH's exchanges, which of these are taken, refusals and their delays.
+
+(RFC 1939 section 7, RFC 5034 section 4, RFC 3206.)
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from popart.calls import expect_none
+from popart.errors import BadCommandError, ReportableError
+from popart.handler import Handler
+from popart.replies import Reply, err
+from popart.sasl import (
+    CLEARTEXT_MECHANISMS,
+    PASSWORD_MECHANISMS,
+    Exchange,
+    StoppedError,
+    mechanisms,
+    read_base64,
+)
+from popart.wire import MAX_AUTH_LINE
+
+FIRST_LOGIN_DELAY = 0.25
+"""Seconds that the answer to a first failed login is held back; each further one takes twice as long..."""
+
+LOGIN_DELAY_DOUBLINGS = 6
+"""... up to 16 seconds."""
+
+_PASSWORD_COMMANDS = {"USER", "PASS"}
+_PASSWORD_WAYS = PASSWORD_MECHANISMS | _PASSWORD_COMMANDS
+_CLEARTEXT_WAYS = CLEARTEXT_MECHANISMS | _PASSWORD_COMMANDS
+_BACKEND_FAILED = re.compile(r"SYS/(TEMP|PERM)(/.*)?", re.IGNORECASE)  # RFC 3206: not that the user is the wrong one
+_HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
+
+
+class SignIn:
+    """How one client signs in.
+
+    What takes a secret returns None once the handler has accepted, or the next challenge of AUTH; a refusal of the
+    handler's is raised as it is, and answered by `refuse`.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        banner: str | None,
+        certificate: Mapping[str, Any] | None,
+        allow_cleartext: bool,
+        scram_decoy_key: bytes | None,
+    ) -> None:
+        self._handler = handler
+        self._banner = banner
+        self._allow_cleartext = allow_cleartext
+        self._allow_passwords = getattr(handler, "allow_passwords", True)
+        self._mechanisms = mechanisms(handler, certificate, scram_decoy_key)
+        self._username: str | None = None
+        self.offered: list[str] = [name for name in self._mechanisms if not self.why_not(name)]
+        """The names of AUTH's mechanisms, in CAPA's order."""
+
+        self.exchange: Exchange | None = None
+        """That of AUTH which waits for the client's response: the next line is that, whatever it says."""
+
+        self.failures: int = 0
+        """Refusals, but for those that say that the backend has failed."""
+
+    def why_not(self, way: str) -> str | None:
+        """Return why a way to sign in, a command or a mechanism, is not taken on this connection; None if it is."""
+        if way in _PASSWORD_WAYS and not self._allow_passwords:
+            return "passwords are not taken here"
+        if way in _CLEARTEXT_WAYS and not self._allow_cleartext:
+            return "this needs TLS, from the beginning of the connection"
+        return None
+
+    def note_user(self, name: str | None) -> None:
+        """Keep what USER says until PASS; None takes it back."""
+        self._username = name
+
+    def take_password(self, password: str) -> None:
+        username, self._username = self._username, None
+        if username is None:
+            raise BadCommandError("USER comes before PASS")
+        expect_none("authenticate_pass", self._handler.authenticate_pass(username, password))
+
+    def take_digest(self, name: str, digest: str) -> None:
+        if self._banner is None:
+            raise BadCommandError("APOP is not offered here")
+        if not name or not _HEX_DIGEST.fullmatch(digest):
+            raise BadCommandError("APOP takes a name and an MD5 digest")
+        expect_none("authenticate_apop", self._handler.authenticate_apop(name, digest.lower()))
+
+    def begin_exchange(self, mechanism: str, response: str) -> Reply | None:
+        """Begin AUTH; a *response* that is not empty is the initial one."""
+        begin = self._mechanisms.get(mechanism.upper()) if mechanism.isascii() else None
+        if begin is None:
+            raise BadCommandError("unknown mechanism")
+        if why := self.why_not(mechanism.upper()):
+            raise BadCommandError(why)
+        self._username = None
+        exchange = begin()
+        challenge = next(exchange)
+        if response:
+            return self._continue(exchange, response.encode())
+        self.exchange = exchange
+        return _make_challenge(challenge)
+
+    def take_response(self, line: bytes) -> Reply | None:
+        """Go on with the exchange that waits."""
+        assert self.exchange is not None
+        exchange, self.exchange = self.exchange, None
+        return self._continue(exchange, line)
+
+    def _continue(self, exchange: Exchange, line: bytes) -> Reply | None:
+        response = _read_response(line)
+        try:
+            if isinstance(response, BadCommandError):
+                challenge = exchange.throw(response)
+            else:
+                challenge = exchange.send(response)
+        except StopIteration:
+            return None
+        except StoppedError as stopped:
+            error = stopped.error
+        else:
+            self.exchange = exchange
+            return _make_challenge(challenge)
+        raise error
+
+    def refuse(self, refusal: ReportableError, *, utf8: bool) -> Reply:
+        """Count a refusal and return the answer, which is held back ever longer: guessing is to take time."""
+        if _BACKEND_FAILED.fullmatch(str(refusal.code)):
+            return err(refusal.text, refusal.code, utf8=utf8)
+        delay = FIRST_LOGIN_DELAY * 2 ** min(self.failures, LOGIN_DELAY_DOUBLINGS)
+        self.failures += 1
+        return err(refusal.text, refusal.code or "AUTH", utf8=utf8)._replace(delay=delay)
+
+
+def _make_challenge(octets: bytes) -> Reply:
+    return Reply(b"+ %b\r\n" % b64encode(octets))
+
+
+def _read_response(line: bytes) -> bytes | BadCommandError:
+    """Return the octets of a line that answers a challenge, or what keeps it from being an answer."""
+    if line == b"*":
+        return BadCommandError("authentication cancelled")
+    if line == b"=":
+        return b""  # for initial responses, but curl answers a challenge so too
+    if len(line) > MAX_AUTH_LINE:
+        return BadCommandError("line too long")
+    octets = read_base64(line)
+    return BadCommandError("a response is base64") if octets is None else octets

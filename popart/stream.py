@@ -1,0 +1,231 @@
+"""The octets of one connection: read and written under deadlines, over TLS or not, and how that ends.
+
+A thread never blocks in a send: it hands over what there is room for, and then looks again and again whether the client
+takes enough of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import math
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from itertools import accumulate, islice
+
+from popart import system
+from popart.deadlines import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
+from popart.errors import ClientGoneError, ClientTimeoutError, SessionError
+from popart.pacing import Pace
+from popart.tls import RECORD_SIZE, TLS
+from popart.wire import cut
+
+READ_SIZE = 4096
+"""Octets asked of a socket at a time.  Kept small, as each waiting thread holds a buffer of this size."""
+
+DRAIN_SECONDS = 2.0
+"""Seconds that a closing connection goes on reading, lest unread input turn the last reply into a reset."""
+
+TAKEN_SECONDS = 2.0
+"""Seconds that a reset waits at the most for what was sent before to arrive..."""
+
+TAKEN_PAUSE = 0.005
+"""... and between two looks whether it has."""
+
+LAST_ANSWER_SECONDS = 2.0
+"""Seconds that are left for an answer when the server's grace is over."""
+
+ROOM_PAUSE = 0.5
+"""Seconds after which a thread that waits for a client to read looks up, to see whether it should go on waiting."""
+
+RECORDS = 8
+"""TLS records that are made before they are sent: a chunk of a message fills five."""
+
+_NOWHERE = bytearray(65_536)  # where what nobody wants is read to, by all threads
+
+
+class End(enum.Enum):
+    """How a connection ends."""
+
+    COMPLETE = enum.auto()
+    """All that was sent arrives; over TLS a close_notify says that it was all."""
+
+    CUT = enum.auto()
+    """All that was sent arrives, and nothing says that it was all."""
+
+    RESET = enum.auto()
+    """In the midst of a reply, by a reset once what was sent before has arrived, or after `TAKEN_SECONDS`: some
+    clients take a plain end, or over TLS one without close_notify, for the end of the message."""
+
+    RESET_AT_ONCE = enum.auto()
+    """The same, by a client that has gone or does not read."""
+
+    AT_ONCE = enum.auto()
+    """The client has gone, or was late."""
+
+
+class Stream:
+    """A connection's octets.
+
+    Its methods raise a `ClientTimeoutError` when the client was too slow or the connection was cut, and a
+    `ClientGoneError` when it is broken.
+    """
+
+    def __init__(self, sock: socket.socket, place: Place, pace: Pace, timeout: float) -> None:
+        self.socket = sock
+        self._place = place
+        self._pace = pace
+        self._timeout = timeout
+        self.tls: TLS | None = None
+        self._early = b""  # what came with the last octets of the handshake
+
+    # Reading.
+
+    def shake_hands(self, context: ssl.SSLContext, deadline: float) -> None:
+        """Make the connection TLS.  Its session tickets go out with the greeting.
+
+        :raises ssl.SSLError: the handshake failed; the client is told why.
+        :raises ConnectionAbortedError: it has ended.
+        """
+        tls = TLS(context)
+        try:
+            while not tls.shake_hands(self.receive(deadline)):
+                self.write(tls.outgoing(), deadline)
+            if tls.version != "TLSv1.3":  # the client waits for the end of the handshake
+                self.write(tls.outgoing(), deadline)
+            self._early = tls.decrypt(b"")
+        except ssl.SSLError:
+            self._send_alert(tls)
+            raise
+        self.tls = tls
+
+    def receive(self, deadline: float, size: int = READ_SIZE, period: float = 0.0) -> bytes:
+        """Return octets as they are on the wire; none when the client has ended them, or the server closes."""
+        with self._place.until(deadline, period, idle=True):
+            return b"" if self._place.closing.begun else self.socket.recv(size)
+
+    def read(self, deadline: float, period: float) -> bytes:
+        """Return what the client says next, without TLS.  It may be nothing yet, or because the server closes.
+
+        *deadline* and *period* are those of `Place.until`.
+
+        :raises ClientGoneError: it will say no more.
+        """
+        if self._early:
+            octets, self._early = self._early, b""
+            return octets
+        if self.tls is not None and self.tls.ended:
+            raise ClientGoneError("the client left without QUIT")
+        found = None
+        if self._pace.counts:
+            with self._place.until(deadline, period):
+                found = system.receive_at_once(self.socket, READ_SIZE)
+        if found is None:
+            self._pace.rest()
+            found = self.receive(deadline, READ_SIZE, period)
+        if self._place.closing.begun:
+            return b""  # what has come meanwhile is not begun
+        if not found:
+            raise ClientGoneError("the client left without QUIT")
+        return found if self.tls is None else self._decrypt(self.tls, found)
+
+    def _decrypt(self, tls: TLS, octets: bytes) -> bytes:
+        try:
+            found = tls.decrypt(octets)
+        except ssl.SSLError as error:
+            self._send_alert(tls)
+            raise ClientGoneError("the connection broke") from error
+        if not found and (answer := tls.outgoing()):
+            self.write(answer)  # TLS has something to say of its own
+        return found
+
+    def _send_alert(self, tls: TLS) -> None:
+        with contextlib.suppress(OSError):
+            system.send_at_once(self.socket, tls.outgoing())
+
+    # Writing.
+
+    def write_replies(self, replies: list[bytes]) -> None:
+        """Send replies together, over TLS or not.  The last one may go on."""
+        octets = b"".join(replies)
+        if self.tls is None:
+            self.write(octets)
+        else:
+            # Where a message goes on no end needs care, and none is harmed by it.
+            self._write_records(self.tls, cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE))
+
+    def _write_records(self, tls: TLS, pieces: Iterator[memoryview]) -> None:
+        while group := list(islice(pieces, RECORDS)):
+            self.write(b"".join(map(tls.encrypt, group)))
+
+    def write(self, octets: bytes, deadline: float = math.inf) -> None:
+        """Hand octets to the system as they are, as the client makes room for them.
+
+        :raises ClientTimeoutError: it did not take as much as it must in each *timeout*, or the server has closed.
+        """
+        with self._place.until(math.inf):
+            sent = system.send_at_once(self.socket, octets)
+            if sent < len(octets):
+                self._push(memoryview(octets)[sent:], min(deadline, self._place.login_limit))
+
+    def _push(self, octets: memoryview, limit: float) -> None:
+        closing = self._place.closing
+        after_grace = closing.grace_over
+        timeout = LAST_ANSWER_SECONDS if after_grace else self._timeout
+        deadline = deadline_in(timeout)
+        taken = 0
+        queued = system.unsent(self.socket)
+        while octets:
+            system.wait_for_room(self.socket, min(ROOM_PAUSE, timeout / 4))
+            if queued is not None:
+                left = system.unsent(self.socket) or 0
+                taken += queued - left
+                if not left:
+                    taken = max(taken, TAKEN_SIZE)
+            if makes_progress(self.socket, taken):
+                taken = 0
+                deadline = deadline_in(timeout)
+            if time.monotonic() >= min(deadline, limit):
+                raise ClientTimeoutError(TOO_SLOW)
+            if self._place.cut or (closing.grace_over and not after_grace):
+                raise ClientTimeoutError("the server has closed")
+            sent = system.send_at_once(self.socket, octets)
+            octets = octets[sent:]
+            queued = system.unsent(self.socket)
+            if queued is None:
+                taken += sent  # it may have been taken, or not
+
+    # The end.
+
+    def hang_up(self, end: End) -> None:
+        """End the connection so.  The server closes the socket."""
+        if end is End.RESET:
+            self._wait_until_taken()
+        if end in (End.RESET, End.RESET_AT_ONCE):
+            system.reset(self.socket)
+        elif end in (End.COMPLETE, End.CUT):
+            with contextlib.suppress(SessionError):
+                self._finish(end)
+
+    def _finish(self, end: End) -> None:
+        if end is End.COMPLETE and self.tls is not None:
+            self.write(self.tls.close_notify())
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+        deadline = deadline_in(DRAIN_SECONDS)
+        while True:
+            with self._place.until(deadline, DRAIN_SECONDS, idle=True):
+                if not self.socket.recv_into(_NOWHERE):
+                    return
+            self._pace.begin()  # to read what nobody wants is work too
+            self._place.pause(self._pace.pause())
+            if time.monotonic() >= deadline and not system.unsent(self.socket):
+                return
+
+    def _wait_until_taken(self) -> None:
+        # No system tells when that is so.
+        end = time.monotonic() + TAKEN_SECONDS
+        while system.unsent(self.socket) and time.monotonic() < end:
+            time.sleep(TAKEN_PAUSE)

@@ -1,0 +1,96 @@
+"""The handler of the test kit."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from popart.errors import ReportableError
+from popart.handler import Handler, MessageReader, ScramCredentials, SupportsClose
+from popart.sasl import apop_digest, scram_credentials
+from popart.testing.maildrop import Maildrop
+from popart.testing.store import MailStore
+
+
+class StoredMailHandler(Handler, SupportsClose):
+    """Serves a user's maildrop, as it was at sign-in.  It has only the abilities that were asked for."""
+
+    def __init__(self, mail: MailStore) -> None:
+        self.mail = mail
+        self.allow_sasl_login: bool = "login" in mail._offers
+        if "tokens" in mail._offers:
+            self.authenticate_token: Callable[[str, str], None] = self._authenticate_token
+        if "scram" in mail._offers:
+            self.get_scram_credentials: Callable[[str], ScramCredentials] = self._get_scram_credentials
+        if "certificates" in mail._offers:
+            self.authenticate_certificate: Callable[[str, Mapping[str, Any]], None] = self._authenticate_certificate
+        self.username: str = ""
+        self._banner = ""
+        self._maildrop = Maildrop()
+        self._messages: list[tuple[str, bytes]] = []
+
+    def set_banner(self, banner: str) -> None:
+        self._banner = banner
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        self._authenticate(username, lambda secret: secret == password)
+
+    def authenticate_apop(self, username: str, hexdigest: str) -> None:
+        self._authenticate(username, lambda secret: apop_digest(self._banner, secret) == hexdigest)
+
+    def _authenticate_token(self, username: str, token: str) -> None:
+        self._authenticate(username, lambda _: self.mail.tokens.get(username) == token)
+
+    def _authenticate_certificate(self, identity: str, certificate: Mapping[str, Any]) -> None:
+        (name,) = (value for ((key, value),) in certificate["subject"] if key == "commonName")
+        self._authenticate(name, lambda _: identity in ("", name))
+
+    def _get_scram_credentials(self, username: str) -> ScramCredentials:
+        return _scram_credentials(self._authenticate(username, lambda _: True))
+
+    def _authenticate(self, username: str, fits: Callable[[str], bool]) -> str:
+        self.username = username
+        self._run_or_fail("sign in", lambda: None)
+        secret = self.mail.users.get(username)
+        if secret is None or not fits(secret):
+            raise ReportableError("wrong name or password")
+        return secret
+
+    def lock_maildrop(self) -> None:
+        self._maildrop = self.mail.maildrop(self.username)
+        self._run_or_fail("lock", self._maildrop.lock)
+        self._messages = self._maildrop.snapshot()
+
+    def get_message_count(self) -> int:
+        return len(self._messages)
+
+    def get_message_size(self, number: int) -> int:
+        return len(self._messages[number - 1][1])
+
+    def get_message_id(self, number: int) -> str:
+        return self._messages[number - 1][0]
+
+    def get_message_reader(self, number: int) -> MessageReader:
+        return io.BytesIO(self._messages[number - 1][1])
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        unique_ids = [self.get_message_id(number) for number in numbers]
+        self._run_or_fail("commit", lambda: self._maildrop.delete(unique_ids))
+
+    def unlock_maildrop(self) -> None:
+        self._maildrop.unlock()
+
+    def handle_session_error(self, error: BaseException) -> None:
+        self.mail.errors.append(error)
+
+    def close(self) -> None:
+        self.mail._end_session()
+
+    def _run_or_fail(self, step: str, run: Callable[[], None]) -> None:
+        self.mail._run_or_fail([step], self.username, run)
+
+
+# It takes tens of milliseconds.  Users with the same password share a salt by this.
+_scram_credentials = functools.lru_cache(scram_credentials)

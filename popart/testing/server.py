@@ -1,0 +1,178 @@
+"""The mail server of the test kit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import tempfile
+import threading
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from popart.connection import Connection
+from popart.handler import Handler
+from popart.limits import COUNTS, TIMES, LimitOptions
+from popart.options import SocketOptions
+from popart.server import Server
+from popart.testing.certificates import Certificates, needed_by
+from popart.testing.handler import StoredMailHandler
+from popart.testing.recording import RecordingSession
+from popart.testing.store import MailStore
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+AnyMailServer = TypeVar("AnyMailServer", bound="MailServer")
+
+
+class MailServerOptions(SocketOptions, LimitOptions, total=False):
+    """The arguments of `MailServer` that go to `popart.Server`, and its limits."""
+
+    reuse_port: bool
+
+
+class MailServer(MailStore):
+    """A POP3 server on a free port of this machine, for as long as a ``with`` block.
+
+    It is ready when the block is entered.  When the block is left, all sessions are ended at once, and no port, no
+    thread and no file remains, though a process be forked meanwhile.  Mail and records can still be read then, and the
+    block may be entered again.  A forked child that leaves the block ends nothing of its parent's.
+
+    *users* maps names to passwords.  With *tls* each connection is TLS from its first octet, which needs trustme,
+    of popart's extra ``testing``.  *port* 0 is any free port.  *server_options* are `popart.Server`'s other arguments,
+    with a *timeout* that may be as small as 0.01 seconds, and its limits by their names, such as
+    ``max_failed_logins=1``.
+
+    USER and PASS, and AUTH PLAIN, sign in with the password.  AUTH offers more if it is asked for: XOAUTH2 and
+    OAUTHBEARER with *tokens*, which maps names among *users* to OAuth 2.0 access tokens and may be empty;
+    SCRAM-SHA-256 with *scram*, which needs scramp; LOGIN with *login*; EXTERNAL with *client_certificates*, which needs
+    *tls*, to clients that present what `client_certificate` makes::
+
+        with MailServer(users={"alice": "secret"}, tokens={"alice": "ya29.x"}, scram=True) as server:
+
+    The methods that make the server fail are those of `popart.testing.faults.Faults`.
+
+    :raises OSError: when entered: the port cannot be had.
+    :raises ImportError: when entered: *tls* without trustme, *scram* without scramp.
+    :raises ValueError: *client_certificates* without *tls*, or, when entered, a value of *server_options* that
+        `popart.Server` does not take.
+    """
+
+    host: str
+    """Where to connect: ``127.0.0.1``, or ``localhost`` with *tls*.  The certificate is for both."""
+
+    port: int
+    """The TCP port, known when the block is entered."""
+
+    ca_file: str | None
+    """With *tls*, while in the block: the path of a PEM file with the throw-away authority that clients must trust."""
+
+    def __init__(
+        self,
+        users: Mapping[str, str] = MappingProxyType({"alice": "secret"}),
+        *,
+        tokens: Mapping[str, str] | None = None,
+        scram: bool = False,
+        login: bool = False,
+        tls: bool = False,
+        client_certificates: bool = False,
+        port: int = 0,
+        **server_options: Unpack[MailServerOptions],
+    ) -> None:
+        if client_certificates and not tls:
+            raise ValueError("client_certificates=True needs tls=True")
+        offers = {"tokens": tokens is not None, "scram": scram, "login": login, "certificates": client_certificates}
+        super().__init__(users, tokens or {}, {name for name, wanted in offers.items() if wanted})
+        self.host = "localhost" if tls else "127.0.0.1"
+        self.port = port
+        self.ca_file = None
+        self._tls = tls
+        self._certificates: Certificates | None = None
+        self._wanted_port = port
+        self._server_options = server_options
+        self._block = contextlib.ExitStack()
+        self._process = os.getpid()
+
+    def __enter__(self: AnyMailServer) -> AnyMailServer:
+        with contextlib.ExitStack() as block:
+            options = dict(self._server_options)
+            if self._tls:
+                options["ssl_context"] = self._make_tls_context(block)
+            if "scram" in self._offers:
+                with needed_by("scram=True"):
+                    import scramp  # noqa: F401
+            server = block.enter_context(_Server(("127.0.0.1", self._wanted_port), self._make_handler, **options))
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            block.callback(thread.join)
+            block.callback(server.server_close)
+            block.callback(server.shut_listener)
+            self.port = server.server_address[1]
+            self._server = server
+            self._process = os.getpid()
+            self._block = block.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if os.getpid() == self._process:
+            self._block.close()
+        else:  # a forked child: port, threads and files are its parent's
+            self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """The scheme, ``pop3`` or ``pop3s``, with host and port: ``pop3://127.0.0.1:40123``."""
+        return f"{'pop3s' if self._tls else 'pop3'}://{self.host}:{self.port}"
+
+    def client_certificate(self, username: str) -> str:
+        """Return the path of a new PEM file, which goes with the block: a certificate of this user's, and its key.
+
+        The throw-away authority issued it.  The name is the certificate's common name.
+
+        :raises KeyError: there is no such user.
+        :raises RuntimeError: outside of the block, or without *client_certificates*.
+        :raises ValueError: the name has more than 64 characters.
+        """
+        if self._certificates is None or "certificates" not in self._offers:
+            raise RuntimeError("only a server with client_certificates=True has some, while in its block")
+        if username not in self.users:
+            raise KeyError(username)
+        return self._certificates.issue(username)
+
+    def _make_handler(self, peer: object) -> Handler:
+        self._begin_session()
+        return StoredMailHandler(self)
+
+    def _make_tls_context(self, block: contextlib.ExitStack) -> ssl.SSLContext:
+        # A TemporaryDirectory would be removed by the end of a forked child, too.
+        directory = tempfile.mkdtemp(prefix="popart-")
+        block.callback(shutil.rmtree, directory, ignore_errors=True)
+        self._certificates = Certificates(directory)
+        block.callback(setattr, self, "_certificates", None)
+        self.ca_file = self._certificates.ca_file
+        return self._certificates.server_context(ask_clients="certificates" in self._offers)
+
+
+class _Connection(Connection):
+    session_class = RecordingSession
+
+
+class _Server(Server):
+    minimum_timeout = 0.01
+    shutdown_grace = 0.1
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        for name in {*COUNTS, *TIMES} & options.keys():
+            setattr(self, name, options.pop(name))
+        super().__init__(*arguments, **options)
+        self.RequestHandlerClass = _Connection
+
+    def shut_listener(self) -> None:
+        """Refuse clients from now on, though a child that was forked meanwhile has the listening socket open."""
+        self.shutdown()
+        with contextlib.suppress(OSError):  # not every system can
+            self.socket.shutdown(socket.SHUT_RDWR)
