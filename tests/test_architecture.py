@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -105,6 +106,13 @@ def test_silent(module: str) -> None:
     assert not imports(module) & {"logging", "traceback", "warnings"}
     tree = ast.parse(SOURCES[module].read_text("utf-8"))
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "print"]
+
+
+def test_each_room_is_in_the_list_for_contributors() -> None:
+    """CONTRIBUTING.rst: each room that it names exists, and it names each."""
+    text = (ROOT.parent / "CONTRIBUTING.rst").read_text("utf-8")
+    rooms = text.partition("\nThe rooms\n")[2].partition("\nTheir rules")[0]
+    assert set(re.findall(r"``(\w+)``", rooms)) == {name.partition("/")[0] for name in SOURCES} - {"__init__"}
 
 
 def test_commands_are_those_declared() -> None:

@@ -800,3 +800,44 @@ def test_the_wire_suite_has_the_options_that_are_named() -> None:
     named = set(re.findall(r"--pop3-\w+", (DOCS / "wire-suite.rst").read_text("utf-8")))
     known = run(DOCS.parent, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/wire", "--help")
     assert named and named <= set(re.findall(r"--pop3-\w+", known))
+
+
+# For contributors.
+
+CONTRIBUTING = DOCS.parent / "CONTRIBUTING.rst"
+CI = DOCS.parent / ".ci" / "run"
+
+
+def steps() -> set[str]:
+    """Return the steps that .ci/run lists when it is asked for another."""
+    need(CI.exists() and sys.platform == "linux", ".ci/run")
+    done = subprocess.run([CI, "lint", "no-step"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    return set(re.findall(r"^    (\w+)  ", done.stderr, re.MULTILINE))
+
+
+def test_each_step_is_listed() -> None:
+    """A step that .ci/run does not know is an error, before any other is run, and lists all: none lacks a function."""
+    functions = set(re.findall(r"^run_(\w+)\(\) {$", CI.read_text("utf-8"), re.MULTILINE))
+    assert steps() == functions | {"pythons"}
+
+
+def test_the_commands_for_contributors() -> None:
+    """CONTRIBUTING.rst: the tests that it names pass, and its other commands are the README's, or steps of .ci/run."""
+    text = CONTRIBUTING.read_text("utf-8")
+    readme = (DOCS.parent / "README.rst").read_text("utf-8")
+    for command in re.findall(r"^    (\S.*)$", text, re.MULTILINE):
+        if command.startswith(".venv/bin/python -m pytest") and "tests/" in command:
+            run(DOCS.parent, sys.executable, *command.split()[1:], "-p", "no:cacheprovider")
+        elif not command.startswith(".ci/run "):
+            assert re.search(rf"(^    | && ){re.escape(command)}( && |$)", readme, re.MULTILINE)
+    named = re.findall(r"\.ci/run ([a-z ]+)", text)
+    assert {name for names in named for name in names.split()} <= steps()
+    for module in re.findall(r"python3 -m (tests[\w.]+)", text):
+        assert importlib.util.find_spec(module) is not None
+
+
+def test_each_path_for_contributors_exists() -> None:
+    """CONTRIBUTING.rst: a change has its places, and they are there."""
+    paths = re.findall(r"``((?:popart|tests|docs|\.ci)/[\w./-]*)``", CONTRIBUTING.read_text("utf-8"))
+    assert [path for path in paths if not (DOCS.parent / path).exists()] == []
