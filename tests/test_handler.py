@@ -58,6 +58,14 @@ def test_forgotten_method(forgotten: str) -> None:
         type("Forgetful", (Handler,), methods)()
 
 
+def test_isinstance_tells_a_handler() -> None:
+    """What has all methods is an instance of Handler, whatever it derives from; what lacks one is none."""
+    methods = dict.fromkeys(METHODS, nothing)
+    assert isinstance(type("Structural", (), methods)(), Handler)
+    del methods["unlock_maildrop"]
+    assert not isinstance(type("Forgetful", (), methods)(), Handler)
+
+
 def test_complete_handler_is_built() -> None:
     """The contract's methods are all that a subclass must have."""
     type("Complete", (Handler,), dict.fromkeys(METHODS, nothing))()
