@@ -36,11 +36,12 @@ def _methods(protocol: type) -> list[str]:
     return [name for name in vars(protocol) if not name.startswith("_")]
 
 
-def expect_handler(handler: object) -> None:
+def expect_handler(handler: Handler) -> Handler:
     """Check what a factory returned: whatever else it lacks, an object, not a class, that can be told of errors."""
     if isinstance(handler, type) or not callable(getattr(handler, "handle_session_error", None)):
         close_coroutines(handler)
         raise HandlerError(f"on_new_connection returned {type(handler).__name__}, not a handler")
+    return handler
 
 
 def expect_none(method: str, result: object) -> None:

@@ -20,7 +20,7 @@ from popart.errors import (
     ReportableError,
     SessionError,
 )
-from popart.handler import SupportsMonitoring
+from popart.handler import Handler, SupportsMonitoring
 from popart.monitor import Monitor
 from popart.pacing import MESSAGE_STEPS, STEPS, Pace
 from popart.proxy_header import ProxyError, read_header
@@ -91,20 +91,14 @@ class Connection(socketserver.StreamRequestHandler):
         return False
 
     def _make_session(self) -> Session | None:
-        handler = None
         try:
-            handler = self.server.on_new_connection(self.client_address)
-            if handler is None:
-                raise ReportableError("connection refused")
-            expect_handler(handler)
-        except ReportableError as refusal:
-            self._turn_away(err(refusal.text, refusal.code))
-            return None
-        except BaseException as error:
-            if not isinstance(error, HandlerError):  # what is no handler may be closed by others only
-                tell_end(handler)
+            handler = self._ask_for_handler()
+        except BaseException:
             self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
             raise
+        if isinstance(handler, Reply):
+            self._turn_away(handler)
+            return None
         try:
             if ability(handler, SupportsMonitoring, "command_finished") is not None:
                 self._monitor = Monitor(handler)
@@ -114,6 +108,22 @@ class Connection(socketserver.StreamRequestHandler):
             tell_end(handler)
             self._turn_away(answer)
             return None
+
+    def _ask_for_handler(self) -> Handler | Reply:
+        """Return what the factory made, or the answer to a client that it turns away."""
+        handler = None
+        try:
+            handler = self.server.on_new_connection(self.client_address)
+            if handler is None:
+                return err("connection refused")
+            return expect_handler(handler)
+        except ReportableError as refusal:
+            return err(refusal.text, refusal.code)
+        except HandlerError:  # what is no handler may be closed by others only
+            raise
+        except BaseException:
+            tell_end(handler)
+            raise
 
     def _make_policy(self) -> Policy:
         server, tls = self.server, self._stream.tls
