@@ -1,10 +1,10 @@
-"""A POP3 server for a directory of mail: the example of popart, and its tutorial.  Read it from top to bottom.
+"""A POP3 server for a directory of mail: an example of popart, and a tutorial.  Read it from top to bottom.
 
     python3 example_maildir.py                      serves a few messages of its own on port 1100 of this machine
     python3 example_maildir.py --maildir DIR        serves a Maildir, or a plain directory of message files
 
-It lets in any name with any password and deletes nothing, it only says what it would delete.  So it is for looking
-and for testing; do not offer your own mail to a network with it.
+It lets in any name with any password.  It deletes nothing, and only says what it would delete.  Use it for looking and
+testing, and do not offer your own mail to a network with it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any, NoReturn
 
 import popart
 
-# 1. The handler: what popart asks for.  There is one object for each connection, used by that connection's thread.
+# 1. The handler: popart asks it for everything.  Each connection has its own, and only the connection's thread uses it.
 
 
 class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
-    """One client's view of the mail.  `popart.Handler` is what every server needs; the other two are optional."""
+    """One client's view of the mail.  Every server needs `popart.Handler`; the other two are optional."""
 
     def __init__(self, peer: Any, find_messages: Callable[[], list[Message]]) -> None:
         self.client = join_address(*peer[:2])
@@ -49,18 +49,18 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
         """Only a server made with apop=True calls this."""
 
     def authenticate_pass(self, username: str, password: str) -> None:
-        """Let everybody in.  To say no is to raise: ``raise popart.ReportableError("wrong name or password")``."""
+        """Let everybody in.  To say no, raise: ``raise popart.ReportableError("wrong name or password")``."""
         self.username = username
 
     def authenticate_apop(self, username: str, hexdigest: str) -> None:
         raise popart.ReportableError("APOP is not offered here")
 
     def lock_maildrop(self) -> None:
-        """Note which messages there are.  From now on their numbers stand for the same messages.
+        """Note which messages there are.  From now on each number means the same message.
 
-        RFC 1939 wants a lock "as necessary to prevent messages from being modified or removed".  Nobody can do that
-        here, so telnet and a mail program may look at the same time.  A server that deletes takes a lock in this
-        method, and raises ReportableError("another session has the maildrop") when it is taken.
+        RFC 1939 wants a lock "as necessary to prevent messages from being modified or removed".  Nobody can modify or
+        remove any here, so telnet and a mail program may look at the same time.  A server that deletes takes a lock in
+        this method.  If another session has it, the method raises ReportableError("another session has the maildrop").
         """
         self.messages = self.find_messages()
         self.tell(f"signed in as {self.username!a}, messages: {len(self.messages)}")
@@ -68,7 +68,7 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
     # Reading.  Messages are numbered from 1.
 
     def list_messages(self) -> list[tuple[int, str]]:
-        """Tell all sizes and ids at once: `popart.SupportsListing`.  popart then has no need to call the next three."""
+        """Return all sizes and ids at once: `popart.SupportsListing`.  popart then does not call the next three."""
         return [(message.size, message.unique_id) for message in self.messages]
 
     def get_message_count(self) -> int:
@@ -94,7 +94,7 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
     # Leaving.
 
     def delete_messages(self, numbers: Sequence[int]) -> None:
-        """Delete nothing.  The client reads +OK once this has returned; where deleting fails, raise."""
+        """Delete nothing.  The client reads +OK once this has returned.  If you cannot delete, raise."""
         for number in numbers:
             self.tell(f"would delete message {number}, {self.messages[number - 1].name!a}")
 
@@ -110,7 +110,7 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
 
 
 class MailServer(popart.Server):
-    """popart prints nothing.  This one also shows the errors that no handler is told of, such as a TLS handshake's."""
+    """popart prints nothing.  This one prints the errors that no handler hears of, such as a failed TLS handshake."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
@@ -121,25 +121,25 @@ class MailServer(popart.Server):
 
 
 class Message:
-    """A message, ready to be opened as often as somebody asks for it."""
+    """A message.  You can open it any number of times."""
 
     def __init__(self, name: str, open_reader: Callable[[], popart.MessageReader]) -> None:
         self.name = name
-        # The id must be the same each time this program runs.  Names are, but not each of them makes a legal id.
+        # The id must be the same each time this program runs.  A file's name is, but not every name is a legal id.
         legal = re.fullmatch("[!-~]{1,70}", name)
         self.unique_id = name if legal else hashlib.sha256(os.fsencode(name)).hexdigest()
         self.open = open_reader
-        # The size is that on the wire, where each line ends with CRLF.  It must not be too large: to popart a message
-        # with fewer octets than were announced is one that was cut off.  To read all mail at each sign-in is slow:
-        # a server with much of it measures a message once, when it arrives.
+        # The size is that on the wire, where each line ends with CRLF.  It must not be too large: popart treats a
+        # message with fewer octets than announced as cut off.  It is slow to read all mail at each sign-in.  A server
+        # with much mail measures a message once, when it arrives.
         with contextlib.closing(open_reader()) as reader:
             self.size = popart.wire_size(reader)
 
 
 def list_files(directory: Path) -> list[tuple[str, Path]]:
-    """Return what a Maildir has in new/ and cur/, or what a plain directory has, with its name, and sorted by it.
+    """Return the files of a Maildir's new/ and cur/, or of a plain directory, with their names, sorted by name.
 
-    A Maildir's file names are unique up to the colon.  After it come flags, which change as the mail is read.
+    A Maildir's file names are unique up to the colon.  The flags after it change when the mail is read.
     """
     new, cur = directory / "new", directory / "cur"
     if new.is_dir() and cur.is_dir():
@@ -151,7 +151,7 @@ def list_files(directory: Path) -> list[tuple[str, Path]]:
 
 
 def read_directory(directory: Path) -> list[Message]:
-    """Find the messages in a directory.  What is no file, or cannot be read, is left out."""
+    """Find the messages in a directory.  Leave out what is not a file, and what cannot be read."""
     messages = []
     for name, path in list_files(directory):
         try:
@@ -162,11 +162,11 @@ def read_directory(directory: Path) -> list[Message]:
     return messages
 
 
-# 3. The program: options, signals, and words for whoever runs it.
+# 3. The program: options, signals, and what it prints.
 
 
 class Options(argparse.ArgumentParser):
-    """The command line.  What is wrong with it is said in one line."""
+    """The command line.  An error in it is one line of output."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -206,7 +206,7 @@ def main() -> None:
 
     with server:  # leaving it ends the sessions that are open
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: server.server_close())  # a second one ends the grace
+            signal.signal(number, lambda *_: server.server_close())  # a second signal ends the grace
         host, port = map(str, server.server_address[:2])
         if context is None:
             how = f"telnet {host} {port}"
@@ -221,11 +221,11 @@ def join_address(host: Any, port: Any) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line at once.  What came from outside stands in it as by `ascii`: no terminal takes it for a command."""
+    """Print a line at once.  Text from outside comes here through `ascii`, so no terminal takes it for a command."""
     try:
         print(line + "\n", end="", flush=True)  # in one piece, as threads print at the same time
     except OSError:
-        # Nobody reads any more, as after "| head -1".  Serve on in silence.
+        # Nobody reads the output any more, as after "| head -1".  Go on serving in silence.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -233,7 +233,7 @@ def say(line: str) -> None:
 
 
 def make_samples() -> list[Message]:
-    """Make a few messages, the same each time.  popart makes CRLF of their line ends and doubles the leading dots."""
+    """Make a few messages, the same each time.  popart turns their line ends into CRLF and doubles leading dots."""
     utf8 = EmailMessage()
     utf8["From"] = "Zoë Nováková <zoe@example.org>"
     utf8["To"] = "you@example.org"

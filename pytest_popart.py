@@ -5,8 +5,8 @@
         pop3_server.deliver("alice", "Subject: x\\n\\nhello\\n")
         fetch(pop3_server.url)
 
-The marker's arguments are those of `popart.testing.MailServer`; on a test they come before those on its class, and
-these before those on its module.
+The marker takes the arguments of `popart.testing.MailServer`.  Arguments on a test override those on its class, and
+these override those on its module.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _serve(request: pytest.FixtureRequest, *, tls: bool) -> Iterator[MailServer]
     signature = inspect.signature(MailServer)
     options: dict[str, Any] = {"tls": tls}
     for marker in reversed([*request.node.iter_markers("pop3")]):
-        # By their names, lest a positional argument here and one there add up.
+        # By their names: otherwise positional arguments of two markers would add up.
         named = signature.bind_partial(*marker.args, **marker.kwargs).arguments
         options.update(named.pop("server_options", {}), **named)
     with MailServer(**options) as server:

@@ -1,4 +1,4 @@
-"""The chart: a panel for each row, a bar for each server.  The floor's bar may leave the scale of the others."""
+"""The chart: a panel for each row, a bar for each server.  The floor's bar may run off the scale."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TITLE = 26
 PANEL_GAP = 14
 
 MOST_FLOOR = 1.5
-"""How much longer than the longest other bar the floor's may be."""
+"""The floor's bar may be this many times as long as the longest other bar."""
 
 _COLOURS = {"popart": "#c0392b", "popart pinned": "#d4695d", "popart x2": "#e08e84", FLOOR: "#b8bcc2"}
 _OTHER = "#5b7ea6"
 
 
 def draw(results: Results) -> str:
-    """Return the results as SVG, each panel on its own scale; dots mark a figure that leaves it."""
+    """Return the results as SVG, each panel on its own scale; dots mark a bar that runs off it."""
     parts: list[str] = []
     y = PANEL_GAP
     for line in results.lines.values():

@@ -1,8 +1,8 @@
-"""The load client: it sends prepared octets, compares what comes back with the octets it expects, and takes the time.
+"""The load client: it sends prepared octets, compares the answers with the octets it expects, and measures the time.
 
-`learn` first holds one slow session to check each answer against the data and to learn the wording of the status
-lines.  From then on an answer is right if it equals the learnt one, octet for octet: one comparison and no parsing, so
-the client costs little more than its system calls.
+`learn` first holds one slow session, to check each answer against the data and to learn the wording of the status
+lines.  After that an answer is right if it equals the learnt one, octet for octet.  That is one comparison and no
+parsing, so the client costs little more than its system calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PATIENCE = 30
 READ_SIZE = 65_536
 
 Step = tuple[bytes, bytes | None]
-"""What to send, and the whole answer.  None stands for any greeting; to send b"" is to wait."""
+"""What to send, and the whole answer.  None means any greeting; sending b"" means waiting."""
 
 GREETING: Step = (b"", None)
 END: Step = (b"", b"")
@@ -34,7 +34,7 @@ END: Step = (b"", b"")
 
 
 class WrongAnswerError(Exception):
-    """A server did not send what it had to."""
+    """A server sent a wrong answer, or none."""
 
 
 @dataclass
@@ -47,17 +47,17 @@ class Target:
     """A TLS session to resume; None for a full handshake."""
 
     def connect(self) -> socket.socket:
-        """Connect, over TLS if so, to read and write at leisure."""
+        """Connect, over TLS if there is a context.  Reads and writes on the socket may block."""
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A timeout of Python's own would cost a poll() before each recv(), and would undo MSG_WAITALL.
+        # Python's own timeout would cost a poll() before each recv(), and would defeat MSG_WAITALL.
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", PATIENCE, 0))
         return sock if self.context is None else self.context.wrap_socket(sock, session=self.session)
 
 
 def make_context() -> ssl.SSLContext:
-    """Make the TLS context of all clients.  It does not look at the certificate: that is the client's cost alone."""
+    """Make the TLS context of all clients.  It does not check the certificate: only the client would pay for that."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -66,7 +66,7 @@ def make_context() -> ssl.SSLContext:
 
 @dataclass
 class Measurement:
-    """What one run of one row found."""
+    """The result of one run of one row."""
 
     amount: float
     seconds: float
@@ -75,13 +75,13 @@ class Measurement:
 
     server_cpu: float = 0.0
     others_cpu: float = 0.0
-    """What the rest of the machine used."""
+    """Seconds of CPU that the rest of the machine used."""
 
     details: dict[str, float] = field(default_factory=dict)
 
 
 def learn(target: Target, exchanges: Iterable[Exchange], first_words: dict[bytes, bytes]) -> list[Step]:
-    """Hold a session, check each answer and return the steps of a session that goes the same way.
+    """Hold a session, check each answer, and return the steps to repeat it.
 
     The answer to a command of *first_words* must begin with these octets, other status lines with ``+OK``.
     """
@@ -104,7 +104,7 @@ def learn(target: Target, exchanges: Iterable[Exchange], first_words: dict[bytes
 
 
 def learn_identifiers(target: Target, sign_in: Iterable[Exchange], count: int) -> bytes:
-    """Return what follows UIDL's status line, from a server that makes its own unique-ids."""
+    """Return all after UIDL's status line, from a server that makes its own unique-ids."""
     with _closing(target.connect()) as sock, sock.makefile("rb") as file:
         _check_start(file.readline(), b"+OK", "the greeting")
         for command, _ in sign_in:
@@ -126,8 +126,8 @@ def converse(
 ) -> Measurement:
     """Keep *at_once* connections busy with these steps, one command at a time on each, for about *seconds*.
 
-    A connection that is through with its steps is followed by a new one, and these are counted.  With *loop*, no new
-    ones are made, but each repeats steps loop[0] to loop[1] - 1, and the repetitions are counted.
+    When a connection has done its steps, a new one follows it, and the finished connections are counted.  With *loop*,
+    there are no new ones: each connection repeats steps loop[0] to loop[1] - 1, and the repetitions are counted.
     """
     poller = select.epoll()
     live: dict[int, _Connection] = {}
@@ -239,7 +239,7 @@ def _close_all(connections: dict[int, _Connection]) -> None:
 
 
 def repeat(target: Target, steps: list[Step], together: slice, seconds: float) -> Measurement:
-    """Hold one session, send the commands of the steps *together* in one write, over and over.
+    """Hold one session, and send the commands of the steps *together* in one write, over and over.
 
     Only the time from a write to its last octet counts: the comparison of the answer is outside the clock.
     """
@@ -266,7 +266,7 @@ def repeat(target: Target, steps: list[Step], together: slice, seconds: float) -
 
 
 def one_by_one(target: Target, steps: list[Step], seconds: float) -> Measurement:
-    """Hold one whole session after the other, and find the median time of each command too."""
+    """Hold one whole session after another, and also find the median time of each command."""
     times: dict[str, list[float]] = {}
     amount = 0
     begun, cpu = time.perf_counter(), time.process_time()
@@ -296,7 +296,7 @@ def open_sessions(target: Target, steps: Iterable[Step], count: int) -> Iterator
 
 
 def latency(target: Target, steps: list[Step], count: int) -> float:
-    """Return the median seconds of a whole session, of *count* one after the other."""
+    """Hold *count* sessions one after another, and return the median seconds of a whole session."""
     taken = []
     for _ in range(count):
         started = time.perf_counter()
@@ -308,7 +308,7 @@ def latency(target: Target, steps: list[Step], count: int) -> float:
 
 
 def get_tls_session(target: Target, steps: list[Step]) -> ssl.SSLSession | None:
-    """Hold a session and return what a client resumes from: TLS 1.3 sends its tickets after the handshake."""
+    """Hold a session and return its TLS session, to resume it: TLS 1.3 sends its tickets after the handshake."""
     with _closing(target.connect()) as sock:
         assert isinstance(sock, ssl.SSLSocket)
         for step in steps:
@@ -350,7 +350,7 @@ def _ask(sock: socket.socket, step: Step) -> None:
 
 
 def _receive_into(sock: socket.socket, buffer: bytearray) -> None:
-    """Fill the buffer; over plain TCP with few wake-ups of this process."""
+    """Fill the buffer; over plain TCP this wakes the process only a few times."""
     view = memoryview(buffer)
     flags = 0 if isinstance(sock, ssl.SSLSocket) else socket.MSG_WAITALL
     try:

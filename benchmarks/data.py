@@ -1,4 +1,6 @@
-"""The mail that every server serves: made from a seed, so each process makes the same, and what the wire must show.
+"""The mail that every server serves, and the octets that must come over the wire.
+
+It is made from a seed, so each process makes the same.
 
 A maildrop is also a user's name; the password is always `PASSWORD`.
 """
@@ -14,7 +16,7 @@ SEED = 1939
 PASSWORD = "secret"
 
 DISTINCT = 100
-"""Messages of a maildrop that differ; later ones repeat them, but for their ids."""
+"""How many messages of a maildrop differ; later ones repeat them, with other ids."""
 
 _WORDS = "the post office keeps a letter until its owner asks for it and then forgets that it ever was there".split()
 
@@ -86,12 +88,12 @@ def _with_crlf(content: bytes) -> bytes:
 
 
 def encode(content: bytes) -> bytes:
-    """Return what follows RETR's status line, done the plain way: line ends, then dot-stuffing, then the final dot."""
+    """Return all after RETR's status line, made the plain way: line ends, then dot-stuffing, then the final dot."""
     octets = _with_crlf(content).replace(b"\r\n.", b"\r\n..")
     return (b"." if octets.startswith(b".") else b"") + octets + b".\r\n"
 
 
-# Commands, and what must follow the status line of a good answer: None where the answer is that line alone.
+# Commands, and the octets after the status line of a good answer: None if the answer is that line alone.
 
 Exchange = tuple[bytes, bytes | None]
 
@@ -110,7 +112,7 @@ def look(maildrop: Maildrop) -> list[Exchange]:
 
 
 def stat_line(maildrop: Maildrop) -> bytes:
-    """Return what STAT's status line must begin with."""
+    """Return the octets that STAT's status line must begin with."""
     return f"+OK {maildrop.count} {sum(size for size, _ in maildrop.listing())}".encode()
 
 
@@ -133,7 +135,7 @@ def deletions(count: int) -> list[Exchange]:
 QUIT: list[Exchange] = [(b"QUIT\r\n", None)]
 
 BATCH = 200
-"""Commands of a pipelined write."""
+"""How many commands a pipelined write has."""
 
 
 def batches(maildrop: Maildrop) -> dict[str, list[Exchange]]:
@@ -146,11 +148,11 @@ def batches(maildrop: Maildrop) -> dict[str, list[Exchange]]:
 
 
 def write_maildir(maildrop: Maildrop, root: Path) -> None:
-    """Write a maildrop as the Maildir *root*/*name*, files of equal content as links to one."""
+    """Write a maildrop as the Maildir *root*/*name*.  Files of equal content are links to one."""
     directory = root / maildrop.name
     for part in ("cur", "new", "tmp"):
         (directory / part).mkdir(parents=True)
-    # A file has at most 65,000 links in some file systems; contents are shared by far fewer messages.
+    # In some file systems a file has at most 65,000 links; far fewer messages share a content.
     first: dict[int, Path] = {}
     for n, (_, identifier) in enumerate(maildrop.listing()):
         path = directory / "cur" / f"{identifier}:2,S"

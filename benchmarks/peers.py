@@ -1,4 +1,4 @@
-"""Starting the servers, each as a tree of processes, and reading what they cost from ``/proc``."""
+"""Start the servers, each as a tree of processes, and read their costs from ``/proc``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 class CannotStartError(Exception):
-    """A server did not begin to answer."""
+    """A server did not start to answer."""
 
 
 @dataclass
 class Setting:
-    """What a server has to serve."""
+    """What a server must serve."""
 
     maildrop: data.Maildrop
     store: Path
@@ -43,19 +43,19 @@ class Peer:
     """A kind of server.  Its *name* heads a column."""
 
     own_identifiers = False
-    """True if UIDL shows unique-ids that are not the data's."""
+    """True if the server makes its own unique-ids."""
 
     needs_store = False
-    """True if it serves Maildirs rather than the data in memory."""
+    """True if it serves Maildirs, and not the data in memory."""
 
     most_sessions = sys.maxsize
-    """Idle sessions to open at most."""
+    """The most idle sessions to open."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def missing(self, tls: bool) -> str | None:
-        """Say why it cannot run here, if so."""
+        """Return why it cannot run here, or None."""
         return None
 
     def command(self, port: int, setting: Setting, scratch: Path) -> list[str]:
@@ -99,7 +99,7 @@ class TwistedPeer(PythonPeer):
 
 
 class DovecotPeer(Peer):
-    """Debian's dovecot-pop3d on a configuration of its own, tuned for speed as its manual has it."""
+    """Debian's dovecot-pop3d on a configuration of its own, tuned for speed as its manual says."""
 
     needs_store = True
     most_sessions = 1000  # each is a process
@@ -210,7 +210,7 @@ class CommandPeer(Peer):
         return "its command has no {pem}" if tls and "{pem}" not in self._command else None
 
     def command(self, port: int, setting: Setting, scratch: Path) -> list[str]:
-        # Without TLS, {pem} is empty: the command's own sign to serve plain TCP.
+        # Without TLS, {pem} is empty, which tells the command to serve plain TCP.
         values = {"port": port, "store": setting.store, "user": setting.maildrop.name, "pem": setting.pem or ""}
         return [part.format(**values) for part in shlex.split(self._command)]
 
@@ -220,7 +220,7 @@ class Running:
 
     def __init__(self, peer: Peer, setting: Setting, scratch: Path) -> None:
         scratch.mkdir(parents=True)
-        # Dovecot's processes give up root, and still have to come here.
+        # Dovecot's processes give up root, and must still reach this directory.
         scratch.chmod(0o755)
         self.peer = peer
         with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -247,7 +247,7 @@ class Running:
         raise CannotStartError(f"{self.peer.name} did not start: {output[-1000:] or 'no word from it'}")
 
     def stop(self) -> None:
-        """End it, and all processes it started.  By SIGKILL: it is not its shutdown that is measured."""
+        """End it, and all processes it started.  SIGKILL will do: the shutdown is not measured."""
         processes = self._tree()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -257,12 +257,12 @@ class Running:
                 os.kill(process, signal.SIGKILL)
 
     def cpu(self) -> float:
-        """Return the seconds of CPU that it has used, with children that are gone."""
+        """Return the seconds of CPU that it has used, including children that have ended."""
         # utime, stime and the same of children that were waited for
         return sum(sum(map(int, _stat(pid)[11:15])) for pid in self._tree()) / TICK
 
     def memory(self) -> float:
-        """Return its KB of memory; of what processes share, each has its part."""
+        """Return its KB of memory; each process counts its part of shared memory."""
         total = 0
         for pid in self._tree():
             with contextlib.suppress(OSError):
@@ -283,7 +283,7 @@ class Running:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat that follow the name; none if the process is gone."""
+    """Return the fields of /proc/PID/stat after the name; none if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -291,13 +291,13 @@ def _stat(pid: int) -> list[str]:
 
 
 def machine_cpu() -> float:
-    """Return the seconds of CPU that all processes have used, and what a hypervisor took away."""
+    """Return the seconds of CPU that all processes have used, plus those that a hypervisor took away."""
     user, nice, system, _, _, irq, softirq, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + stolen) / TICK
 
 
 def make_certificate(path: Path) -> str | None:
-    """Write a self-signed P-256 certificate and its key, or say why not."""
+    """Write a self-signed P-256 certificate and its key; return why not if that fails."""
     openssl = shutil.which("openssl")
     if openssl is None:
         return "no openssl command to make a certificate with"
@@ -313,7 +313,7 @@ def make_certificate(path: Path) -> str | None:
 
 
 def describe_machine() -> str:
-    """Say in a line what all this ran on."""
+    """Return a line about the machine."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

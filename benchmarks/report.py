@@ -1,4 +1,4 @@
-"""What the runs gave: medians, ratios, tables."""
+"""The results of the runs: medians, ratios, tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from client import Measurement, WrongAnswerError
 
 FLOOR = "canned floor"
 OURS = ("popart", "popart pinned", "popart x2", "baseline", FLOOR, "client ceiling")
-"""Columns whose wrong answers are this harness's or popart's fault; those of a peer are only told."""
+"""Columns whose wrong answers are the fault of popart or of these scripts; those of a peer are only reported."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Cell:
 
     details: dict[str, float] = field(default_factory=dict)
     error: str | None = None
-    """What went wrong; then there is no figure, however many rounds went well."""
+    """What went wrong.  With an error there is no figure, even if other rounds went well."""
 
     verdict: str = ""
     """The error in a word."""
@@ -47,7 +47,7 @@ class Line:
     cells: dict[str, Cell] = field(default_factory=dict)
 
     def ratio(self, name: str, other: str) -> float | None:
-        """Return the median of *name* / *other* in each round: what the machine did meanwhile hit both."""
+        """Return the median of *name* / *other* in each round: other work on the machine affected both."""
         one, two = self.cells.get(name), self.cells.get(other)
         if one is None or two is None or one.value is None or two.value is None:
             return None
@@ -93,7 +93,7 @@ class Results:
         return sorted(names, key=lambda name: OURS.index(name) if name in OURS[:-1] else len(OURS) + (name in OURS))
 
     def print_row(self, key: str) -> None:
-        """Print what is known of a row that is finished."""
+        """Print the results of a finished row."""
         line = self.lines.get(key)
         if line is None:
             return
@@ -127,7 +127,7 @@ class Results:
             print("  " + "  ".join(cells).rstrip(), flush=True)
 
     def print_summary(self) -> None:
-        """Print one table of all, as reStructuredText: values, and in brackets popart's ratio to a peer's."""
+        """Print one table of all rows, as reStructuredText: values, and in brackets popart's figure divided by them."""
         names = self.names
         rows = [["work", *names]]
         for line in self.lines.values():
@@ -152,7 +152,7 @@ class Results:
         print(rule)
 
     def print_failures(self) -> bool:
-        """Print what went wrong.  Return True if it is not only a peer's fault."""
+        """Print the errors.  Return True if not all are a peer's fault."""
         ours = False
         for key, line in self.lines.items():
             for name, cell in line.cells.items():
@@ -189,7 +189,7 @@ class Results:
 
 
 def number(value: float | None) -> str:
-    """Write a figure with the digits that mean something."""
+    """Return a figure with its meaningful digits only."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -9,7 +9,7 @@ import client
 import data
 from client import Measurement, Target
 
-# Greeting, USER and PASS come before what a signed-in session does.
+# Greeting, USER and PASS come before the commands of a signed-in session.
 SIGNED_IN = 3
 
 
@@ -25,17 +25,17 @@ class Row:
     """The commands of a session between sign-in and QUIT."""
 
     measure: Callable[[Target, list[client.Step], float], Measurement]
-    """Run it for about so many seconds."""
+    """Run it for about this many seconds."""
 
     units: float = 1
-    """How many of *unit* one of what `measure` counts is."""
+    """How many of *unit* there are in each thing that `measure` counts."""
 
     operations: int = 1
-    """How many messages or commands one of what `measure` counts is; for the server's CPU."""
+    """How many messages or commands there are in each; for the server's CPU."""
 
     tls: bool = False
     two_processes: bool = False
-    """Also measured with two processes of popart on one port."""
+    """True if also measured with two processes of popart on one port."""
 
 
 def _one_mail(maildrop: data.Maildrop) -> list[data.Exchange]:
@@ -121,5 +121,5 @@ ROWS = [
     ),
 ]
 
-# What idle sessions cost is found in another way.
+# The cost of idle sessions is measured in another way.
 IDLE = {"idle": "idle signed-in session", "tls-idle": "idle signed-in session over TLS"}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure popart beside its peers: same data, same client, every answer checked.  README.rst says how to read it."""
+"""Compare popart with its peers: same data, same client, every answer checked.  README.rst says how to read it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DISTURBED = 0.25
 
 
 class Harness:
-    """Runs rows and keeps what they give."""
+    """Runs rows and keeps their results."""
 
     def __init__(self, candidates: list[peers.Peer], options: argparse.Namespace, scratch: Path) -> None:
         self._candidates = candidates
@@ -46,7 +46,7 @@ class Harness:
         self.results = report.Results()
 
     def run_rows(self, rows: list[Row]) -> None:
-        """Run rows of one maildrop, on servers that are started once for all of them."""
+        """Run rows of one maildrop.  Each server is started once for all of them."""
         maildrop, tls = rows[0].maildrop, rows[0].tls
         with contextlib.ExitStack() as stack:
             servers: dict[str, peers.Running] = {}
@@ -82,7 +82,7 @@ class Harness:
                     del ready[name]
 
     def _measure(self, row: Row, server: peers.Running, target: Target, steps: list[client.Step]) -> Measurement:
-        """Return the least disturbed of a few runs; of one, if nothing else was busy."""
+        """Return the least disturbed of a few runs.  One is enough if nothing else was busy."""
         runs: list[Measurement] = []
         while not runs or (len(runs) <= self._retries and runs[-1].others_cpu > DISTURBED * runs[-1].seconds):
             before, all_before, own_before = server.cpu(), peers.machine_cpu(), time.process_time()
@@ -94,11 +94,11 @@ class Harness:
         return min(runs, key=lambda found: found.others_cpu / found.seconds)
 
     def run_idle(self, tls: bool, count: int, samples: int) -> None:
-        """Find what idle sessions cost, on a fresh server for each peer."""
+        """Measure the cost of idle sessions, on a fresh server for each peer."""
         key = "tls-idle" if tls else "idle"
         title = f"{IDLE[key]}, of {count:,}"
         for peer in self._able(tls):
-            # An epoll loop in Python and a second process would show nothing more.
+            # An epoll loop in Python, and a second process, would show nothing more.
             if peer.name in ("client ceiling", "popart pinned", "popart x2"):
                 continue
             number = min(count, peer.most_sessions)
@@ -114,7 +114,7 @@ class Harness:
         empty = client.latency(target, steps, samples)
         memory = server.memory()
         with contextlib.ExitStack() as stack:
-            # Ended first: thousands of threads that wake at once are not what is measured.
+            # End the server first: the benchmark does not measure thousands of threads that wake at once.
             opened = client.open_sessions(target, steps[:SIGNED_IN], count)
             for sock in opened:
                 stack.callback(sock.close)
@@ -246,7 +246,7 @@ def _candidates(options: argparse.Namespace) -> list[peers.Peer]:
 
 
 def _most_sessions(wanted: int) -> int:
-    """Raise the limit of descriptors, here and for the servers, and return how many sessions that allows."""
+    """Raise the limit of descriptors, here and for the servers; return how many sessions that allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard - 200)

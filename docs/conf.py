@@ -30,7 +30,7 @@ html_show_sourcelink = False
 
 
 class SessionLexer(RegexLexer):
-    """A POP3 session: what the client types stands out."""
+    """A POP3 session, with the client's input in bold."""
 
     name = "POP3"
     aliases = ["pop3"]

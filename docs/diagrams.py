@@ -1,7 +1,7 @@
 """Draw the pictures in docs/pictures from their texts: ``python3 docs/diagrams.py``.
 
-The states are drawn by Graphviz (on Debian: ``apt-get install graphviz fonts-dejavu-core``), the session by this file.
-Each picture ends with the SHA-256 of its text, so that a test sees without Graphviz whether it is current.
+Graphviz draws the states (on Debian: ``apt-get install graphviz fonts-dejavu-core``), and this file draws the session.
+Each picture ends with the SHA-256 of its text.  So a test can tell without Graphviz whether the picture is current.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Follow the tutorial like a first-time reader: make each file, run each command, type each session, as printed.
+"""Follow the tutorial like a first-time reader: make each file, run each command, and type each session, as printed.
 
     python3 docs/follow_tutorial.py WHEEL
 
-It works in a new directory with a new virtual environment, where the wheel is installed in place of ``~/popart`` and no
-index is asked.  But for that, and port 1100 which becomes a free one, all is as the pages have it, and so must the
-answers be.
+It works in a new directory with a new virtual environment.  It installs the wheel in place of ``~/popart``, asks no
+index, and takes a free port in place of 1100.  Everything else is as printed, and the answers must be too.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 PAGES = ("tutorial-list.rst", "tutorial-sqlite.rst")
 CHECKOUT = "~/popart"
-"""Where the pages have popart's checkout."""
+"""The path of popart's checkout in the pages."""
 
 PATIENCE = 60.0
 """Seconds for one command.  Making a virtual environment takes the longest."""
@@ -46,7 +45,7 @@ class Block:
     language: str
     text: str
     caption: str | None
-    """The name of the file that the reader is to make."""
+    """The name of the file that the reader makes."""
 
     source: Path | None = None
     """The file that is included."""
@@ -86,7 +85,7 @@ class Shell:
         deadline = time.monotonic() + PATIENCE
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            # What is started with & may print after its status is known.
+            # A program started with & may print after its status is known.
             while not (done and output == answer):
                 octets = selector.select(deadline - time.monotonic()) and os.read(self._process.stdout.fileno(), 65_536)
                 if not octets or re.search(r"^status: [1-9]", output, re.MULTILINE):
@@ -107,7 +106,7 @@ class Shell:
 
 
 class Reader:
-    """Somebody who does what the tutorial says."""
+    """Somebody who does everything that the tutorial says."""
 
     def __init__(self, directory: Path, environment: dict[str, str], wheel: Path | None = None) -> None:
         self._directory = directory
@@ -126,7 +125,7 @@ class Reader:
             session.close()
 
     def follow(self, page: Path) -> None:
-        """Do all that a page says."""
+        """Do everything that a page says."""
         for block in blocks(page):
             text = block.text.replace("1100", self._port)
             if block.language == "console":
@@ -168,7 +167,7 @@ def follow_all(directory: Path, environment: dict[str, str], wheel: Path | None 
 
 
 def main(wheel: str) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is ignored here would be so in the tutorial's shell too
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the tutorial's shell would inherit an ignored signal
     with tempfile.TemporaryDirectory() as directory:
         follow_all(Path(directory), {"PIP_NO_INDEX": "1", "PIP_QUIET": "1"}, Path(wheel).resolve())
     print("The tutorial can be followed.")

@@ -18,7 +18,7 @@ import javax.mail.UIDFolder;
 import javax.net.ssl.SSLContext;
 import javax.net.ssl.TrustManagerFactory;
 
-/** JavaMail. Java trusts no file of certificates as it stands, so the program makes a trust store of it. */
+/** JavaMail. Java cannot trust a file of certificates directly, so the program makes a trust store from it. */
 public class JavaMail {
     public static void main(String[] arguments) throws Exception {
         String authority = System.getenv("POP3_CA");

@@ -1,27 +1,27 @@
 """The clients, and a popart server that records what they send.
 
-Each client is a program beside this file.  It reads the mail of alice at localhost and writes each message into a
-file.  The environment tells it the rest:
+Each client is a program beside this file.  It reads alice's mail from localhost and writes each message into a file.
+Environment variables tell it the rest:
 
 POP3_PORT
     the port
 POP3_CA
     a PEM file with the authority to trust: connect over TLS; empty: do not
 POP3_AUTH
-    the mechanism to sign in by: APOP, or one of AUTH; empty: USER and PASS, or what the client likes best
+    the mechanism to sign in by: APOP, or one of AUTH; empty: USER and PASS, or the client's own choice
 POP3_PASSWORD
     the password, or for XOAUTH2 and OAUTHBEARER the token
 POP3_CERTIFICATE
     a PEM file with the certificate, and its key, for EXTERNAL
 POP3_INITIAL
-    ``yes``: send an initial response with AUTH; empty: do not.  Most clients know but one of the two
+    ``yes``: send an initial response with AUTH; empty: do not.  Most clients can do only one of the two
 POP3_ACTION
-    ``keep`` leaves the messages on the server, ``delete`` does not
+    ``keep`` leaves the messages on the server, ``delete`` deletes them
 INBOX
-    the directory for the files; a Maildir will do.  Libraries name them by the unique-ids, and add what TOP with no
-    lines of the body returns, in files that end with ``.top``
+    the directory for the files; a Maildir will do.  Libraries name the files by the unique-ids.  They also store what
+    TOP returns with no lines of the body, in files that end with ``.top``
 HOME
-    a directory for everything else.  It stays the same from run to run where a client is to remember
+    a directory for everything else.  If a client should remember, it stays the same from run to run
 """
 
 from __future__ import annotations
@@ -50,44 +50,44 @@ from tests.wire.messages import HARD, make_message, on_the_wire
 HERE = Path(__file__).parent
 JAVA_PATH = "/usr/share/java/javax.mail.jar:/usr/share/java/javax.activation.jar"
 PATIENCE = 50.0
-"""Seconds for one run of a client.  Each gives up by itself before that, after 30 seconds of waiting, and says why."""
+"""Seconds for one run of a client.  Each client gives up before that, after 30 seconds of waiting, and says why."""
 
 
 MESSAGES = {
     **HARD,
-    # RFC 5322 section 2.1.1 ends a line there.
+    # No line may be longer (RFC 5322 section 2.1.1).
     "line-of-998": make_message("line-of-998", b"." + b"x" * 997 + b"\r\nend\r\n"),
     "megabyte": make_message("megabyte", b"".join(b"%b%070d\r\n" % (b"." * (n % 3), n) for n in range(14_000))),
 }
-"""The maildrop, but for what a client is known to change."""
+"""The maildrop.  A client does not get the messages that it is known to change."""
 
 ODD = {"nul": "NUL", "lone-cr": "lone CR", "long-line": "long lines"}
-"""The messages that some clients change, and the table's words for what is in them."""
+"""The messages that some clients change, and the table's words for their contents."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A program, and what is known of it."""
+    """A program, and how it behaves."""
 
     name: str
     command: tuple[str, ...]
     version: str
-    """A shell command that fails where the client is not installed."""
+    """A shell command that fails if the client is not installed."""
 
     signs_in: tuple[str, ...] = ()
     """The mechanisms that it knows, besides USER and PASS."""
 
     chooses_initial: bool = False
-    """It can be told whether to send an initial response."""
+    """You can tell it whether to send an initial response."""
 
     remembers: bool = False
-    """It fetches what it left on the server only once."""
+    """It does not fetch again the messages that it left on the server."""
 
     changes: tuple[str, ...] = ()
-    """The odd messages that do not arrive as they were sent, or do not arrive."""
+    """The odd messages that arrive changed, or not at all."""
 
     adds: bytes = b""
-    """A pattern of what it adds to a message."""
+    """A pattern for the text that it adds to a message."""
 
 
 CLIENTS = [
@@ -167,7 +167,7 @@ CLIENTS = [
 
 
 class RecordingServer(Server):
-    """Serves the mail, and records what it receives and what goes wrong."""
+    """Serves the mail, and records what it receives and all errors."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class RecordingConnection(Connection):
 
 
 def make_context(authority: trustme.CA) -> ssl.SSLContext:
-    """Make a server's context, which takes the certificates of clients too."""
+    """Make a server's context that also takes the certificates of clients."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # fetchmail takes no certificate without a common name.
     authority.issue_cert("localhost", common_name="localhost").configure_cert(context)
@@ -219,7 +219,7 @@ def make_context(authority: trustme.CA) -> ssl.SSLContext:
 
 
 class Run:
-    """A client with a home of its own."""
+    """A client with a home directory of its own."""
 
     def __init__(self, client: Client, server: Server, home: Path, **environment: str) -> None:
         self.client = client
@@ -276,7 +276,7 @@ def unix(message: bytes) -> bytes:
 
 
 def digests(messages: Iterable[bytes]) -> list[str]:
-    """Return a word about each message that is true of no other: their octets would fill screens."""
+    """Return a short, unique digest of each message: the octets would fill screens."""
     return sorted(
         f"{message[9 : message.find(b'.example')].decode(errors='replace')}:{hashlib.sha256(message).hexdigest()[:16]}"
         for message in messages
@@ -284,5 +284,5 @@ def digests(messages: Iterable[bytes]) -> list[str]:
 
 
 def sent(messages: Iterable[bytes]) -> list[str]:
-    """Return the digests of what a client must have of messages of the server's."""
+    """Return the digests that a client must have of the server's messages."""
     return digests(unix(on_the_wire(message)) for message in messages)

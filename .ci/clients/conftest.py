@@ -1,4 +1,7 @@
-"""What the tests share, and the table that they fill: printed at the end, and written with ``--client-table FILE``."""
+"""Shared by the tests: fixtures, and the table of what each client does.
+
+The table is printed at the end, and written to a file with ``--client-table FILE``.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ FEATURES = [
 
 @dataclass
 class Table:
-    """What was seen of each client."""
+    """The features that each client was seen to use."""
 
     versions: dict[str, str] = field(default_factory=dict)
     seen: dict[str, set[str]] = field(default_factory=dict)
@@ -76,7 +79,7 @@ def table(request: pytest.FixtureRequest) -> Table:
 
 @pytest.fixture(params=CLIENTS, ids=lambda client: client.name)
 def client(request: pytest.FixtureRequest, table: Table) -> Client:
-    """A client that is here."""
+    """A client that is installed."""
     client: Client = request.param
     found, version = _probe(client)
     if not found:
@@ -88,7 +91,7 @@ def client(request: pytest.FixtureRequest, table: Table) -> Client:
 
 @functools.cache
 def _probe(client: Client) -> tuple[bool, str]:
-    """Tell whether a client is here, and its version or what is wrong."""
+    """Return whether a client is installed, and its version or the reason why not."""
     probe = subprocess.run(client.version, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     output = probe.stdout.strip()
     return (False, output[-200:]) if probe.returncode else (True, output.partition("\n")[0][:80])

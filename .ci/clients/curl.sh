@@ -1,5 +1,5 @@
 #!/bin/sh
-# curl keeps no account of what it has fetched: it does what it is told.
+# curl does not remember what it has fetched: it does what you tell it.
 set -eu
 url="${POP3_CA:+pop3s}"
 url="${url:-pop3}://localhost:$POP3_PORT/"
@@ -22,7 +22,7 @@ ask() {
     curl --silent --show-error --max-time 30 --user "$user" $options ${POP3_CA:+--cacert "$POP3_CA"} "$@"
 }
 
-# curl makes an empty line of an empty listing.
+# curl turns an empty listing into an empty line.
 ask "$url" >"$HOME/listing"
 count=$(grep -c '^[0-9]' "$HOME/listing" || true)
 [ "$count" -eq 0 ] || ask "$url[1-$count]" --output "$INBOX/#1"

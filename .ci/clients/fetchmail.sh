@@ -1,5 +1,5 @@
 #!/bin/sh
-# fetchmail would demand STLS without "sslproto ''", and change headers without "no rewrite" and --invisible.
+# Without "sslproto ''" fetchmail would demand STLS.  Without "no rewrite" and --invisible it would change headers.
 set -eu
 tls="sslproto ''"
 [ -z "$POP3_CA" ] || tls="ssl sslcertck sslcertfile '$POP3_CA'"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# mpop's names of mechanisms are in lower case, and the lines of its configuration too short for tokens.
+# mpop writes mechanisms in lower case.  The lines of its configuration are too short for tokens.
 set -eu
 echo "$POP3_PASSWORD" >"$HOME/password"
 mkdir -p "$INBOX/new" "$INBOX/cur" "$INBOX/tmp"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# mutt copies all messages from the maildrop opened as a folder.  To delete, or where the sign-in may fail and make mutt
-# forget the keys that were pushed, it fetches them into its spool.  Python lends it a terminal.
+# mutt opens the maildrop as a folder and copies all messages.  To delete, it fetches them into its spool.  It also does
+# so if the sign-in may fail, because then it forgets the keys that were pushed.  Python gives it a terminal.
 set -eu
 url="${POP3_CA:+pops}"
 url="${url:-pop}://localhost:$POP3_PORT/"

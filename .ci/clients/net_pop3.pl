@@ -1,4 +1,4 @@
-# Net::POP3, of Perl's standard library; over TLS with IO::Socket::SSL, for AUTH with Authen::SASL.
+# Net::POP3, from Perl's standard library.  TLS needs IO::Socket::SSL, and AUTH needs Authen::SASL.
 use strict;
 use warnings;
 use Authen::SASL;

@@ -9,7 +9,8 @@ async function read(client, ...command) {
   const [, stream] = await client.command(...command);
   const chunks = [];
   for await (const chunk of stream) chunks.push(chunk);
-  // The methods RETR and TOP take all mail for UTF-8. Neither way are stuffed dots taken out, nor is the last line end kept.
+  // The methods RETR and TOP decode all mail as UTF-8. Neither they nor command() remove stuffed dots or keep the last
+  // line end.
   const text = Buffer.concat(chunks).toString('latin1').replace(/(^|\n)\.\./g, '$1.') + '\r\n';
   return Buffer.from(text, 'latin1');
 }

@@ -1,4 +1,4 @@
-"""poplib, of Python's standard library."""
+"""poplib, from Python's standard library."""
 
 import base64
 import os
@@ -19,7 +19,7 @@ client.capa()
 if mechanism == "APOP":
     client.apop("alice", password)
 elif mechanism:
-    # poplib has no AUTH.  Programs that need it reach into poplib, in two lines.
+    # poplib has no AUTH.  Programs that need it use two private lines of poplib, like this.
     responses = {"PLAIN": f"\0alice\0{password}", "XOAUTH2": f"user=alice\1auth=Bearer {password}\1\1"}
     client._shortcmd(f"AUTH {mechanism}")
     client._shortcmd(base64.b64encode(responses[mechanism].encode()).decode())

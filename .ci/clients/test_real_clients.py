@@ -2,7 +2,7 @@
 
     python3 -m pytest .ci/clients
 
-A client that is not installed is skipped; with the environment variable CI=true it is an error.
+If a client is not installed, its tests are skipped.  With the environment variable CI=true they fail.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ LATE = ORDINARY[0]
 def test_fetch_leave_and_delete(
     client: Client, scheme: str, table: Table, authority: trustme.CA, authority_file: str, tmp_path: Path
 ) -> None:
-    """The client has each message octet for octet, leaves all on the server or deletes all, and comes back to find
-    what is new, or nothing; each of its sessions ends as it should."""
+    """The client gets each message octet for octet, and leaves all on the server or deletes all.  When it comes back,
+    it finds the new messages, or none.  Each of its sessions ends as it should."""
     tls = scheme == "TLS"
     environment = {"POP3_CA": authority_file if tls else ""}
     messages = [message for name, message in MESSAGES.items() if name not in client.changes]
@@ -58,7 +58,7 @@ def test_fetch_leave_and_delete(
     indirect=["client"],
 )
 def test_what_a_client_changes(client: Client, name: str, tmp_path: Path) -> None:
-    """The client asks for this message, and changes it or gives up on it, as is known of it."""
+    """The client asks for this message, and changes it or gives up, as it is known to do."""
     odd = MESSAGES[name]
     with running(RecordingServer(Mail(odd), DeletingHandler)) as server:
         messages, _ = Run(client, server, tmp_path / "home").try_to_fetch()

@@ -2,8 +2,8 @@
 
     python3 -m pytest .ci/clients
 
-All of it is over TLS.  CAPA announces one mechanism alone, as clients have their own ideas of which is the best: curl
-takes OAUTHBEARER where it was told XOAUTH2.
+Everything is over TLS.  CAPA announces only one mechanism, because clients have their own ideas about which is best:
+curl takes OAUTHBEARER when it is told XOAUTH2.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tests.wire.messages import ORDINARY
 
 SHORT_TOKEN = "ya29.a0Af_B~y+C/D-e=="
 LONG_TOKEN = "eyJ0eXAiOiJKV1Qi." * 120
-"""As long as those of Microsoft are."""
+"""As long as Microsoft's tokens."""
 
 
 class WillingHandler(DeletingHandler):
-    """Knows alice by all that she may have."""
+    """Takes each credential that alice may have."""
 
     allow_sasl_login = True
 
@@ -46,7 +46,7 @@ class WillingHandler(DeletingHandler):
 
 
 class OneMechanism(Session):
-    """Announces the mechanism of its class alone."""
+    """Announces only the mechanism of its class."""
 
     mechanism: str
 
@@ -62,7 +62,7 @@ class OneMechanism(Session):
 
 
 class SigningIn:
-    """A client that is to sign in by a mechanism, and the server that it meets."""
+    """A client that shall sign in by a mechanism, and its server."""
 
     def __init__(self, client: Client, mechanism: str, authority: trustme.CA, directory: Path) -> None:
         self.mail = Mail(ORDINARY[0])
@@ -100,7 +100,7 @@ def test_sign_in(
     trial = SigningIn(client, mechanism, authority, tmp_path)
     environment = {"POP3_INITIAL": "yes" if initial else ""}
     if mechanism in ("XOAUTH2", "OAUTHBEARER"):
-        # A command has 255 octets at most, so that a long token is no initial response (RFC 5034 section 4).
+        # A command has 255 octets at most, so a long token cannot be an initial response (RFC 5034 section 4).
         environment["POP3_PASSWORD"] = SHORT_TOKEN if initial else LONG_TOKEN
     with running(trial.server):
         assert trial.run.fetch(**environment) == sent(trial.mail.messages)
@@ -127,8 +127,8 @@ def test_sign_in(
     indirect=["client"],
 )
 def test_a_refusal(client: Client, mechanism: str, authority: trustme.CA, tmp_path: Path) -> None:
-    """A client with a wrong password or token has no mail, and the server no trouble, whatever the client makes of
-    the challenge by which a token is refused."""
+    """With a wrong password or token, a client gets no mail and the server no errors, whatever the client does with the
+    challenge that refuses a token."""
     trial = SigningIn(client, mechanism, authority, tmp_path)
     with running(trial.server):
         messages, _ = trial.run.try_to_fetch(POP3_PASSWORD="wrong")

@@ -1,7 +1,7 @@
-"""The floors: servers that know no protocol and answer prepared octets to prepared octets.
+"""The floors: servers that know no protocol.  They answer prepared octets with prepared octets.
 
-``threads`` is a stock `socketserver.ThreadingTCPServer`: what a thread per connection costs before any protocol.
-``epoll`` serves all connections from one loop, and is there to show how fast the client can go.
+``threads`` is a stock `socketserver.ThreadingTCPServer`: it shows what a thread per connection costs before any
+protocol.  ``epoll`` serves all connections from one loop: it shows how fast the client can go.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def prepare(maildrop: data.Maildrop) -> dict[bytes, bytes]:
 
 
 class CannedHandler(socketserver.StreamRequestHandler):
-    """Looks up each piece that arrives and sends what was found, until QUIT."""
+    """Looks up each piece that arrives and sends its answer, until QUIT."""
 
     disable_nagle_algorithm = True
     server: CannedServer
@@ -61,7 +61,7 @@ class CannedHandler(socketserver.StreamRequestHandler):
 class CannedServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
-    request_queue_size = 128  # the stock 5 drops connections that come 64 at once, and a second is lost with each
+    request_queue_size = 128  # with the stock 5, some of 64 connections at once are dropped, and each loses a second
 
     def __init__(self, port: int, answers: dict[bytes, bytes], context: ssl.SSLContext | None) -> None:
         super().__init__(("127.0.0.1", port), CannedHandler)
@@ -69,19 +69,19 @@ class CannedServer(socketserver.ThreadingTCPServer):
         self.context = context
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Wrap in the connection's thread: in `get_request` one handshake would wait for the other."""
+        """Wrap the socket in the connection's thread: in `get_request` one handshake would wait for another."""
         if self.context is not None:
             request = self.context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         super().finish_request(request, client_address)
         if self.context is not None:
-            request.close()  # the wrapped socket has taken the descriptor over
+            request.close()  # the wrapped socket has taken over the descriptor
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Be silent: the client sees it."""
+        """Print nothing: the client notices the error."""
 
 
 def serve_with_epoll(port: int, answers: dict[bytes, bytes]) -> None:
-    """Serve all connections from one loop.  Blocks in large answers, which one client at a time asks for."""
+    """Serve all connections from one loop.  It blocks in large answers; only one client at a time asks for them."""
     listener = socket.create_server(("127.0.0.1", port), backlog=128)
     listener.setblocking(False)
     poller = select.epoll()

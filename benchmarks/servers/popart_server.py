@@ -32,7 +32,7 @@ LISTING = MAILDROP.listing()
 
 
 class BenchmarkHandler(popart.Handler):
-    """What an application with a fast store would be."""
+    """A handler like that of an application with a fast store."""
 
     def set_banner(self, banner: str) -> None: ...
 
@@ -67,7 +67,7 @@ class BenchmarkHandler(popart.Handler):
 
 
 class BenchmarkServer(popart.Server):
-    """Without the limits on connections, which all come from one peer here; several processes may share its port."""
+    """Has no limits on connections, because all come from one peer here.  Several processes may share its port."""
 
     max_connections = None
     max_connections_per_peer = None

@@ -18,7 +18,7 @@ import data
 
 @implementer(pop3.IMailbox)
 class Mailbox:
-    """One for each session, as it holds the marks of DELE."""
+    """One session's maildrop: it holds the marks of DELE."""
 
     def __init__(self, maildrop: data.Maildrop, sizes: list[int], ids: list[bytes]) -> None:
         self.maildrop = maildrop
@@ -35,7 +35,7 @@ class Mailbox:
         return self.ids[index]
 
     def deleteMessage(self, index):
-        # What POP3 asks of a mailbox: a message marked as deleted has the size 0.
+        # Twisted's POP3 wants this of a mailbox: a message marked as deleted has the size 0.
         if self.sizes is self.kept_sizes:
             self.sizes = list(self.sizes)
         self.sizes[index] = 0

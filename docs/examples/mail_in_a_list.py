@@ -4,7 +4,7 @@ from io import BytesIO
 
 import popart
 
-# The mail: a unique-id and the message, for each.
+# The mail: for each message its unique-id and its octets.
 MAIL = [
     ("lunch", b"From: bob@example.org\r\nSubject: Lunch?\r\n\r\nAt noon, as ever.\r\n"),
     ("invoice", b"From: carol@example.org\r\nSubject: Invoice\r\n\r\nPlease pay soon.\r\n"),

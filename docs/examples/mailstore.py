@@ -39,7 +39,7 @@ def add_user(db: sqlite3.Connection, name: str, password: str) -> int:
 
 
 def find_user(db: sqlite3.Connection, name: str, password: str) -> int | None:
-    """Return the user's id if the password is right.  It takes as long for unknown users."""
+    """Return the user's id if the password is right.  Unknown users take as long as others."""
     query = "SELECT id, salt, digest FROM user WHERE name = ?"
     nobody = (None, b"a salt", b"a digest")
     user_id, salt, digest = db.execute(query, (name,)).fetchone() or nobody
@@ -51,7 +51,7 @@ def hash_password(password: str, salt: bytes) -> bytes:
 
 
 def deliver(db: sqlite3.Connection, user_id: int, message: EmailMessage) -> None:
-    # As POP3 sends it, so that the length is the size to announce.
+    # Store the message as POP3 sends it: its length is then the size to announce.
     octets = popart.wire_form(message.as_bytes())
     query = "INSERT INTO message (user_id, uid, size, octets) VALUES (?, ?, ?, ?)"
     with db:

@@ -15,7 +15,7 @@ SESSIONS = Counter("pop3_sessions", "Sessions that are over")
 
 
 class Counted(popart.SupportsMonitoring):
-    """For prometheus_client, whose start_http_server(9100) shows the figures."""
+    """For prometheus_client: its start_http_server(9100) shows the figures."""
 
     def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
         COMMANDS.labels(verb, outcome).inc()
@@ -30,7 +30,7 @@ class Logged(popart.SupportsMonitoring):
     """For logging."""
 
     peer: object = None
-    """Whoever makes the handler knows the client's address, and may set it."""
+    """The client's address.  Set it in on_new_connection, which knows it."""
 
     def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
         log.debug("%s: %s %s, %d octets in %.3f s", self.peer, verb, outcome, octets, seconds)

@@ -7,8 +7,8 @@
     python3 postgres.py --dsn 'host=db dbname=mail' serve --port 1100    until SIGTERM
 
 Any number of such servers may run against one database.  A maildrop's lock is an advisory lock of the session's own
-database connection, and the deletion at QUIT goes through the same connection.  So whoever deletes still has the lock,
-and when a process is killed or a machine vanishes, PostgreSQL ends the connection and the lock is free.
+database connection, and QUIT deletes through the same connection.  So a session that deletes still has the lock.  When
+a process is killed or a machine vanishes, PostgreSQL ends the connection, and the lock is free.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ CREATE TABLE IF NOT EXISTS messages (
     octets bytea NOT NULL
 );
 CREATE INDEX IF NOT EXISTS messages_of_user ON messages (user_id, id) INCLUDE (unique_id, size);
--- Not compressed: a piece of a large message is then found without unpacking all that is before it.
+-- Not compressed: PostgreSQL then finds a piece of a large message without unpacking all that is before it.
 ALTER TABLE messages ALTER octets SET STORAGE EXTERNAL;
--- One secret for all servers, from which the salts of users who do not exist are made: see serve().
+-- One secret for all servers.  popart makes the salts of users who do not exist from it: see serve().
 CREATE TABLE IF NOT EXISTS decoy_key (
     only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     octets bytea NOT NULL DEFAULT uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
 );
 INSERT INTO decoy_key DEFAULT VALUES ON CONFLICT DO NOTHING;
 """
-# A random unique_id is never used again, not even when the database was restored from a backup and counts anew.
+# A random unique_id is never used again, even if the database is restored from a backup and counts again from there.
 
 LOCK_CLASS = int.from_bytes(b"POP3", "big")
-"""The first key of the advisory locks, a user's id being the second.  Other programs in the database take another."""
+"""The first key of the advisory locks; the second is a user's id.  Other programs in the database use another."""
 
 COST = 2**14
 """scrypt's cost for new passwords: 16 MB of memory and some 30 ms of a core for each sign-in."""
@@ -81,7 +81,7 @@ def add_user(connection: psycopg.Connection[Any], name: str, password: str, cost
 
 
 def deliver(connection: psycopg.Connection[Any], name: str, message: bytes) -> str:
-    """Store a message as it goes over the wire, so that its length is the size to announce.  Return its unique-id."""
+    """Store a message as it goes over the wire: its length is then the size to announce.  Return its unique-id."""
     octets = popart.wire_form(message)
     row = connection.execute(
         "INSERT INTO messages (user_id, size, octets) SELECT id, %s, %s FROM users WHERE name = %s RETURNING unique_id",
@@ -96,12 +96,12 @@ def deliver(connection: psycopg.Connection[Any], name: str, message: bytes) -> s
 
 
 def open_pool(dsn: str, size: int, dead_after: int) -> ConnectionPool[psycopg.Connection[Any]]:
-    """Open a pool of at most *size* connections: so many sessions can be signed in at a time.
+    """Open a pool of at most *size* connections.  That is also how many sessions can be signed in at a time.
 
-    Both ends notice within *dead_after* seconds that the other has vanished without a word, as a machine does that
-    lost its power or its network.  The kernel of PostgreSQL's machine would wait for more than two hours, and the
-    locks as long: TCP's keepalives ask an idle peer, TCP_USER_TIMEOUT bounds the wait for a peer that was sent
-    something.  PostgreSQL lets each connection set them for its own end, so nothing needs to be configured there.
+    A machine that loses its power or its network vanishes without a word.  Each end notices within *dead_after* seconds
+    that the other has vanished.  By default the kernel of PostgreSQL's machine would wait for more than two hours, and
+    keep the locks as long.  TCP's keepalives ask an idle peer, and TCP_USER_TIMEOUT limits the wait for a peer that was
+    sent something.  Each connection can set them for PostgreSQL's end too, so you need not configure anything there.
     """
     probe = max(1, dead_after // 3)
     server_settings = {
@@ -116,7 +116,7 @@ def open_pool(dsn: str, size: int, dead_after: int) -> ConnectionPool[psycopg.Co
         min_size=min(4, size),
         max_size=size,
         timeout=10,
-        check=ConnectionPool.check_connection,  # a round trip; else the first client after a failure pays for it
+        check=ConnectionPool.check_connection,  # else the first client after a failure gets an error
         kwargs={
             "autocommit": True,
             "connect_timeout": max(2, dead_after),
@@ -133,7 +133,7 @@ def open_pool(dsn: str, size: int, dead_after: int) -> ConnectionPool[psycopg.Co
 
 
 class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
-    """One client's session.  From its first sign-in to its end it has one of the pool's connections to itself."""
+    """One client's session.  It has one of the pool's connections to itself, from sign-in to its end."""
 
     def __init__(self, pool: ConnectionPool[psycopg.Connection[Any]], peer: Any) -> None:
         self.pool = pool
@@ -144,10 +144,10 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
         self.messages: list[tuple[int, str, int]] = []
 
     def query(self, statement: str, *values: Any) -> psycopg.Cursor[Any]:
-        """Run a statement, a transaction of its own, in one round trip.
+        """Run a statement, as a transaction of its own, in one round trip.
 
-        A connection that failed is closed and not used again.  It might hold the lock without our knowing: that an
-        advisory lock was taken is not undone by an error.
+        If it fails, close the connection and do not use it again.  The connection might hold the lock without our
+        knowing, because an error does not release an advisory lock.
         """
         if self.connection is None:
             self.connection = self.pool.getconn()
@@ -169,7 +169,7 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
         # Unknown users take as long as others.
         user_id, cost, salt, key = row or (0, COST, b"", b"")
         if not hmac.compare_digest(derive_key(password, salt, cost), key):
-            self.give_back()  # nobody's guesses keep a connection from those who have mail here
+            self.give_back()  # clients that guess must not keep connections from users
             raise popart.ReportableError("wrong name or password")
         self.username, self.user_id = username, user_id
 
@@ -207,7 +207,7 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
         self.query("DELETE FROM messages WHERE id = ANY(%s)", [self.messages[number - 1][0] for number in numbers])
 
     def unlock_maildrop(self) -> None:
-        # A connection that broke took the lock along, and what was deleted before is deleted: no reason to say -ERR.
+        # If the connection broke, its lock is gone too, and what was deleted is deleted: no reason to say -ERR.
         with contextlib.suppress(psycopg.Error):
             self.query("SELECT pg_advisory_unlock(%s, %s)", LOCK_CLASS, self.user_id)
 
@@ -218,14 +218,14 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
         self.give_back()
 
     def give_back(self) -> None:
-        """Return the connection: without a lock, or closed, in which case the pool opens another in its place."""
+        """Return the connection, without a lock or closed.  In place of a closed one the pool opens another."""
         if self.connection is not None:
             self.pool.putconn(self.connection)
             self.connection = None
 
 
 class MessageReader:
-    """Reads a message piece by piece, one query each: memory stays flat, and a slow client holds no transaction."""
+    """Reads a message piece by piece, one query each.  Memory stays flat, and a slow client holds no transaction."""
 
     def __init__(self, handler: MailHandler, row: int, size: int) -> None:
         self.handler = handler
@@ -272,7 +272,7 @@ def serve(options: argparse.Namespace, handler_class: type[MailHandler] = MailHa
             signal.signal(signal.SIGTERM, lambda *_: server.shutdown())  # makes serve_forever return
             log.warning("serving on %s, port %d", *server.server_address[:2])
             server.serve_forever()
-            signal.signal(signal.SIGTERM, lambda *_: server.server_close())  # a second one ends the draining
+            signal.signal(signal.SIGTERM, lambda *_: server.server_close())  # a second signal ends the draining
             server.drain(options.drain)
 
 

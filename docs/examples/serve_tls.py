@@ -25,7 +25,7 @@ if __name__ == "__main__":
             try:
                 server.ssl_context = make_context()
                 print("certificate renewed", flush=True)
-            except OSError as error:  # an ssl.SSLError is one, too
+            except OSError as error:  # ssl.SSLError is an OSError
                 print("certificate not renewed:", error, flush=True)
 
         signal.signal(signal.SIGHUP, renew)

@@ -1,4 +1,4 @@
-"""Ways to sign in without popart's seeing a password.  Derive your handler from the ones that you want."""
+"""Ways to sign in that show popart no password.  Derive your handler from those that you want."""
 
 import hmac
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import popart
 
 
 class ApopSignIn:
-    """APOP, for a server made with ``apop=True``.  The secrets have to be stored as they are."""
+    """APOP, for a server made with ``apop=True``.  You have to store the secrets in readable form."""
 
     secrets = {"alice": "secret"}
 
@@ -23,7 +23,7 @@ class ApopSignIn:
 
 
 class TokenSignIn(popart.SupportsTokens):
-    """OAuth 2.0: ask whoever issues the tokens, or check their signature with a library such as PyJWT."""
+    """OAuth 2.0: ask the issuer of the tokens, or check their signature with a library such as PyJWT."""
 
     def authenticate_token(self, username: str, token: str) -> None:
         claims = self.look_up(token)
@@ -31,14 +31,14 @@ class TokenSignIn(popart.SupportsTokens):
             raise popart.ReportableError("this token is not valid here")
 
     def look_up(self, token: str) -> dict[str, str] | None:
-        """Return what the issuer says of a token (RFC 7662); here, of the only one there is."""
+        """Return what the issuer says about a token (RFC 7662).  Here there is only one token."""
         return {"email": "alice", "scope": "pop"} if hmac.compare_digest(token, "ya29.token") else None
 
 
 class ScramSignIn(popart.SupportsScram):
-    """SCRAM-SHA-256: what is stored lets nobody sign in, and no password is ever sent."""
+    """SCRAM-SHA-256: a thief of the stored data cannot sign in with it, and the client never sends its password."""
 
-    # Made once for each user, where the password is set: popart.scram_credentials(password).
+    # Make them once for each user, when the password is set: popart.scram_credentials(password).
     credentials = {"alice": popart.scram_credentials("secret")}
 
     def get_scram_credentials(self, username: str) -> popart.ScramCredentials:
@@ -48,7 +48,7 @@ class ScramSignIn(popart.SupportsScram):
 
 
 class CertificateSignIn(popart.SupportsCertificates):
-    """A TLS client certificate whose common name is the user's."""
+    """A TLS client certificate.  Its common name is the user's name."""
 
     def authenticate_certificate(self, identity: str, certificate: Mapping[str, Any]) -> None:
         names = [value for part in certificate["subject"] for key, value in part if key == "commonName"]

@@ -1,12 +1,12 @@
-"""The wire suite: POP3 as it stands on the wire, asked of any server.
+"""The wire suite: tests of POP3 on the wire, for any server.
 
-    pytest tests/wire                  asks popart, plain and over TLS
+    pytest tests/wire                  tests popart, plain and over TLS
 
     pytest tests/wire --pop3-server localhost:1100 --pop3-user alice --pop3-password secret
 
-asks another server.  The user's maildrop should hold two messages at least; with those of `tests.wire.messages` more
-can be asked.  Nothing is deleted without ``--pop3-delete``.  What the server lacks and need not have is named with
-``--pop3-lacks``.  These options exist where ``tests/wire``, or a file in it, is on pytest's command line.
+tests another server.  The user's maildrop should hold at least two messages; with those of `tests.wire.messages` the
+suite can test more.  It deletes nothing without ``--pop3-delete``.  Name the optional features that the server lacks
+with ``--pop3-lacks``.  These options exist if ``tests/wire``, or a file in it, is on pytest's command line.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ FEATURES = {
     "one-refusal": "the same answer to a wrong password and to an unknown user (RFC 1939 section 13)",
     "pipelining": "commands may be sent before the last one is answered (RFC 2449 section 6.6)",
     "retry": "a connection whose sign-in was refused may try again (RFC 1939 section 4)",
-    "strict": "arguments beside the RFCs' grammar are refused, not guessed at",
+    "strict": "arguments outside the RFCs' grammar are refused, not guessed at",
     "top": "TOP (RFC 1939 section 7)",
     "uidl": "UIDL (RFC 1939 section 7)",
 }
-"""What a good server may lack, by the names that ``--pop3-lacks`` and the marker ``optional`` take."""
+"""The features that a good server may lack, by the names that ``--pop3-lacks`` and the marker ``optional`` take."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -98,7 +98,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """The server that is asked."""
+    """The server under test."""
 
     address: tuple[str, int]
     user: bytes
@@ -107,19 +107,19 @@ class Target:
 
 
 class WireClient(Client):
-    """A client that holds each status line to RFC 1939 section 3, and whatever else comes to its framing."""
+    """A client that checks each status line against RFC 1939 section 3, and the framing of everything else."""
 
     def __init__(self, target: Target) -> None:
         sock = socket.create_connection(target.address, timeout=PATIENCE)
         if target.context is not None:
-            # Without suppress_ragged_eofs=False a connection that was cut looks like one that was ended.
+            # Without suppress_ragged_eofs=False a connection that was cut looks like one that ended as it should.
             sock = target.context.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False)
         super().__init__(sock)
         self.target = target
         self.greeting = self.status()
 
     def status(self) -> bytes:
-        """Read a status line, return it without its end."""
+        """Read a status line, and return it without its end."""
         line = self.line()
         assert re.fullmatch(rb"(?s)(\+OK|-ERR)( .*)?\r\n", line), f"no status line: {line[:100]!r}"
         assert len(line) <= 512, "a status line is longer than 512 octets"
@@ -130,13 +130,13 @@ class WireClient(Client):
         return self.status()
 
     def ok(self, command: bytes) -> bytes:
-        """Send a command that must succeed, return the text of its status line."""
+        """Send a command that must succeed, and return the text of its status line."""
         status = self.ask(command)
         assert status.startswith(b"+OK"), f"{command!r} was answered {status!r}"
         return status[4:]
 
     def refused(self, command: bytes) -> bytes:
-        """Send a command that must fail, return the text of its status line."""
+        """Send a command that must fail, and return the text of its status line."""
         status = self.ask(command)
         assert status.startswith(b"-ERR"), f"{command!r} was answered {status!r}"
         return status[5:]
@@ -149,16 +149,16 @@ class WireClient(Client):
         return b"".join(lines)
 
     def raw(self, command: bytes) -> bytes:
-        """Send a command with a multi-line answer, return what follows its status line, final dot included."""
+        """Send a command with a multi-line answer, and return all after its status line, final dot included."""
         self.ok(command)
         return self.lines()
 
     def data(self, command: bytes) -> bytes:
-        """Send a command with a multi-line answer, return its octets with the stuffing taken out."""
+        """Send a command with a multi-line answer, and return its octets without the stuffed dots."""
         return unstuff(self.raw(command))
 
     def listing(self, command: bytes) -> dict[int, bytes]:
-        """Send LIST or UIDL, return what it says of each message."""
+        """Send LIST or UIDL, and return what it says about each message."""
         listing = {}
         for line in self.data(command).split(b"\r\n")[:-1]:
             number, space, value = line.partition(b" ")
@@ -184,7 +184,7 @@ class WireClient(Client):
         super().close()
 
     def close(self) -> None:
-        """Leave as one should, so that the next session finds the maildrop unlocked, and nothing deleted."""
+        """Leave as a client should: the next session finds the maildrop unlocked, and nothing deleted."""
         if not self.file.closed:
             self.sock.settimeout(1)
             with suppress(OSError):
@@ -233,7 +233,7 @@ class DeletingHandler(MemoryHandler):
 
 @pytest.fixture
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
-    """The server that is asked: the one of the options, or a popart server with a maildrop of its own."""
+    """The server under test: that of the options, or a popart server with a maildrop of its own."""
     option = request.config.getoption
     address = option("--pop3-server", None)
     if address is not None:
@@ -245,18 +245,18 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     tls = request.param == "popart-tls"
     mail = Mail(*ALL)
     server_context = request.getfixturevalue("server_context") if tls else None
-    # One of the two offers APOP, the other does not.
+    # One of the two servers offers APOP, the other does not.
     server = Server(("127.0.0.1", 0), lambda peer: DeletingHandler(mail), ssl_context=server_context, apop=not tls)
     with running(server):
         yield Target(("127.0.0.1", server.server_address[1]), b"alice", b"secret", _make_context() if tls else None)
 
 
 def _make_context() -> ssl.SSLContext:
-    """Make a context that takes any certificate: it is the protocol that is looked at."""
+    """Make a context that takes any certificate: the suite tests the protocol alone."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    # Python has OpenSSL 3 take a bare end for close_notify; other clients do not.
+    # Python tells OpenSSL 3 to take a bare end for close_notify; other clients do not.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     return context
 
@@ -270,7 +270,7 @@ def connect(target: Target) -> Iterator[Callable[[], WireClient]]:
 
 @pytest.fixture
 def sign_in(connect: Callable[[], WireClient]) -> Callable[[], WireClient]:
-    """Connects a client and signs in, as soon as an earlier session has let go of the maildrop."""
+    """Connects a client and signs in, as soon as an earlier session has unlocked the maildrop."""
 
     def sign_in() -> WireClient:
         pause = threading.Event()
@@ -299,7 +299,7 @@ def client(sign_in: Callable[[], WireClient]) -> WireClient:
 
 @pytest.fixture
 def two_messages(client: WireClient) -> int:
-    """At least two messages are in the maildrop: the count of them."""
+    """How many messages are in the maildrop: at least two."""
     count, _ = client.stat()
     if count < 2:
         pytest.skip(f"the maildrop has {count} messages, two are needed")

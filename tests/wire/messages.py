@@ -2,7 +2,7 @@
 
     python3 -m tests.wire.messages DIR          writes them into a new Maildir
 
-Each of the hard ones bears its name in its Message-ID, by which the suite finds it again wherever it is stored.
+The Message-ID of each hard message holds the message's name.  By it the suite finds the message in any server.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from pathlib import Path
 
 
 def message_id(name: str) -> bytes:
-    """Return the header line by which a hard message is known."""
+    """Return the header line that identifies a hard message."""
     return b"Message-ID: <%b@wire.example>" % name.encode()
 
 
 def make_message(name: str, body: bytes, end: bytes = b"\r\n") -> bytes:
-    """Return a message, its header with the line ends that are given."""
+    """Return a message whose header has the given line ends."""
     header = [b"From: bob@example.org", b"To: alice@example.org", b"Subject: " + name.encode(), message_id(name), b""]
     return end.join([*header, body])
 
 
 def _large() -> bytes:
-    """Make a message with a CR, and with a line's end, right before a 64 KiB border, where servers may cut it."""
+    """Make a message with a CR before one 64 KiB border, and a line's end before another: servers may cut there."""
     message = make_message("large", b"")
     for border in (1, 2):
-        end = border * 65_536 + border % 2  # the LF of an odd border's line stands behind it
+        end = border * 65_536 + border % 2  # at an odd border the line's LF comes after it
         while len(message) < end - 200:
             message += b"." * (len(message) % 3) + b"%d\r\n" % len(message)
         message += b"x" * (end - len(message) - 2) + b"\r\n.\r\n"
@@ -50,16 +50,16 @@ HARD = {
     "lone-cr": make_message("lone-cr", b"a\rb\r\r\n.\rc\r\n"),
     "nul": make_message("nul", b"a\0b\r\n\0\r\n"),
 }
-"""The hard messages as they are stored, with the line ends that their storage happens to have."""
+"""The hard messages as they are stored, with mixed line ends."""
 
 ORDINARY = [make_message(f"ordinary-{number}", b"Nothing special.\r\n") for number in range(1, 13)]
-"""Messages for tests to delete.  They come last, as tests delete from the end."""
+"""Messages for tests to delete.  They come last, because tests delete from the end."""
 
 ALL = [*HARD.values(), *ORDINARY]
 
 
 def on_the_wire(message: bytes) -> bytes:
-    """Return a message as POP3 sends it, before dots are stuffed: with CRLF line ends, one at its very end."""
+    """Return a message as POP3 sends it, before dot-stuffing: with CRLF line ends, one at its very end."""
     message = re.sub(rb"(?<!\r)\n", b"\r\n", message)
     return message if message.endswith(b"\r\n") or not message else message + b"\r\n"
 

@@ -1,10 +1,10 @@
-"""Runs the wire suite against servers that others wrote: the proof that the tests are right.
+"""Run the wire suite against servers that others wrote, to show that the tests are right.
 
     python3 -m tests.wire.other_servers [dovecot] [twisted]
-    python3 -m tests.wire.other_servers --table         prints what is known of them, as RST
+    python3 -m tests.wire.other_servers --table         prints what they lack and fail, as RST
 
-Each is started on a scratch configuration and a free port of this machine, plain and over TLS.  What a server lacks
-by right, and the tests that it fails, are known here, with the reasons; anything else is an error.
+Each server is started on a scratch configuration and a free port of this machine, plain and over TLS.  This file lists
+the optional features that a server lacks, and the tests that it fails, with the reasons.  Anything else is an error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATIENCE = 20.0
 
 @dataclass(frozen=True)
 class Scratch:
-    """What a server is started with."""
+    """The means to start a server."""
 
     directory: Path
     port: int
@@ -47,15 +47,15 @@ class Scratch:
 
 
 class OtherServer:
-    """A server, and what is known of it."""
+    """A server, and what it lacks and fails."""
 
     name: str
     schemes: tuple[str, ...]
     lacks: dict[str, str]
-    """Features that it lacks by right, and what it does instead."""
+    """Optional features that it lacks, and what it does instead."""
 
     fails: dict[str, str]
-    """Tests that it fails, in one of their cases at least, and how."""
+    """Tests that it fails, in at least one of their cases, and how."""
 
     def command(self, scratch: Scratch) -> list[str]:
         """Return the command line of a server that stays in the foreground."""
@@ -69,12 +69,12 @@ class Dovecot(OtherServer):
     schemes = ("pop3", "pop3s")
     lacks = {
         "lock": "sessions share the maildrop; with pop3_lock_session the second is refused after ten seconds",
-        "strict": "more than one space, a NUL at the end of the line and USER without a name are taken",
+        "strict": "it takes more than one space, a NUL at the end of the line, and USER without a name",
     }
     fails = {
         "test_answers_are_printable": "-ERR repeats what was sent, with its 8-bit and control octets",
-        "test_sizes_are_octets_on_the_wire": "the line end added to a message that has none at its end is not counted",
-        "test_the_same_list_in_both_states": "SASL and USER are not announced any more after the sign-in",
+        "test_sizes_are_octets_on_the_wire": "the size does not count the line end added to a message without one",
+        "test_the_same_list_in_both_states": "SASL and USER are no longer announced after the sign-in",
     }
 
     def command(self, scratch: Scratch) -> list[str]:
@@ -96,7 +96,7 @@ class Dovecot(OtherServer):
         directory = scratch.directory
         (used, unused) = ("pop3s", "pop3") if scratch.pem else ("pop3", "pop3s")
         tls = f"ssl = yes\nssl_cert = <{scratch.pem}\nssl_key = <{scratch.pem}" if scratch.pem else "ssl = no"
-        # A user who is not root cannot be several.
+        # Without root all processes run as this one user.
         users = f"""\
 default_internal_user = {owner.pw_name}
 default_internal_group = {group}
@@ -132,7 +132,7 @@ userdb {{
 first_valid_uid = 1
 mail_location = maildir:{scratch.maildir}
 mail_max_userip_connections = 0
-# It would answer later and later, as each test fails once more from the same address.
+# It would answer later and later, because the tests fail to sign in from one address again and again.
 service anvil {{
   unix_listener anvil-auth-penalty {{
     mode = 0
@@ -163,22 +163,22 @@ class Twisted(OtherServer):
         "strict": "RETR +1 is RETR 1; one argument too many, or DELE x, ends the connection without an answer",
     }
     fails = {
-        "test_a_marked_message_is_out_of_reach": "STAT goes on counting it, and LIST listing it, with the size 0",
-        "test_a_session_in_one_write": "what was sent together with a command that fails is never answered",
-        "test_an_empty_listing": "LIST goes on listing the marked messages, with the size 0",
+        "test_a_marked_message_is_out_of_reach": "STAT still counts it, and LIST still lists it, with the size 0",
+        "test_a_session_in_one_write": "commands sent together with one that fails are never answered",
+        "test_an_empty_listing": "LIST still lists the marked messages, with the size 0",
         "test_answers_are_printable": "-ERR repeats what was sent, or the connection ends without an answer",
-        "test_apop": "the right digest is refused, as a str is compared with bytes",
+        "test_apop": "the right digest is refused, because a str is compared with bytes",
         "test_arguments_that_are_missing": "the connection ends without an answer",
-        "test_many_commands_in_one_write": "what was sent together with a command that fails is never answered",
-        "test_nobody_signs_in_twice": "USER is welcome again",
+        "test_many_commands_in_one_write": "commands sent together with one that fails are never answered",
+        "test_nobody_signs_in_twice": "USER is accepted again",
         "test_numbers_of_no_message": "DELE 0 marks the last message",
         "test_numbers_that_are_missing": "the connection ends without an answer",
-        "test_octets_survive": "where a chunk of 16 KiB begins, a dot that begins a line is not stuffed",
+        "test_octets_survive": "if a line begins with a dot where a chunk of 16 KiB begins, the dot is not stuffed",
         "test_one_line_of_a_listing": "UIDL 1 is answered without the number",
-        "test_sizes_are_octets_on_the_wire": "a message loses those dots that are not stuffed",
+        "test_sizes_are_octets_on_the_wire": "a message loses the dots that are not stuffed",
         "test_top": "the last line of a message is left out if it has no line end",
         "test_top_wants_a_number_of_lines": "the connection ends without an answer to TOP 1",
-        "test_unique_ids_of_marked_messages": "UIDL goes on listing them",
+        "test_unique_ids_of_marked_messages": "UIDL still lists them",
         "test_unknown_commands": "the connection ends without an answer to 8-bit octets",
     }
 
@@ -194,7 +194,7 @@ def started(server: OtherServer, tls: bool) -> Iterator[int]:
     """Start a server with a new maildrop; yield its port."""
     with tempfile.TemporaryDirectory(prefix="wire-") as name:
         directory = Path(name)
-        directory.chmod(0o755)  # a server may give up root, and still has to come here
+        directory.chmod(0o755)  # a server may give up root, and must still reach this directory
         with socket.create_server(("127.0.0.1", 0)) as sock:
             port = sock.getsockname()[1]
         scratch = Scratch(directory, port, _make_certificate(directory / "pem") if tls else None)
@@ -233,13 +233,13 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def ask(server: OtherServer, scheme: str) -> list[str]:
-    """Run the suite, print a line about it, and return what is not as it is known to be."""
+    """Run the suite, print a line about it, and return all differences from what is listed here."""
     with started(server, scheme == "pop3s") as port, tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/wire"]
         command += [f"--pop3-server=127.0.0.1:{port}", "--pop3-delete", f"--pop3-lacks={','.join(server.lacks)}"]
         command += [f"--junitxml={report}", *["--pop3-tls"] * (scheme == "pop3s")]
-        # In a CI pytest shows how octets differ in full, and may take minutes to find that out.
+        # With CI set, pytest shows all differences between octets, and may need minutes to find them.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
         output = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True).stdout
         tests = list(xml.etree.ElementTree.parse(report).iter("testcase"))
@@ -257,7 +257,7 @@ def ask(server: OtherServer, scheme: str) -> list[str]:
 
 
 def make_table() -> str:
-    """Return what is known of the servers, as a table of RST."""
+    """Return what the servers lack and fail, as a table of RST."""
     lines = [
         ".. list-table::",
         "   :header-rows: 1",
@@ -287,7 +287,7 @@ def main() -> None:
         for text in ask(server, scheme)
     ]
     if wrong:
-        sys.exit("\n".join(["This is not as it is known to be:", *wrong]))
+        sys.exit("\n".join(["This differs from what is listed here:", *wrong]))
 
 
 if __name__ == "__main__":

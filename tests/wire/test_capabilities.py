@@ -22,7 +22,7 @@ def capabilities(client: WireClient) -> Capabilities:
 
 
 def announced(client: WireClient, name: bytes) -> list[bytes]:
-    """Return the arguments of a capability; a server that does not announce it cannot be asked for it."""
+    """Return the arguments of a capability; skip the test if the server does not announce it."""
     found = capabilities(client).get(name)
     if found is None:
         pytest.skip(f"CAPA does not announce {name.decode()}")
@@ -31,7 +31,7 @@ def announced(client: WireClient, name: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("signed_in", [False, True])
 def test_grammar(guest: WireClient, signed_in: bool) -> None:
-    """CAPA works in both states: printable words with one space between them, on lines of at most 512 octets
+    """CAPA works in both states.  It has printable words with one space between them, on lines of at most 512 octets
     (RFC 2449 sections 3 to 5)."""
     if signed_in:
         assert guest.signs_in()
@@ -42,8 +42,8 @@ def test_grammar(guest: WireClient, signed_in: bool) -> None:
 
 
 def test_the_same_list_in_both_states(guest: WireClient) -> None:
-    """What is announced before sign-in is announced after it, too, even if it is of no use any more; only some
-    arguments may change (RFC 2449 sections 5 and 6, RFC 5034 section 3)."""
+    """A capability that is announced before sign-in is announced after it, too, even if it has become useless.  Only
+    some arguments may change (RFC 2449 sections 5 and 6, RFC 5034 section 3)."""
     before = capabilities(guest)
     assert guest.signs_in()
     after = capabilities(guest)
@@ -54,7 +54,7 @@ def test_the_same_list_in_both_states(guest: WireClient) -> None:
 
 @pytest.mark.parametrize("name", [b"TOP", b"UIDL"])
 def test_an_announced_command_is_there(client: WireClient, two_messages: int, name: bytes) -> None:
-    """A capability says truly that the command exists (RFC 2449 sections 6.1 and 6.8)."""
+    """If a capability is announced, its command exists (RFC 2449 sections 6.1 and 6.8)."""
     announced(client, name)
     client.raw(name + b" 1 0" if name == b"TOP" else name)
 
@@ -82,12 +82,12 @@ def test_an_existing_command_is_announced(guest: WireClient, name: str) -> None:
     ],
 )
 def test_arguments(guest: WireClient, name: bytes, pattern: bytes) -> None:
-    """A capability has the arguments that it is defined with (RFC 2449 section 6, RFC 5034 section 3)."""
+    """A capability has the arguments that the RFC defines (RFC 2449 section 6, RFC 5034 section 3)."""
     assert re.fullmatch(pattern, b" ".join(announced(guest, name)))
 
 
 def test_the_response_code_of_a_wrong_password(guest: WireClient, target: Target) -> None:
-    """A server with AUTH-RESP-CODE tells bad credentials from its own failures (RFC 3206 section 6)."""
+    """A server with AUTH-RESP-CODE distinguishes bad credentials from its own failures (RFC 3206 section 6)."""
     announced(guest, b"AUTH-RESP-CODE")
     guest.ok(b"USER " + target.user)
     assert guest.refused(b"PASS wrong-" + target.password).upper().startswith(b"[AUTH] ")

@@ -1,4 +1,4 @@
-"""Command lines, however they are cut."""
+"""Command lines, in whatever pieces they arrive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ optional = pytest.mark.optional
 
 
 def test_a_line_in_single_octets(guest: WireClient) -> None:
-    """What the network cuts in pieces is one command still (RFC 1939 section 3)."""
+    """A command that the network cuts in pieces is still one command (RFC 1939 section 3)."""
     for octet in b"USER " + guest.target.user + b"\r\n":
         guest.send(bytes([octet]))
     assert guest.status().startswith(b"+OK")
@@ -30,7 +30,7 @@ def test_a_line_apart_from_its_end(client: WireClient) -> None:
 
 
 def test_half_a_line_holds_up_nobody(connect: Callable[[], WireClient]) -> None:
-    """A client amid a command does not keep others from their mail."""
+    """A client in the middle of a command does not keep others from their mail."""
     slow = connect()
     slow.send(b"USER ")
     assert connect().signs_in()
@@ -38,14 +38,14 @@ def test_half_a_line_holds_up_nobody(connect: Callable[[], WireClient]) -> None:
 
 @optional("bare-lf")
 def test_lf_ends_a_line(client: WireClient) -> None:
-    """LF alone ends a line as CRLF does."""
+    """LF alone ends a line like CRLF."""
     client.send(b"NOOP\nSTAT\n")
     assert client.status().startswith(b"+OK")
     assert client.status().startswith(b"+OK ")
 
 
 def test_a_lone_cr_ends_no_line(client: WireClient) -> None:
-    """A CR without an LF ends no line: what follows it is not run (RFC 1939 section 3)."""
+    """A CR without an LF does not end a line, and what follows it is not run (RFC 1939 section 3)."""
     drop_listing = client.ask(b"STAT")
     client.send(b"XYZZY\rNOOP\r\nSTAT\r\n")
     assert client.status().startswith(b"-ERR")
@@ -53,17 +53,17 @@ def test_a_lone_cr_ends_no_line(client: WireClient) -> None:
 
 
 def test_a_line_of_255_octets(guest: WireClient) -> None:
-    """A command line of 255 octets, CRLF included, is answered as a short one is (RFC 2449 section 4)."""
+    """A command line of 255 octets, CRLF included, is answered like a short one (RFC 2449 section 4)."""
     assert guest.ask(b"USER " + b"x" * 248)[:3] == guest.ask(b"USER x")[:3]
     assert guest.signs_in()
 
 
 @pytest.mark.parametrize("length", [10_000, 1_000_000])
 def test_a_line_that_is_too_long(client: WireClient, length: int) -> None:
-    """Such a line is refused once, or ends the session, but no part of it is run (RFC 2449 section 4)."""
+    """A line that is too long is refused once, or ends the session, but no part of it is run (RFC 2449 section 4)."""
     drop_listing = client.ask(b"STAT")
     answers = b""
-    with suppress(ConnectionError, ssl.SSLError):  # of servers that hang up on it
+    with suppress(ConnectionError, ssl.SSLError):  # a server may hang up on it
         client.send(b"NOOP " * (length // 5) + b"\r\nSTAT\r\nQUIT\r\n")
         answers = client.rest()
     statuses = answers.split(b"\r\n")[:-1]
@@ -72,7 +72,7 @@ def test_a_line_that_is_too_long(client: WireClient, length: int) -> None:
 
 @optional("pipelining")
 def test_a_session_in_one_write(guest: WireClient) -> None:
-    """A whole session may be sent at once; the answers come in its order (RFC 2449 section 6.6)."""
+    """A client may send a whole session at once; the answers come in order (RFC 2449 section 6.6)."""
     lines = [b"USER " + guest.target.user, b"PASS " + guest.target.password, b"STAT", b"NOOP", b"XYZZY", b"QUIT", b""]
     guest.send(b"\r\n".join(lines))
     assert [guest.status()[:3] for _ in lines[:-1]] == [b"+OK", b"+OK", b"+OK", b"+OK", b"-ER", b"+OK"]

@@ -13,10 +13,10 @@ from .messages import HARD, message_id, on_the_wire
 optional = pytest.mark.optional
 
 MOST = 100
-"""How many messages of a foreign maildrop are read."""
+"""How many messages of a foreign maildrop the tests read."""
 
 BAD_NUMBERS = [b"0", b"-1", b"x", b"1x", b"99999999", b"4294967297", b"18446744073709551617", b"9" * 100]
-"""No message's numbers, among them 1 + 2**32 and 1 + 2**64, which could wrap around."""
+"""Numbers that no message has, among them 1 + 2**32 and 1 + 2**64, which could wrap around."""
 
 UNKNOWN = [b"XYZZY", b"", b" ", b"RETRIEVE 1", b"\xff\xfe", pytest.param(b"STAT\0", marks=optional("strict"))]
 
@@ -36,7 +36,7 @@ def read_all(client: WireClient) -> Iterator[tuple[int, bytes]]:
 
 
 def top(message: bytes, count: int) -> bytes:
-    """Return the header, the blank line and so many lines of the body of a message."""
+    """Return a message's header, the blank line and the first *count* lines of its body."""
     header, blank, body = message.partition(b"\r\n\r\n")
     return header + blank + b"".join(re.findall(rb"(?s).*?\r\n", body)[:count])
 
@@ -85,7 +85,7 @@ def test_unique_ids_persist(sign_in: Callable[[], WireClient]) -> None:
 
 
 def test_sizes_are_octets_on_the_wire(client: WireClient) -> None:
-    """LIST's size is what RETR sends, line ends counted as two and stuffed dots not (RFC 1939 section 11)."""
+    """LIST's size is what RETR sends: a line end counts as two, a stuffed dot not at all (RFC 1939 section 11)."""
     sizes = client.listing(b"LIST")
     for number, message in read_all(client):
         assert int(sizes[number]) == len(message), f"message {number}"
@@ -100,7 +100,7 @@ def test_a_message_is_the_same_each_time(client: WireClient, two_messages: int) 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[optional(name)] * (name == "nul")) for name in HARD])
 def test_octets_survive(client: WireClient, name: str) -> None:
-    """A message arrives as it was stored, but for its line ends: they become CRLF (RFC 1939 section 3)."""
+    """A message arrives as it was stored, except that its line ends become CRLF (RFC 1939 section 3)."""
     for _, message in read_all(client):
         if message_id(name) in message:
             assert message == on_the_wire(HARD[name])
@@ -111,17 +111,17 @@ def test_octets_survive(client: WireClient, name: str) -> None:
 @optional("top")
 @pytest.mark.parametrize("count", [0, 1, 2, 99_999_999])
 def test_top(client: WireClient, count: int) -> None:
-    """TOP sends the header, the blank line and so many lines of the body, or what there is (RFC 1939 section 7)."""
+    """TOP sends the header, the blank line and the wanted lines of the body, or all of it (RFC 1939 section 7)."""
     for number, message in read_all(client):
         assert client.data(b"TOP %d %d" % (number, count)) == top(message, count), f"message {number}"
 
 
-# Numbers that are none.
+# Bad numbers.
 
 
 @pytest.mark.parametrize("command", BY_NUMBER)
 def test_numbers_of_no_message(client: WireClient, two_messages: int, command: bytes) -> None:
-    """What is no message's number is refused, and the session goes on (RFC 1939 section 5)."""
+    """A number that no message has is refused, and the session goes on (RFC 1939 section 5)."""
     stat = client.stat()
     for number in [*BAD_NUMBERS, b"%d" % (two_messages + 1)]:
         client.refused(command % number)
@@ -156,7 +156,7 @@ def test_top_wants_a_number_of_lines(client: WireClient, two_messages: int, line
 
 
 def test_a_marked_message_is_out_of_reach(client: WireClient, two_messages: int) -> None:
-    """A message marked as deleted is no one's to read or mark, and STAT and LIST leave it out (RFC 1939 section 5)."""
+    """Nobody can read or mark a message marked as deleted, and STAT and LIST leave it out (RFC 1939 section 5)."""
     sizes = client.listing(b"LIST")
     client.ok(b"DELE 1")
     for command in (b"RETR 1", b"LIST 1", b"DELE 1"):
@@ -171,14 +171,14 @@ def test_a_marked_message_is_out_of_reach(client: WireClient, two_messages: int)
 
 @optional("top")
 def test_top_of_a_marked_message(client: WireClient, two_messages: int) -> None:
-    """TOP takes no message that is marked as deleted (RFC 1939 section 7)."""
+    """TOP refuses a message that is marked as deleted (RFC 1939 section 7)."""
     client.ok(b"DELE 1")
     client.refused(b"TOP 1 0")
 
 
 @optional("uidl")
 def test_unique_ids_of_marked_messages(client: WireClient, two_messages: int) -> None:
-    """UIDL leaves out what is marked as deleted, and takes no such number (RFC 1939 section 7)."""
+    """UIDL leaves out messages marked as deleted, and refuses their numbers (RFC 1939 section 7)."""
     ids = client.listing(b"UIDL")
     client.ok(b"DELE 1")
     client.refused(b"UIDL 1")
@@ -194,7 +194,7 @@ def test_numbers_never_move(client: WireClient, two_messages: int) -> None:
 
 
 def test_rset(client: WireClient, two_messages: int) -> None:
-    """RSET takes back all marks (RFC 1939 section 5)."""
+    """RSET removes all marks (RFC 1939 section 5)."""
     stat, sizes = client.stat(), client.listing(b"LIST")
     client.ok(b"DELE 1")
     client.ok(b"DELE 2")
@@ -204,7 +204,7 @@ def test_rset(client: WireClient, two_messages: int) -> None:
 
 
 def test_an_empty_listing(client: WireClient, two_messages: int) -> None:
-    """When every message is marked, LIST is its final dot alone, and STAT says 0 0 (RFC 1939 section 5)."""
+    """If every message is marked, LIST lists nothing, and STAT says 0 0 (RFC 1939 section 5)."""
     if two_messages > 1000:
         pytest.skip(f"{two_messages} messages are too many to mark")
     for number in range(1, two_messages + 1):
@@ -213,12 +213,12 @@ def test_an_empty_listing(client: WireClient, two_messages: int) -> None:
     assert client.stat() == (0, 0)
 
 
-# What is no command.
+# Lines that are not commands.
 
 
 @pytest.mark.parametrize("command", UNKNOWN)
 def test_unknown_commands(client: WireClient, command: bytes) -> None:
-    """What is no command is refused in one line, and the session goes on (RFC 1939 section 3)."""
+    """A line that is not a command is refused in one line, and the session goes on (RFC 1939 section 3)."""
     client.refused(command)
     client.ok(b"NOOP")
 

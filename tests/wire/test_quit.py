@@ -24,7 +24,7 @@ def end(client: WireClient, command: bytes = b"QUIT") -> None:
 
 
 def see_the_end(client: WireClient) -> None:
-    """See that nothing more comes, with close_notify or, from servers that have none, without."""
+    """Check that nothing more comes, with close_notify or, from servers that have none, without."""
     try:
         assert client.rest() == b""
     except ssl.SSLError as error:
@@ -40,7 +40,7 @@ def sizes(client: WireClient) -> list[bytes]:
 
 @pytest.fixture
 def count(client: WireClient) -> int:
-    """There are messages enough to delete some: how many.  The client that counted has left."""
+    """How many messages there are: enough to delete some.  The client that counted them has left."""
     count, _ = client.stat()
     end(client)
     if count < 4:
@@ -55,7 +55,7 @@ def test_quit_is_the_end(client: WireClient) -> None:
 
 @optional("close-notify")
 def test_tls_ends_with_close_notify(client: WireClient) -> None:
-    """Over TLS the end is announced, so that a connection that was cut is known for one (RFC 8446 section 6.1)."""
+    """Over TLS the end is announced, so a client can recognise a connection that was cut (RFC 8446 section 6.1)."""
     if client.target.context is None:
         pytest.skip("not over TLS")
     client.ok(b"QUIT")
@@ -74,7 +74,7 @@ def test_nothing_is_deleted_without_quit(sign_in: SignIn, count: int, farewell: 
 
 
 def test_nothing_is_deleted_after_rset(sign_in: SignIn, count: int) -> None:
-    """What RSET took back is not deleted at QUIT (RFC 1939 section 5)."""
+    """QUIT does not delete a message after RSET has removed its mark (RFC 1939 section 5)."""
     client = sign_in()
     before = sizes(client)
     client.ok(b"DELE %d" % count)
@@ -85,7 +85,7 @@ def test_nothing_is_deleted_after_rset(sign_in: SignIn, count: int) -> None:
 
 @optional("pipelining")
 def test_nothing_runs_after_quit(sign_in: SignIn, count: int) -> None:
-    """What was sent after QUIT is neither answered nor run (RFC 1939 section 6)."""
+    """Commands sent after QUIT are neither answered nor run (RFC 1939 section 6)."""
     client = sign_in()
     before = sizes(client)
     client.send(b"RSET\r\nQUIT\r\nDELE %d\r\nQUIT\r\n" % count)
@@ -97,7 +97,7 @@ def test_nothing_runs_after_quit(sign_in: SignIn, count: int) -> None:
 
 @deletes
 def test_quit_deletes(sign_in: SignIn, count: int) -> None:
-    """At QUIT the marked messages go for good, and no others do: these are numbered anew (RFC 1939 section 6)."""
+    """QUIT deletes the marked messages for good, and no others; those get new numbers (RFC 1939 section 6)."""
     client = sign_in()
     left = sizes(client)
     kept = [client.data(b"RETR %d" % number) for number in (count - 3, count - 1)]
@@ -113,7 +113,7 @@ def test_quit_deletes(sign_in: SignIn, count: int) -> None:
 @deletes
 @optional("uidl")
 def test_unique_ids_stay_with_their_messages(sign_in: SignIn, count: int) -> None:
-    """What is left after a deletion keeps its unique-ids, whatever its numbers are now (RFC 1939 section 7)."""
+    """The messages left after a deletion keep their unique-ids, whatever their numbers are now (RFC 1939 section 7)."""
     client = sign_in()
     left = list(client.listing(b"UIDL").values())
     client.ok(b"DELE %d" % (count - 1))
@@ -124,7 +124,7 @@ def test_unique_ids_stay_with_their_messages(sign_in: SignIn, count: int) -> Non
 
 @optional("lock")
 def test_one_session_at_a_time(sign_in: SignIn, guest: WireClient) -> None:
-    """While a session has the maildrop, another is refused: [IN-USE], if a code is given at all
+    """While a session has the maildrop, another is refused: with [IN-USE], if with any code
     (RFC 1939 section 4, RFC 2449 section 8.1.1)."""
     first = sign_in()
     guest.ok(b"USER " + guest.target.user)

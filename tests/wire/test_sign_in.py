@@ -49,20 +49,20 @@ def test_keywords_are_case_insensitive(guest: WireClient, target: Target) -> Non
 
 @pytest.mark.parametrize("command", IN_TRANSACTION_ONLY)
 def test_transaction_commands_need_a_sign_in(guest: WireClient, command: bytes) -> None:
-    """What belongs to the TRANSACTION state is refused before it, and does no harm (RFC 1939 section 3)."""
+    """Commands of the TRANSACTION state are refused before it, and do no harm (RFC 1939 section 3)."""
     guest.refused(command)
     assert guest.signs_in()
 
 
 @pytest.mark.parametrize("command", [b"USER alice", b"PASS secret", b"APOP alice " + b"0" * 32, b"AUTH PLAIN"])
 def test_nobody_signs_in_twice(client: WireClient, command: bytes) -> None:
-    """What belongs to the AUTHORIZATION state is refused after it, and the session goes on (RFC 1939 section 3)."""
+    """Commands of the AUTHORIZATION state are refused after it, and the session goes on (RFC 1939 section 3)."""
     client.refused(command)
     client.ok(b"STAT")
 
 
 def test_pass_needs_a_user(guest: WireClient, target: Target) -> None:
-    """PASS is for right after a successful USER (RFC 1939 section 7)."""
+    """PASS is valid only right after a successful USER (RFC 1939 section 7)."""
     guest.refused(b"PASS " + target.password)
     guest.refused(b"STAT")
 
@@ -86,14 +86,14 @@ def test_a_wrong_password(guest: WireClient, target: Target) -> None:
 
 
 def test_a_password_is_the_rest_of_the_line(guest: WireClient, target: Target) -> None:
-    """A space and what follows it are part of the password (RFC 1939 section 7)."""
+    """Spaces, and what follows them, are part of the password (RFC 1939 section 7)."""
     guest.ok(b"USER " + target.user)
     guest.refused(b"PASS " + target.password + b" x")
 
 
 @optional("one-refusal")
 def test_users_cannot_be_guessed(connect: Connect, target: Target) -> None:
-    """A user that is unknown is answered as a password that is wrong (RFC 1939 section 13)."""
+    """An unknown user gets the same answer as a wrong password (RFC 1939 section 13)."""
     answers = []
     for user in (target.user, b"no-such-user"):
         client = connect()
@@ -111,7 +111,7 @@ def test_quit_before_sign_in(guest: WireClient) -> None:
 
 @pytest.fixture
 def timestamp(guest: WireClient) -> bytes:
-    """The timestamp of the greeting, by which a server offers APOP."""
+    """The timestamp of the greeting: a server with one offers APOP."""
     found = re.search(rb"<.*>", guest.greeting)
     if not found:
         pytest.skip("the greeting offers no APOP")
@@ -133,7 +133,7 @@ def test_apop_with_a_wrong_digest(guest: WireClient, target: Target, timestamp: 
 
 
 def test_apop_timestamps_differ(connect: Connect, timestamp: bytes) -> None:
-    """A timestamp is a Message-ID as RFC 822 has it, and each greeting's is another (RFC 1939 section 7)."""
+    """A timestamp is a Message-ID of RFC 822, and each greeting has a different one (RFC 1939 section 7)."""
     assert re.fullmatch(rb"<[!-;=?A-~]+@[!-;=?A-~]+>", timestamp)
     assert timestamp not in connect().greeting
 
@@ -147,7 +147,7 @@ def test_apop_where_it_is_not_offered(guest: WireClient) -> None:
 
 @pytest.fixture
 def mechanisms(guest: WireClient) -> list[bytes]:
-    """What CAPA announces for AUTH."""
+    """The mechanisms that CAPA announces for AUTH."""
     guest.send(b"CAPA\r\n")
     found = guest.status().startswith(b"+OK") and re.search(rb"(?m)^SASL (.*)\r$", guest.lines())
     return found[1].split(b" ") if found else []
@@ -173,7 +173,7 @@ def test_auth_with_an_initial_response(guest: WireClient, target: Target) -> Non
 
 @pytest.mark.usefixtures("sasl_plain")
 def test_auth_with_a_challenge(guest: WireClient, target: Target) -> None:
-    """Without one the server asks for it with an empty challenge; names are in any case (RFC 5034 sections 4 and 5)."""
+    """Without one the server sends an empty challenge; a name may have any case (RFC 5034 sections 4 and 5)."""
     guest.send(b"aUtH pLaIn\r\n")
     assert guest.line() == b"+ \r\n"
     guest.ok(plain(target.user, target.password))
@@ -182,7 +182,7 @@ def test_auth_with_a_challenge(guest: WireClient, target: Target) -> None:
 
 @pytest.mark.usefixtures("sasl_plain")
 def test_auth_for_oneself(guest: WireClient, target: Target) -> None:
-    """Whoever may sign in may do so by name: several clients name the user twice (RFC 4616 section 2)."""
+    """A user may also be named as the authorization identity, as several clients do (RFC 4616 section 2)."""
     guest.ok(b"AUTH PLAIN " + plain(target.user, target.password, target.user))
     guest.ok(b"STAT")
 
@@ -190,7 +190,7 @@ def test_auth_for_oneself(guest: WireClient, target: Target) -> None:
 @pytest.mark.usefixtures("sasl_plain")
 @pytest.mark.parametrize("response", [b"*", b"", b"=AAA", b"AAA=BBB", plain(b"", b""), b"YWxpY2U="])
 def test_auth_that_is_cancelled_or_broken(guest: WireClient, response: bytes) -> None:
-    """``*`` cancels; what is no base64, or no answer, is refused (RFC 5034 section 4).  USER is open still."""
+    """``*`` cancels; bad base64 and bad answers are refused (RFC 5034 section 4).  USER still works after that."""
     guest.send(b"AUTH PLAIN\r\n")
     assert guest.line() == b"+ \r\n"
     guest.refused(response)
@@ -199,7 +199,7 @@ def test_auth_that_is_cancelled_or_broken(guest: WireClient, response: bytes) ->
 
 @pytest.mark.usefixtures("sasl_plain")
 def test_auth_with_a_stray_octet(guest: WireClient, target: Target) -> None:
-    """An octet that is not of base64's alphabet spoils a right answer: it is not passed over (RFC 5034 section 4)."""
+    """An octet outside base64's alphabet spoils a right answer: the server must not skip it (RFC 5034 section 4)."""
     response = plain(target.user, target.password)
     guest.refused(b"AUTH PLAIN %b!%b" % (response[:4], response[4:]))
     guest.refused(b"STAT")
@@ -207,7 +207,7 @@ def test_auth_with_a_stray_octet(guest: WireClient, target: Target) -> None:
 
 @pytest.mark.usefixtures("sasl_plain")
 def test_auth_with_an_empty_response(guest: WireClient) -> None:
-    """``=`` is an initial response without a single octet: the server does not ask again (RFC 5034 section 4)."""
+    """``=`` is an empty initial response: the server does not ask again (RFC 5034 section 4)."""
     guest.refused(b"AUTH PLAIN =")
     assert guest.signs_in()
 
@@ -215,7 +215,7 @@ def test_auth_with_an_empty_response(guest: WireClient) -> None:
 @pytest.mark.usefixtures("sasl_plain")
 @optional("retry")
 def test_auth_with_a_wrong_password(guest: WireClient, target: Target) -> None:
-    """A wrong password is refused in AUTH as in PASS, and the client may try again (RFC 5034 section 4)."""
+    """AUTH refuses a wrong password like PASS, and the client may try again (RFC 5034 section 4)."""
     guest.refused(b"AUTH PLAIN " + plain(target.user, target.password + b"x"))
     guest.refused(b"STAT")
     assert guest.signs_in()
@@ -223,7 +223,7 @@ def test_auth_with_a_wrong_password(guest: WireClient, target: Target) -> None:
 
 @pytest.mark.usefixtures("sasl_plain")
 def test_auth_with_an_unknown_mechanism(guest: WireClient) -> None:
-    """A mechanism that is unknown is refused at once (RFC 5034 section 4)."""
+    """An unknown mechanism is refused at once (RFC 5034 section 4)."""
     guest.refused(b"AUTH XYZZY")
     assert guest.signs_in()
 

@@ -2,8 +2,8 @@
 
     python3 -m tests.wire.twisted_server PORT
 
-They are given with LF: Twisted makes each LF a CRLF, that of a CRLF too.  Its own Maildir is of no use here, as it
-opens messages as text, and RETR of one is never answered to its end.
+The messages have LF line ends, because Twisted turns each LF into CRLF, even the LF of a CRLF.  Its own Maildir is of
+no use here: it opens messages as text, and an answer to RETR never ends.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Mailbox:
         return hashlib.sha256(self.messages[index]).hexdigest().encode()
 
     def deleteMessage(self, index: int) -> None:
-        self.sizes[index] = 0  # as IMailbox wants it
+        self.sizes[index] = 0  # as IMailbox requires
 
     def undeleteMessages(self) -> None:
         self.sizes = [len(on_the_wire(message)) for message in self.messages]

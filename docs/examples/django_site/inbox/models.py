@@ -15,7 +15,7 @@ class Message(models.Model):
 
     @classmethod
     def deliver(cls, owner, message: EmailMessage):
-        # As POP3 sends it, so that the length is the size to announce.
+        # Store the message as POP3 sends it: its length is then the size to announce.
         octets = popart.wire_form(message.as_bytes())
         return cls.objects.create(owner=owner, size=len(octets), octets=octets)
 

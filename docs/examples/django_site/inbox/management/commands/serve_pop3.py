@@ -84,7 +84,7 @@ class DjangoHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose
         print("session error:", repr(error))
 
     def close(self):
-        connection.close()  # that of this thread
+        connection.close()  # this thread's connection
 
 
 class Command(BaseCommand):
