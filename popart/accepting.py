@@ -1,4 +1,4 @@
-"""The thread that accepts: `serve_forever` and its like, and how they are made to return."""
+"""The thread that accepts: `serve_forever` and `handle_request`, and how to make them return."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from popart.signals import Interruptible, operation
 from popart.stream import READ_SIZE
 
 ACCEPT_PAUSE = 0.1
-"""Seconds to wait when a connection cannot be accepted, mostly for want of descriptors: it stays in the queue, and the
-listening socket readable."""
+"""Seconds to wait when a connection cannot be accepted, mostly because there are no descriptors.  Until then the
+connection stays in the queue, and the listening socket stays readable."""
 
 MAX_ACCEPTED = 100
-"""Connections that are accepted before the loop looks at anything else: clients may come without end."""
+"""Connections to accept before the loop looks at anything else: clients may come without end."""
 
 SIGNAL_PAUSE = 0.05
-"""Seconds between two looks for a wish that a signal handler has left, which may not take the lock to say so."""
+"""Seconds between two looks for a wish that a signal handler has left: it cannot take the lock to say so."""
 
 LONGEST_WAIT = 0.5
-"""Seconds that a thread waits for clients at a time.  A signal handler runs only then, if its signal came in the moment
-before the wait, or to another thread."""
+"""Seconds that a thread waits for clients at a time.  If a signal comes in the moment before the wait, or to another
+thread, its handler runs only after that."""
 
 SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-"""Errors of accepting that pass when somebody lets go of something."""
+"""Errors of accept() that pass when something is released."""
 
 
 class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
@@ -49,10 +49,10 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
     @operation
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Accept connections until `shutdown` or `server_close`; return at once if either was called before.
+        """Accept connections until `shutdown` or `server_close`.  Return at once if either was called before.
 
-        `service_actions` is called every *poll_interval* seconds, or when all that waited, or a hundred, have been
-        accepted.
+        It calls `service_actions` every *poll_interval* seconds, and whenever it has accepted all waiting connections,
+        or a hundred.
         """
         self._loop = threading.current_thread()
         try:
@@ -70,8 +70,8 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     def shutdown(self) -> None:
         """Make `serve_forever` return, and wait until it has, unless this is its own thread.
 
-        Sessions go on; `server_close` ends them.  Before `serve_forever`, it makes that return at once.  A signal
-        handler that interrupts another method of the server does not wait.
+        Sessions go on; `server_close` ends them.  If you call it before `serve_forever`, `serve_forever` returns at
+        once.  A signal handler that interrupts another method of the server does not wait.
         """
         self._stop_wanted = True
         self._knock()
@@ -86,9 +86,10 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
     @operation
     def handle_request(self) -> None:
-        """Accept one connection, or call `handle_timeout` after ``self.timeout`` seconds, unless that is None.
+        """Accept one connection.  If none comes within ``self.timeout`` seconds, call `handle_timeout`; None waits for
+        ever.
 
-        It returns without either when the server closes.
+        When the server closes, it returns and does neither.
         """
         with self._door() as door:
             while not self._closing.begun and door.wait(self.timeout):
@@ -109,7 +110,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
             door.close()
 
     def _knock(self) -> None:
-        """Have the threads that wait for clients look up."""
+        """Wake the threads that wait for clients."""
         for door in tuple(self._doors):
             door.knock()
 
@@ -133,13 +134,13 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
                 self._accept_one()
 
     def _accept_one(self) -> None:
-        """Accept a connection, and let it begin or refuse it.
+        """Accept a connection, and start it or refuse it.
 
-        :raises BlockingIOError: nobody waits.
-        :raises OSError: none can be had now.
+        :raises BlockingIOError: nobody is waiting.
+        :raises OSError: no connection can be accepted now.
         """
-        # A client may be gone before it is accepted, and then accept would wait for the next.  It is said anew each
-        # time, as other processes that share the socket may say otherwise.
+        # A client may leave before it is accepted, and then accept would wait for the next.  Set this anew each time,
+        # because other processes that share the socket may set it otherwise.
         self.socket.setblocking(False)
         try:
             request, client_address = self.get_request()
@@ -157,7 +158,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
 
 class _Door:
-    """Where clients are waited for on a listening socket; knocking ends a wait, from any thread or signal handler."""
+    """Waits for clients on a listening socket.  Any thread or signal handler can end a wait by knocking."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._inside, self._outside = socket.socketpair()
@@ -173,7 +174,7 @@ class _Door:
             self._selector.register(listener, selectors.EVENT_READ)
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for a client, a knock or the end of *seconds*; return whether it was one of the first two."""
+        """Wait for a client, a knock or *seconds*.  Return whether a client or a knock came."""
         deadline = deadline_in(seconds)
         while True:
             left = deadline - time.monotonic()

@@ -1,4 +1,4 @@
-"""Socket addresses: which client is whose, and who is believed to bring other clients."""
+"""Socket addresses: which clients are one peer, and which proxies may name other clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def peer_of(client_address: Any) -> str | None:
-    """Return what counts as one peer: an IPv4 address or an IPv6 /64.  Clients of a UNIX socket are nobody's."""
+    """Return what counts as one peer: an IPv4 address or an IPv6 /64.  Clients of a UNIX socket have no peer."""
     if not isinstance(client_address, tuple):
         return None
     if ":" not in client_address[0]:
@@ -21,13 +21,13 @@ def peer_of(client_address: Any) -> str | None:
 
 
 def ip_address(client_address: Any) -> IPAddress:
-    """Return the IP address of a socket address, without its zone; one that is mapped into IPv6 as what it is."""
+    """Return the IP address of a socket address, without its zone.  An IPv4 address mapped into IPv6 becomes IPv4."""
     address = ipaddress.ip_address(client_address[0].partition("%")[0])
     return (address.version == 6 and address.ipv4_mapped) or address
 
 
 def is_trusted(client_address: Any, proxies: Iterable[IPNetwork]) -> bool:
-    """Tell whether a PROXY header is believed of this socket address: of a UNIX socket's always."""
+    """Return whether to believe a PROXY header from this socket address: always on a UNIX socket."""
     if not isinstance(client_address, tuple):
         return True
     address = ip_address(client_address)

@@ -1,6 +1,6 @@
-"""How a handler is asked: its abilities are found, its answers checked, its session's failures told.
+"""How popart calls a handler: finding its abilities, checking its answers, telling it of failures.
 
-A handler is somebody else's code.  A wrong answer becomes a `HandlerError` here, so that nothing else need doubt it.
+A handler is somebody else's code.  A wrong answer becomes a `HandlerError` here, so no other room needs to check it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from popart.errors import HandlerError
 from popart.handler import Handler, SupportsClose
 
 MAX_NUMBER = 2**63 - 1
-"""What 64 bits hold, as clients keep sizes in such numbers."""
+"""The most that 64 bits hold: clients keep sizes in such numbers."""
 
 MAX_SHOWN = 128
 """Characters, or bits, of a handler's wrong value that a report shows."""
 
 
 def ability(handler: object, protocol: type, method: str) -> Any:
-    """Return one of the methods that make a handler satisfy an optional protocol, or None unless it has them all."""
-    # Not by isinstance(): since Python 3.12 that does not see what __getattr__ gives, and a handler that delegates
-    # would lose its abilities.
+    """Return one method of an optional protocol, or None if the handler does not have all of its methods."""
+    # Not by isinstance(): since Python 3.12 it does not see what __getattr__ gives, and a handler that delegates would
+    # lose its abilities.
     found = getattr(handler, method, None)
     if callable(found) and all(callable(getattr(handler, name, None)) for name in _methods(protocol) if name != method):
         return found
@@ -37,7 +37,7 @@ def _methods(protocol: type) -> list[str]:
 
 
 def expect_handler(handler: Handler) -> Handler:
-    """Check what a factory returned: whatever else it lacks, an object, not a class, that can be told of errors."""
+    """Check that a factory returned an object, not a class, that can be told of errors.  It may lack anything else."""
     if isinstance(handler, type) or not callable(getattr(handler, "handle_session_error", None)):
         close_coroutines(handler)
         raise HandlerError(f"on_new_connection returned {type(handler).__name__}, not a handler")
@@ -45,14 +45,14 @@ def expect_handler(handler: Handler) -> Handler:
 
 
 def expect_none(method: str, result: object) -> None:
-    """Check a method whose only good result is None: a False, or a coroutine, must not pass for success."""
+    """Check the result of a method that must return None: False, or a coroutine, must not pass for success."""
     if result is not None:
         close_coroutines(result)
         raise HandlerError(f"{method} returned {type(result).__name__}, not None")
 
 
 def expect_done(method: str, result: object) -> None:
-    """Check a method whose result means nothing, as that of a ``close``: a coroutine has not done anything yet."""
+    """Check a result that does not matter, such as that of ``close``.  But a coroutine has not done anything yet."""
     if isinstance(result, Coroutine):
         expect_none(method, result)
 
@@ -70,7 +70,8 @@ def expect_number(what: str, value: object) -> int:
 
 
 def show(value: object) -> str:
-    """Return a value as a report shows it, its length bounded; of what is neither text nor a number, the type."""
+    """Return a value as a report shows it, with bounded length.  If it is neither text nor a number, return its
+    type."""
     if isinstance(value, str):
         text = str.__str__(value)
         return repr(text) if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]!r} and {len(text) - MAX_SHOWN} more"
@@ -81,14 +82,14 @@ def show(value: object) -> str:
 
 
 def close_coroutines(*results: object) -> None:
-    """Close those of a handler's results that are coroutines, or Python would print that they were never awaited."""
+    """Close those results of a handler that are coroutines; otherwise Python prints that they were never awaited."""
     for result in results:
         if isinstance(result, Coroutine):
             result.close()
 
 
 def tell_error(handler: Handler, error: BaseException) -> None:
-    """Tell a handler of a failure.  What it raises then has nowhere to go."""
+    """Tell a handler of a failure.  Drop what it raises then."""
     with suppress(BaseException):
         close_coroutines(handler.handle_session_error(error))
 

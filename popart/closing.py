@@ -13,7 +13,7 @@ from popart.signals import operation
 from popart.workers import Workers
 
 LONGEST_QUEUE = 65_535
-"""Connections that `drain` accepts at the most: no system's queue is longer, and clients may go on coming."""
+"""The most connections that `drain` accepts: no system's queue is longer, and clients may go on coming."""
 
 
 class ClosingServer(Limits, AcceptingServer):
@@ -25,12 +25,12 @@ class ClosingServer(Limits, AcceptingServer):
 
     @operation
     def drain(self, timeout: float | None = None) -> bool:
-        """Stop listening and let the sessions come to their own ends, at most for *timeout* seconds (None: no limit).
+        """Stop listening and let the sessions come to their own ends, for at most *timeout* seconds (None: no limit).
 
-        For a server that another one takes over from: call it after `serve_forever` has returned, and `server_close`
-        next, which ends what is left.  Connections that the system had accepted already are served too.  Returns
-        whether all sessions have ended.  A handler's method that calls it waits for its own session.  A signal handler
-        may call `server_close` meanwhile: then this returns False, and the server is closed before it does.
+        Use it if another server takes over.  Call it after `serve_forever` has returned.  Then call `server_close`,
+        which ends the sessions that are left.  `drain` also serves connections that the system had already accepted.
+        It returns whether all sessions have ended.  If a handler's method calls it, it waits for the handler's own
+        session.  A signal handler may call `server_close` meanwhile: then `drain` closes the server and returns False.
         """
         deadline = deadline_in(timeout)
         me = threading.get_ident()
@@ -57,17 +57,17 @@ class ClosingServer(Limits, AcceptingServer):
     def server_close(self) -> None:
         """End the service: refuse new connections, end idle sessions at once, wait for the others.
 
-        A session is idle when it waits for a command and its client has taken all that was sent.  Within
-        `shutdown_grace` seconds running commands may finish, and clients may read their replies; then the connections
-        are cut.  A call to a handler cannot be interrupted and is always waited for: a commit completes, every maildrop
-        is unlocked and no thread is left.  Calling it twice, from any thread or before `serve_forever` is fine.
+        A session is idle if it waits for a command and its client has taken all that was sent.  Within `shutdown_grace`
+        seconds running commands may finish, and clients may read their replies.  Then the connections are cut.  popart
+        cannot interrupt a call to a handler, and always waits for it.  So a commit completes, every maildrop is
+        unlocked and no thread is left.  You may call it twice, from any thread, or before `serve_forever`.
 
-        Called by a handler's method, it does not wait, as that session would wait for itself.  A signal handler may
-        call it at any moment.  If that interrupts `serve_forever`, `handle_request`, `shutdown` or `drain`, the call
-        returns at once; the interrupted method returns soon, and closes the server before it does.  If it interrupts
-        `server_close` itself, it ends the grace of that.
+        If a handler's method calls it, it does not wait, because that session would wait for itself.  A signal handler
+        may call it at any moment.  If that interrupts `serve_forever`, `handle_request`, `shutdown` or `drain`, the
+        call returns at once, and the interrupted method closes the server and returns soon.  If it interrupts
+        `server_close` itself, it ends the grace.
 
-        In a forked child it lets go of the child's copies of the sockets, and leaves the parent's sessions alone.
+        In a forked child it closes the child's copies of the sockets, and leaves the parent's sessions alone.
         """
         self._closing.begun = True
         me = threading.get_ident()

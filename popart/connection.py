@@ -40,10 +40,10 @@ class Connection(socketserver.StreamRequestHandler):
     """The `popart.Server`."""
 
     session_class: type[Session] = Session
-    """What converses with the client: a subclass, as `popart.testing` has one, may listen in."""
+    """The class that talks with the client.  A subclass, such as that of `popart.testing`, may listen in."""
 
     def setup(self) -> None:
-        """Make no file objects: they would be one more layer of buffers, and are unusable after a timeout."""
+        """Make no file objects: they would be one more layer of buffers, and do not work after a timeout."""
         self._place: Place = self.server._places.find(self.request)
         self._pace = Pace(self.server._pacer)
         self._stream = Stream(self.request, self._place, self._pace, self.server.command_timeout)
@@ -55,7 +55,7 @@ class Connection(socketserver.StreamRequestHandler):
         self._steps = 0  # since the last look at the pace
 
     def finish(self) -> None:
-        """Count no more as busy.  The server closes the socket."""
+        """No longer count as busy.  The server closes the socket."""
         self._pace.rest()
 
     def handle(self) -> None:
@@ -241,7 +241,7 @@ class Connection(socketserver.StreamRequestHandler):
 
 
 def refuse(request: socket.socket, text: str) -> None:
-    """Refuse without waiting for the client: neither may the accepting thread, nor may this take up a place."""
+    """Refuse the client without waiting for it.  The accepting thread must not wait, and this must not take a place."""
     with contextlib.suppress(OSError):
         request.setblocking(False)
         request.send(err(text, "SYS/TEMP").status)
@@ -249,5 +249,5 @@ def refuse(request: socket.socket, text: str) -> None:
 
 
 def _make_banner(hostname: str) -> str:
-    """Make APOP's timestamp (RFC 1939 section 7): process and clock would repeat, random digits do not."""
+    """Make APOP's timestamp (RFC 1939 section 7).  Process number and clock would repeat; random digits do not."""
     return f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{hostname}>"

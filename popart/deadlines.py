@@ -1,8 +1,8 @@
-"""The deadlines of live connections: what each waits for and until when, and the watchdog that cuts who is late.
+"""The deadlines of live connections: what each waits for and until when, and the watchdog that cuts late ones.
 
 A connection's thread says in its `Place` what it waits for and until when, and then blocks.  One watchdog thread cuts
-the connections whose time is up, and wakes the idle ones when the server closes.  Timeouts of the sockets' own would
-bound one system call each, not a command, and cost three system calls where blocking costs one.
+the connections whose time is up, and wakes the idle ones when the server closes.  The sockets' own timeouts would limit
+one system call each, not a command.  They would also cost three system calls where blocking costs one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from popart import system
 from popart.errors import ClientGoneError, ClientTimeoutError
 
 TAKEN_SIZE = 131_072
-"""Octets of replies that a client must take in each *timeout*; all that there are will do."""
+"""Octets of replies that a client must take in each *timeout*.  If there are fewer, it must take all of them."""
 
 CLOSING_PAUSE = 0.005
 """Seconds between two looks at the live connections while the server closes..."""
 
 WOKEN_AT_ONCE = 100
-"""... and how many of them are woken in each: 5,000 threads that all wake at once fight for the interpreter, and take
-2.3 seconds to end instead of 1.3."""
+"""... and how many of them to wake in each.  5,000 threads that wake at once fight for the interpreter, and take 2.3
+seconds to end instead of 1.3."""
 
 TOO_SLOW = "the client was too slow"
 
@@ -37,7 +37,7 @@ class Closing:
     def __init__(self) -> None:
         self.begun: bool = False
         self.impatient: bool = False
-        """True when the grace is not to be waited for."""
+        """True if nobody should wait for the grace."""
 
         self.grace_end: float = math.inf
         """On the monotonic clock: when running commands are cut."""
@@ -54,34 +54,35 @@ class Place:
         self.socket = sock
         self.closing = closing
         self.client_address = client_address
-        """The client's: a proxy's only until its header has named the client."""
+        """The client's address.  Behind a proxy, it is the proxy's until the header has named the client."""
 
         self.peer: str | None = None
-        """What it counts as in ``max_connections_per_peer``; None for nobody's, or as long as nobody is known."""
+        """The peer that it counts for in ``max_connections_per_peer``; None if it has no peer, or none yet."""
 
         self.held: bool | None = None
-        """True when a thread has taken it up, False when none ever will."""
+        """True once a thread has taken it up, False if none ever will."""
 
         self.signed_in: Callable[[], bool] = lambda: False
-        """Tells whether the client is in the TRANSACTION state."""
+        """Returns whether the client is in the TRANSACTION state."""
 
         self.login_deadline: float = math.inf
         """On the monotonic clock: when the AUTHORIZATION state must be over."""
 
         self.waits: bool = False
-        """True while its thread waits for the client or lets time pass: the handler is not at work."""
+        """True while its thread waits for the client or pauses: the handler is not at work."""
 
         self.idle: bool = False
-        """True while its thread waits for something that a client need never send: a command, its own end."""
+        """True while its thread waits for something that a client need not send: a command, or the end of its
+        stream."""
 
         self.deadline: float = math.inf
         """On the monotonic clock: when the client must have sent what its thread waits for."""
 
         self.cut: str = ""
-        """Why the connection was cut, if it was."""
+        """Why the connection was cut; empty if it was not."""
 
         self.makes_room: bool = False
-        """True when another connection has its place already."""
+        """True if another connection already has its place."""
 
         self._wait = (math.inf, 0.0)
         self._last = math.inf  # the deadline of this wait as it is now
@@ -99,8 +100,8 @@ class Place:
     def until(self, deadline: float, period: float = 0.0, *, idle: bool = False) -> Place:
         """Read from the client, or write to it, in a ``with`` block; the watchdog ends a wait for input at *deadline*.
 
-        A client that still takes what was sent before is given *period* more seconds, again and again.  To say the same
-        once more is to go on with the same wait.
+        If the client still takes what was sent before, it gets *period* more seconds, again and again.  A second call
+        with the same arguments continues the same wait.
 
         :raises ClientTimeoutError: the connection was cut.
         :raises ClientGoneError: the connection is broken.
@@ -125,7 +126,7 @@ class Place:
             raise ClientGoneError("the connection broke") from error
 
     def pause(self, seconds: float) -> None:
-        """Let time pass, unless somebody wakes this connection, and no more than there is for signing in.
+        """Pause, unless somebody wakes this connection, and for no longer than the client has left to sign in.
 
         :raises ClientTimeoutError: it was cut.
         """
@@ -141,7 +142,7 @@ class Place:
     # What other threads call, with the lock.
 
     def wake(self) -> None:
-        """End whatever the connection's thread waits for; it will find no more input."""
+        """End whatever the connection's thread waits for; it will read no more input."""
         if not self._woken:
             self._woken = True
             system.wake_reader(self.socket)
@@ -155,7 +156,7 @@ class Place:
         self.wake()
 
     def is_at_rest(self) -> bool:
-        """Tell whether its thread lets time pass, or waits for what need never come, and what was sent has arrived."""
+        """Return whether its thread pauses, or waits for input that need not come, and everything sent has arrived."""
         if self._woken or not (self.idle or self._alarm is not None):
             return False
         return not system.unsent(self.socket)
@@ -185,14 +186,14 @@ class Place:
 
 
 def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
-    """Tell whether what a client has taken in a *share* of its time is enough to give it more."""
+    """Return whether a client has taken enough in a *share* of its time to get more."""
     if sock.family == getattr(socket, "AF_UNIX", None):
         return taken > 0  # it is memory that was counted
     return taken >= TAKEN_SIZE * share
 
 
 class Watchdog:
-    """One thread that looks after the live connections until the server has ended and the last of them has gone.
+    """One thread that watches the live connections until the server has closed and no connection is left.
 
     *live* returns them; it is called with the lock of *changed*.
     """
@@ -207,7 +208,7 @@ class Watchdog:
         self._pause = 0.0
 
     def start(self, pause: float) -> None:
-        """Start the thread, if that has not been done; it looks every *pause* seconds."""
+        """Start the thread, unless it is running; it looks every *pause* seconds."""
         self._pause = pause
         with self._changed:
             if self._thread is None:
@@ -216,7 +217,7 @@ class Watchdog:
                 self._thread = thread
 
     def look(self) -> None:
-        """Look at once, as the server closes."""
+        """Look at once, because the server closes."""
         self._alarm.set()
 
     def join(self) -> None:
@@ -241,7 +242,7 @@ class Watchdog:
     def _end_idle_sessions(self) -> None:
         grace_is_over = self._closing.grace_over
         if grace_is_over and not self._grace_was_over:
-            # One that is at work now may still say what became of a commit.
+            # A connection that is at work now may still report the result of a commit.
             for place in self._live():
                 if place.waits:
                     place.wake()
@@ -251,5 +252,5 @@ class Watchdog:
 
 
 def deadline_in(seconds: float | None) -> float:
-    """Return when *seconds* will have passed, on the monotonic clock; None is never."""
+    """Return the time on the monotonic clock in *seconds* seconds; None means never."""
     return math.inf if seconds is None else time.monotonic() + seconds

@@ -1,8 +1,8 @@
-"""What a handler raises, and what ``handle_session_error`` may be given.
+"""The exceptions that a handler raises, and those that ``handle_session_error`` gets.
 
-A session that ends badly is reported to the handler as an exception: either the very object that one of the
-handler's own methods raised, or one of the `SessionError` classes below, which popart makes.  No exception made
-here carries a password, a digest or any other octet that the client sent.
+If a session ends badly, popart gives the handler an exception.  It is either the very object that one of the handler's
+own methods raised, or one of the `SessionError` classes below, which popart makes.  No exception made here holds a
+password, a digest or any other octet that the client sent.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class ReportableError(Exception):
 
     Raise it from any method of a handler.  Every other exception stays hidden behind a fixed text.
 
-    *text* is sent as one line of ASCII: line ends and other control octets become spaces, other characters ``?``,
-    and what does not fit into the 512 octets of a reply (RFC 1939 section 3) is cut off.  To a client that said UTF8
-    or LANG it is sent in UTF-8 (RFC 6856).
+    *text* is sent as one line of ASCII.  Line ends and other control octets become spaces, and other characters ``?``.
+    A text that does not fit into the 512 octets of a reply (RFC 1939 section 3) is cut off.  A client that said UTF8 or
+    LANG gets it in UTF-8 (RFC 6856).
 
     *code* is a response code without its brackets (RFC 2449 section 8): ``IN-USE``, ``LOGIN-DELAY``, ``AUTH``,
     ``UTF8``, ``SYS/TEMP`` for a failure that will pass and ``SYS/PERM`` for one that needs a human (RFC 3206).
@@ -40,7 +40,7 @@ class ReportableError(Exception):
 
 
 class BadCommandError(ReportableError):
-    """A command that is unknown, malformed or given in the wrong state.  Counted against ``max_bad_commands``."""
+    """A command that is unknown, malformed or sent in the wrong state.  It counts towards ``max_bad_commands``."""
 
 
 class SessionError(Exception):
@@ -50,7 +50,7 @@ class SessionError(Exception):
 class HandlerError(SessionError):
     """The handler broke its contract: a bad id, a negative size, a message that ended before its size.
 
-    The text names the message, and what was found beside what the rule is.
+    The text names the message, the value and the rule.
     """
 
 
@@ -64,8 +64,8 @@ class ClientGoneError(SessionError):
 class ClientTimeoutError(SessionError):
     """The client let a deadline pass: it sent no command in time, or stopped reading.
 
-    Or it had not signed in when all places were taken and another client needed one.  Nothing was deleted, unless it
-    stopped reading before the answer to QUIT.
+    Or it had not signed in when all places were taken and another client needed one.  Nothing was deleted, unless the
+    client stopped reading before the answer to QUIT.
     """
 
 
@@ -76,9 +76,9 @@ class LimitError(SessionError):
 class BrokenMessageError(SessionError):
     """A message turned out to be broken after ``+OK`` was promised.
 
-    The handler is told why by another exception; this one only tells the connection what to do: to send *answer* in
-    place of the whole reply, if there is one and no octet of the reply has left yet; otherwise to end without the
-    final dot, by a reset or, without *reset*, as any connection ends.
+    Another exception tells the handler why.  This one only tells the connection what to do.  If *answer* is given and
+    no octet of the reply has left yet, it sends *answer* in place of the whole reply.  Otherwise it ends without the
+    final dot: by a reset or, without *reset*, like any other connection.
     """
 
     def __init__(self, text: str, *, answer: bytes | None = None, reset: bool = True) -> None:

@@ -1,8 +1,8 @@
 """What an application implements: this file is the manual.
 
-popart speaks the protocol, a *handler* brings the mail.  ``Server`` asks its factory ``on_new_connection(peer)`` for
-one handler per connection, calls that handler from the connection's own thread only, one method at a time, and lets
-go of it when the session is over.  State that several handlers share is the application's to guard.
+popart speaks the protocol; a *handler* brings the mail.  ``Server`` asks its factory ``on_new_connection(peer)`` for
+one handler per connection.  It calls that handler only from the connection's own thread, one method at a time.  It lets
+go of the handler when the session is over.  You must guard state that several handlers share.
 
 The order of calls in a session::
 
@@ -19,24 +19,24 @@ The order of calls in a session::
     command_finished, session_finished          after each command, and at the end
     close                                       once, last, also when nobody signed in
 
-Any method may raise.  A `ReportableError` is a refusal in words that the client is meant to read.  Whatever else is
-raised (SystemExit and KeyboardInterrupt too) is answered with ``-ERR [SYS/TEMP]`` and a fixed text, and given to
-`Handler.handle_session_error`; during sign-in and at QUIT it also ends the session.  A result of the wrong kind is
-answered with ``-ERR [SYS/PERM]`` and reported as a `HandlerError` in the same way.  So is a coroutine: none of the
-methods may be an ``async def``.
+Any method may raise.  A `ReportableError` is a refusal in words that the client may read.  popart answers any other
+exception (SystemExit and KeyboardInterrupt too) with ``-ERR [SYS/TEMP]`` and a fixed text, and gives it to
+`Handler.handle_session_error`.  During sign-in and at QUIT it also ends the session.  popart answers a result of the
+wrong kind with ``-ERR [SYS/PERM]``, and reports it as a `HandlerError` in the same way.  A coroutine is such a result:
+no method may be an ``async def``.
 
-The optional abilities below are found by their methods: a handler has one if it has all of its methods, whether from
-its class, from a property or from ``__getattr__``.  Two attributes say more of signing in:
+popart finds the optional abilities below by their methods.  A handler has an ability if it has all of its methods,
+whether from its class, from a property or from ``__getattr__``.  Two attributes say more about signing in:
 
 ``allow_passwords = False``
-    No password is taken: USER, PASS, AUTH PLAIN and AUTH LOGIN are neither announced nor accepted.
+    popart takes no password: it neither announces nor accepts USER, PASS, AUTH PLAIN or AUTH LOGIN.
 ``allow_sasl_login = True``
     AUTH LOGIN is offered, for old clients that know no other AUTH.
 
-Names, passwords and tokens are UTF-8, and hold no NUL, CR or LF, whichever way they come.
+Names, passwords and tokens are UTF-8, and hold no NUL, CR or LF, in every way to sign in.
 
-A handler may block: only its own client waits.  popart cannot interrupt it, so give a backend its own timeouts;
-closing the server waits for calls that are under way.
+A handler may block: only its own client waits.  popart cannot interrupt it, so give your backends their own timeouts.
+If the server closes, it waits for running calls.
 """
 
 from __future__ import annotations
@@ -50,30 +50,31 @@ from typing import Any, Protocol, runtime_checkable
 class MessageReader(Protocol):
     """A message's octets, read piece by piece.  Any binary file object will do.
 
-    Line ends may be LF or CRLF, or both: the client receives CRLF.  Everything else arrives as it was read.
+    Line ends may be LF or CRLF, or both: the client receives CRLF.  Everything else arrives as you return it.
     """
 
     def read(self, n: int, /) -> bytes:
-        """Return up to *n* of the next octets; fewer is fine, more costs memory, none (``b""``) means the end.
+        """Return up to *n* of the next octets.  Fewer is fine, more costs memory, and none (``b""``) means the end.
 
-        The first call is made before ``+OK`` is sent, so that what it raises becomes an ``-ERR``.  When a later call
-        raises, the connection is reset before the final dot, and the client knows that the message is cut off.
+        popart makes the first call before it sends ``+OK``, so if it raises, the client reads ``-ERR``.  If a later
+        call raises, popart resets the connection before the final dot, and the client knows that the message is cut
+        off.
 
-        An end is believed only if the size that was announced has been reached, as many a source returns ``b""`` when
-        its peer dies: with fewer octets, counted as `popart.wire_size` does, the message is broken.  The client reads
-        ``-ERR [SYS/PERM]`` and may go on, or, if the first octets are on their way already, the connection is reset;
-        the handler is told of it by a `HandlerError`.  More octets than announced are all sent.
+        popart believes an end only if the announced size has been reached, because many sources return ``b""`` when
+        their peer dies.  With fewer octets, counted as `popart.wire_size` does, the message is broken.  The client then
+        reads ``-ERR [SYS/PERM]`` and may go on.  If the first octets have left already, popart resets the connection.
+        The handler is told by a `HandlerError`.  If there are more octets than announced, popart sends all of them.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the message.  Called once for every reader, read to its end or not."""
+        """Let go of the message.  Called once for every reader, whether it was read to its end or not."""
         ...
 
 
 @runtime_checkable
 class Handler(Protocol):
-    """The mail of one client, for one connection.  Derive from it: a subclass that forgets a method cannot be built."""
+    """One client's mail, for one connection.  Derive from it: a subclass that forgets a method cannot be built."""
 
     @abstractmethod
     def set_banner(self, banner: str) -> None:
@@ -86,23 +87,23 @@ class Handler(Protocol):
     def authenticate_pass(self, username: str, password: str) -> None:
         """Return if the password is right, otherwise raise (USER and PASS, RFC 1939 section 7).
 
-        AUTH PLAIN (RFC 4616) ends here too, and where a handler says ``allow_sasl_login = True`` so does AUTH LOGIN.
-        One that says ``allow_passwords = False`` is never asked.
+        AUTH PLAIN (RFC 4616) also calls this method.  If a handler says ``allow_sasl_login = True``, AUTH LOGIN does
+        too.  If a handler says ``allow_passwords = False``, popart never calls it.
 
-        Neither argument is ever empty; a password may hold spaces, also at its ends.  Say no with
-        `ReportableError`, best with the same text for an unknown user and a wrong password: without a code of its
-        own the client reads ``-ERR [AUTH]`` and may try again.  A refusal is held back for a while, and too many end
-        the session, but for those with the code SYS/TEMP or SYS/PERM: they say that the backend has failed, not the
-        user.  A result other than None counts as an error, so that neither ``return False`` nor a coroutine lets
-        anybody in.
+        Neither argument is ever empty.  A password may hold spaces, also at its ends.  To refuse, raise
+        `ReportableError`, best with the same text for an unknown user and a wrong password.  Without a code of its own,
+        the client reads ``-ERR [AUTH]`` and may try again.  popart holds a refusal back for a while, and too many
+        refusals end the session.  This does not apply to refusals with the code SYS/TEMP or SYS/PERM: they say that the
+        backend has failed, not the user.  A result other than None counts as an error, so neither ``return False`` nor
+        a coroutine lets anybody in.
         """
 
     @abstractmethod
     def authenticate_apop(self, username: str, hexdigest: str) -> None:
         """Return if *hexdigest* is right, otherwise raise (APOP, RFC 1939 section 7).
 
-        It is the MD5 digest, 32 lower-case hexadecimal digits, of the banner followed by the user's secret.
-        `popart.apop_digest` computes it; compare with `hmac.compare_digest`.  Everything said of `authenticate_pass`
+        It is the MD5 digest of the banner followed by the user's secret, as 32 lower-case hexadecimal digits.
+        `popart.apop_digest` computes it; compare with `hmac.compare_digest`.  Everything said about `authenticate_pass`
         holds here too.
         """
 
@@ -110,61 +111,62 @@ class Handler(Protocol):
     def lock_maildrop(self) -> None:
         """Take the exclusive-access lock on the maildrop of the user who just signed in (RFC 1939 section 4).
 
-        From here until `unlock_maildrop` no other session may change the maildrop.  When another session holds it,
-        raise `ReportableError`: without a code of its own the client reads ``-ERR [IN-USE]`` and may sign in again.
+        From here until `unlock_maildrop` no other session may change the maildrop.  If another session holds the lock,
+        raise `ReportableError`.  Without a code of its own, the client reads ``-ERR [IN-USE]`` and may sign in again.
         """
 
     @abstractmethod
     def get_message_count(self) -> int:
         """Return how many messages the maildrop holds.
 
-        Asked once, after `lock_maildrop`; messages are numbered from 1 to this count until the session ends.
-        Not asked of a handler that satisfies `SupportsListing`.
+        popart asks once, after `lock_maildrop`.  Messages are numbered from 1 to this count until the session ends.
+        popart does not ask a handler that satisfies `SupportsListing`.
         """
 
     @abstractmethod
     def get_message_size(self, number: int) -> int:
         """Return the octets of message *number* (1 or more) as they go over the wire (RFC 1939 section 11).
 
-        That is with CRLF line ends, one at the very end included, and without dot-stuffing: `popart.wire_size` counts
-        them.  popart trusts it, and ends a message that has fewer octets as a broken one: see `MessageReader.read`.
-        A size that is too small is harmless.  Asked once for each message, at sign-in, and not at all of a handler that
-        satisfies `SupportsListing`.
+        Count CRLF line ends, including one at the very end, but no dot-stuffing: `popart.wire_size` counts like that.
+        popart trusts the size.  It ends a message that has fewer octets as a broken one: see `MessageReader.read`.  A
+        size that is too small is harmless.  popart asks once for each message, at sign-in.  It does not ask a handler
+        that satisfies `SupportsListing`.
         """
 
     @abstractmethod
     def get_message_id(self, number: int) -> str:
         """Return the unique-id of message *number* for UIDL (RFC 1939 section 7).
 
-        1 to 70 characters from ``!`` to ``~``, no two alike in a maildrop, the same in each session for as long as
-        the message exists, never used again for another: clients tell by it what they have fetched already.
-        Asked when a client first needs it, once for each message, unless the handler satisfies `SupportsListing`.
+        An id has 1 to 70 characters from ``!`` to ``~``.  No two ids in a maildrop are alike.  A message has the same
+        id in each session for as long as it exists, and no other message ever gets that id: clients use it to know what
+        they have fetched already.  popart asks when a client first needs the id, once for each message, unless the
+        handler satisfies `SupportsListing`.
         """
 
     @abstractmethod
     def get_message_reader(self, number: int) -> MessageReader:
         """Open message *number* for RETR or TOP (RFC 1939 sections 5 and 7).
 
-        TOP reads no further than to its last line.  If the reader ends earlier, popart takes that for the whole message
-        and checks its size, as for RETR.
+        For TOP, popart reads no further than to its last line.  If the reader ends earlier, popart takes that for the
+        whole message and checks its size, as for RETR.
         """
 
     @abstractmethod
     def delete_messages(self, numbers: Sequence[int]) -> None:
         """Delete these messages for good: all of them, or raise and delete none (RFC 1939 section 6).
 
-        The only call that deletes.  It is made at QUIT, at most once a session, with ascending numbers that are never
-        none at all.  The client reads ``+OK`` only after this method and `unlock_maildrop` have returned; it reads
-        ``-ERR`` if either raises.  Return when the deletion is durable, from one transaction, one rename or whatever
-        your storage offers that survives a killed process: if popart dies in here, the client has had no ``+OK``
-        and will come back, and finds either all messages or none of the deleted ones.
+        This is the only call that deletes.  popart makes it at QUIT, at most once a session.  The numbers are
+        ascending, and there is at least one.  The client reads ``+OK`` only after this method and `unlock_maildrop`
+        have returned, and ``-ERR`` if either raises.  Return when the deletion is durable.  Use one transaction, one
+        rename, or whatever your storage offers that survives a killed process.  If popart dies in here, the client has
+        read no ``+OK`` and will come back.  It must then find all or none of the messages deleted.
         """
 
     @abstractmethod
     def unlock_maildrop(self) -> None:
         """Release the lock.  Called exactly once for each `lock_maildrop` that returned, however the session ends.
 
-        A killed process calls nothing: take a lock that its owner's death frees (`fcntl.flock`, a database's
+        A killed process calls nothing.  So take a lock that is freed when its owner dies (`fcntl.flock`, a database's
         session-level advisory lock), or one that expires.
         """
 
@@ -172,23 +174,23 @@ class Handler(Protocol):
     def handle_session_error(self, error: BaseException) -> None:
         """Learn of a failure: popart logs nothing itself.
 
-        *error* is an exception of this handler's own, but for a `ReportableError` that the client was told of, or one
-        of the `SessionError` classes: `HandlerError`, `ClientGoneError`, `ClientTimeoutError`, `LimitError`.  Each
-        failure is told once.  A client that connects and leaves without a command is no failure.  What this method
-        raises is dropped.
+        *error* is an exception that this handler raised, except a `ReportableError` that the client was told of.  Or it
+        is one of the `SessionError` classes: `HandlerError`, `ClientGoneError`, `ClientTimeoutError`, `LimitError`.
+        popart tells each failure once.  A client that connects and leaves without a command is not a failure.  popart
+        drops what this method raises.
         """
 
 
 @runtime_checkable
 class SupportsListing(Protocol):
-    """A handler that knows its whole maildrop at once."""
+    """A handler that can list its whole maildrop at once."""
 
     @abstractmethod
     def list_messages(self) -> Iterable[tuple[int, str]]:
         """Yield the size and the unique-id of each message, message 1 first.
 
-        One call right after `Handler.lock_maildrop`, in place of one for the count and two for each message.
-        Sizes and ids are what `Handler.get_message_size` and `Handler.get_message_id` say of them.
+        popart makes this one call right after `Handler.lock_maildrop`, in place of one for the count and two for each
+        message.  Sizes and ids must be as `Handler.get_message_size` and `Handler.get_message_id` describe them.
         """
         ...
 
@@ -201,9 +203,9 @@ class SupportsTop(Protocol):
     def get_top_reader(self, number: int, lines: int) -> MessageReader:
         """Open message *number* for TOP: its header, the blank line and the first *lines* lines of its body.
 
-        Returning more is harmless, as popart cuts off what is too much.  Some clients fetch whole messages with
-        ``TOP n 99999999``.  How long the beginning of a message is nobody has announced: where this reader returns
-        ``b""``, popart takes that for its end, so raise if your source may break off.
+        You may return more: popart cuts off the rest.  Some clients fetch whole messages with ``TOP n 99999999``.
+        Nobody has announced how long the beginning of a message is.  If this reader returns ``b""``, popart takes that
+        for its end, so raise if your source may break off.
         """
         ...
 
@@ -216,9 +218,9 @@ class SupportsTokens(Protocol):
     def authenticate_token(self, username: str, token: str) -> None:
         """Return if *token* is valid, is meant for this service and belongs to *username*, otherwise raise.
 
-        The token is visible ASCII and as the client sent it: popart has checked nothing of it.  Neither argument is
-        ever empty.  Everything said of `Handler.authenticate_pass` holds here too; after a `ReportableError` the
-        client is first told, as both mechanisms demand, that its token is not valid, and then reads the error.
+        The token is visible ASCII, as the client sent it: popart does not check it.  Neither argument is ever empty.
+        Everything said about `Handler.authenticate_pass` holds here too.  After a `ReportableError` the client first
+        reads that its token is not valid, as both mechanisms demand, and then reads the error.
         """
 
 
@@ -226,8 +228,8 @@ class SupportsTokens(Protocol):
 class ScramCredentials:
     """What a server keeps of a user's password for SCRAM-SHA-256 (RFC 5802 section 3, RFC 7677).
 
-    `popart.scram_credentials` makes them from a password.  The keys are octets, not base64.  Neither gives away the
-    password, but guard them as you would a hash: the server key lets its holder pose as this server.
+    `popart.scram_credentials` makes them from a password.  The keys are octets, not base64.  Nobody can read the
+    password from them.  Guard them like a hash all the same: whoever has the server key can pose as this server.
 
     :raises ValueError: *salt* has less than 12 octets, *iterations* is less than 4096, or a key has not 32 octets.
     """
@@ -255,19 +257,20 @@ class SupportsScram(Protocol):
 
     @abstractmethod
     def get_scram_credentials(self, username: str) -> ScramCredentials:
-        """Return what is kept of this user's password, and keep the name: nothing is proved yet.
+        """Return this user's credentials, and keep the name: nothing is proved yet.
 
-        popart lets the client prove that it knows the password.  If it does, `Handler.lock_maildrop` is the next call;
-        if not, the handler is not told.  *username* is never empty, and is prepared with SASLprep (RFC 4013).
+        popart lets the client prove that it knows the password.  If it does, popart calls `Handler.lock_maildrop`
+        next.  If not, popart does not tell the handler.  *username* is never empty, and is prepared with SASLprep
+        (RFC 4013).
 
-        For a user who is unknown, or has no such credentials, raise `ReportableError` without a code, or with AUTH:
-        the exchange goes on with made-up credentials, and the client reads at its end what it reads after a wrong
-        password.  They have a salt of 16 octets, the same for a name as long as the server's *scram_decoy_key* is,
-        and as many iterations as `popart.scram_credentials` takes by default: a user whose own differ can be told
-        from one who does not exist.  A `ReportableError` with another code is a refusal that the client reads at once.
+        If a user is unknown, or has no such credentials, raise `ReportableError` without a code, or with AUTH.  The
+        exchange then goes on with made-up credentials, and at its end the client reads the same as after a wrong
+        password.  The made-up salt has 16 octets.  It is the same for a name as long as the server's *scram_decoy_key*
+        is the same.  The number of iterations is the default of `popart.scram_credentials`: a user with another number
+        can be told from one who does not exist.  The client reads a `ReportableError` with another code at once.
 
-        SASLprep knows the characters of Unicode 3.2.  A name with a later one, such as an emoji, is not asked for:
-        its exchange is that of a user who is unknown.
+        SASLprep knows the characters of Unicode 3.2.  If a name has a later one, such as an emoji, popart does not ask
+        for it: its exchange is that of an unknown user.
         """
 
 
@@ -279,10 +282,11 @@ class SupportsCertificates(Protocol):
     def authenticate_certificate(self, identity: str, certificate: Mapping[str, Any]) -> None:
         """Return if the holder of *certificate* may act as *identity*, otherwise raise.
 
-        *identity* is who the client asks to be.  It may be empty: then derive the user from the certificate.
-        *certificate* is what `ssl.SSLSocket.getpeercert` says of it.  It was verified against what the server's
-        ``ssl_context`` trusts; which names in it stand for which user is for you to decide.  EXTERNAL is offered only
-        to clients that presented one.  Everything else said of `Handler.authenticate_pass` holds here too.
+        *identity* is the name that the client wants.  If it is empty, derive the user from the certificate.
+        *certificate* is the result of `ssl.SSLSocket.getpeercert`.  It was verified against the authorities that the
+        server's ``ssl_context`` trusts.  You decide which names in it stand for which user.  popart offers EXTERNAL
+        only to clients that presented a certificate.  Everything else said about `Handler.authenticate_pass` holds here
+        too.
         """
 
 
@@ -292,14 +296,15 @@ class SupportsUTF8(Protocol):
 
     @abstractmethod
     def enable_utf8(self) -> None:
-        """Learn, before sign-in, that the client takes such messages as they are.  Some say so twice.
+        """Learn, before sign-in, that the client takes such messages as they are.  Some clients say so twice.
 
-        To a client that has not asked for UTF-8 they must not be sent so.  popart passes every octet of a reader
-        through, so that is the handler's to see to: return a surrogate that is ASCII, and its size, or raise
-        ``ReportableError("...", code="UTF8")`` when it is asked for a reader.  Raising here refuses the command.
+        You must not send them to a client that has not asked for UTF-8.  popart passes every octet of a reader through,
+        so your handler must see to it.  Return a surrogate in ASCII, and its size, or raise
+        ``ReportableError("...", code="UTF8")`` when popart asks for a reader.  If this method raises, the command is
+        refused.
 
-        From here on the texts of `ReportableError` are sent in UTF-8.  User names and passwords are UTF-8 anyway;
-        popart does not prepare them with SASLprep (RFC 4013).
+        After this call popart sends the texts of `ReportableError` in UTF-8.  User names and passwords are UTF-8
+        anyway.  popart does not prepare them with SASLprep (RFC 4013).
         """
         ...
 
@@ -310,17 +315,17 @@ class SupportsLanguages(Protocol):
 
     @abstractmethod
     def get_languages(self) -> Mapping[str, str]:
-        """Return the languages: for each tag (RFC 5646) the language's name in itself, such as ``{"de": "Deutsch"}``.
+        """Return the languages: for each tag (RFC 5646) the language's own name, such as ``{"de": "Deutsch"}``.
 
-        The first is the one that ``LANG *`` chooses.
+        ``LANG *`` chooses the first.
         """
         ...
 
     @abstractmethod
     def set_language(self, tag: str) -> None:
-        """Learn which of the tags the client has chosen.
+        """Learn which tag the client has chosen.
 
-        From here on the texts of `ReportableError` are to be in that language, and are sent in UTF-8.  popart's own
+        After this call write the texts of `ReportableError` in that language: popart sends them in UTF-8.  popart's own
         few texts stay English.
         """
         ...
@@ -330,22 +335,22 @@ class SupportsLanguages(Protocol):
 class SupportsLoginDelay(Protocol):
     """A handler that wants time to pass between sign-ins: LOGIN-DELAY in CAPA (RFC 2449 section 6.5).
 
-    It is the handler that insists on it: by ``ReportableError("...", code="LOGIN-DELAY")`` when a user comes too soon.
+    The handler enforces it: it raises ``ReportableError("...", code="LOGIN-DELAY")`` if a user comes too soon.
     """
 
     @abstractmethod
     def get_login_delay(self) -> int:
-        """Return the seconds: before sign-in the most that any user has to wait, then what this user has to."""
+        """Return the seconds: before sign-in the most that any user must wait, then what this user must wait."""
         ...
 
 
 @runtime_checkable
 class SupportsExpire(Protocol):
-    """A handler that deletes old mail by itself, after a time that depends on the user (RFC 2449 section 6.7)."""
+    """A handler that deletes old mail itself, after a time that depends on the user (RFC 2449 section 6.7)."""
 
     @abstractmethod
     def get_expire(self) -> int | None:
-        """Return for how many days the user who has signed in may leave messages here; None for ever.
+        """Return how many days the user who has signed in may leave messages here; None means for ever.
 
         Before sign-in CAPA announces the *expire* of the `Server`, which should be the least of any user.
         """
@@ -354,18 +359,19 @@ class SupportsExpire(Protocol):
 
 @runtime_checkable
 class SupportsMonitoring(Protocol):
-    """A handler that counts: popart tells it what was done and how long it took, and never what was said."""
+    """A handler that counts.  popart tells it what was done and how long it took, and never what was said."""
 
     def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
-        """Learn that a command has been answered; called for each, in the connection's thread, before the next is run.
+        """Learn that a command was answered.  Called for each command, in the connection's thread, before the next one
+        runs.
 
-        *verb* is a command that popart knows, in capitals, or ``""``.  *outcome* is how the answer began, ``"+OK"`` or
-        ``"-ERR"``, or ``"lost"`` where it could not be given whole.  *octets* is the length of the answer as it is
-        on the wire, without TLS, and an upper bound if it was lost; *seconds* is the time from the command's turn
-        until the system had taken all of the answer.  The steps of AUTH are one command, the client's time for its
-        responses included.
+        *verb* is a command that popart knows, in capitals, or ``""``.  *outcome* is the beginning of the answer,
+        ``"+OK"`` or ``"-ERR"``, or ``"lost"`` if popart could not send all of it.  *octets* is the length of the answer
+        on the wire, without TLS; if it was lost, an upper bound.  *seconds* is the time from the command's turn until
+        the system had taken all of the answer.  The steps of AUTH are one command, including the client's time for its
+        responses.
 
-        The answers to pipelined commands are sent one by one when somebody counts, and otherwise together.
+        If a handler counts, popart sends the answers to pipelined commands one by one, otherwise together.
         """
         ...
 
@@ -376,8 +382,8 @@ class SupportsMonitoring(Protocol):
 
 @runtime_checkable
 class SupportsClose(Protocol):
-    """A handler that holds something for as long as its session lasts."""
+    """A handler that holds something as long as its session lasts."""
 
     def close(self) -> None:
-        """Learn that the session is over, signed in or not.  The last call to the handler, made exactly once."""
+        """Learn that the session is over, whether the client signed in or not.  popart calls it exactly once, last."""
         ...

@@ -19,7 +19,7 @@ TIMES = ("handshake_timeout", "login_timeout", "shutdown_grace")
 
 
 class LimitOptions(TypedDict, total=False):
-    """All of them, for who takes them as keyword arguments."""
+    """All of them, for code that takes them as keyword arguments."""
 
     max_connections: int | None
     max_connections_per_peer: int | None
@@ -32,26 +32,26 @@ class LimitOptions(TypedDict, total=False):
 
 
 class Limits:
-    """The limits of `popart.Server`.  A subclass of that sets other ones; None switches one off."""
+    """The limits of `popart.Server`.  Set others in a subclass; None switches a limit off."""
 
     minimum_timeout: float = 600
-    """Seconds: an autologout timer must be of at least ten minutes (RFC 1939 section 3)."""
+    """Seconds: an autologout timer must last at least ten minutes (RFC 1939 section 3)."""
 
     max_connections: int | None = 2000
-    """Connections at a time.  For one more, the oldest makes room that has not signed in and whose handler is not at
-    work: it is cut.  If there is none, the newcomer is refused with ``-ERR [SYS/TEMP]``, or closed before a TLS
-    handshake."""
+    """Connections at a time.  When all places are taken, the oldest connection that has not signed in and whose handler
+    is not at work is cut, to make room for a new one.  If there is none, the newcomer is refused with
+    ``-ERR [SYS/TEMP]``, or closed before a TLS handshake."""
 
     max_connections_per_peer: int | None = 1000
-    """Connections of one IPv4 address or one IPv6 /64; one more is refused.  Half of all, so that no peer alone takes
-    every place: a subclass that sets `max_connections` alone gets half of that.  Clients of a UNIX socket are no peer,
-    unless a PROXY header names one."""
+    """Connections of one IPv4 address or one IPv6 /64; one more is refused.  The default is half of `max_connections`,
+    so that no peer can take every place.  A subclass that sets `max_connections` alone gets half of that.  Clients of a
+    UNIX socket are no peer, unless a PROXY header names one."""
 
     max_bad_commands: int | None = 50
     """Unknown, malformed or misplaced commands in a row; the session ends with the answer to the last of them."""
 
     max_failed_logins: int | None = 5
-    """Refused sign-ins of a connection, but for refusals with the code SYS/TEMP or SYS/PERM; the session ends with the
+    """Refused sign-ins of a connection, except refusals with the code SYS/TEMP or SYS/PERM.  The session ends with the
     answer to the last of them."""
 
     handshake_timeout: float | None = 30
@@ -61,14 +61,15 @@ class Limits:
     """Seconds for the whole AUTHORIZATION state."""
 
     max_messages: int | None = 10_000_000
-    """Messages in a maildrop: it ends the loop over a handler that counts wrongly.  More are a `HandlerError`."""
+    """Messages in a maildrop.  It ends the loop over a handler that counts wrongly: more messages are a
+    `HandlerError`."""
 
     shutdown_grace: float | None = 5
     """Seconds that `server_close` gives to running commands, and to clients that have yet to read replies, before it
     cuts their connections."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Halve ``max_connections`` for the limit per peer, in a subclass that sets the first alone."""
+        """If a subclass sets ``max_connections`` alone, make the limit per peer half of it."""
         super().__init_subclass__(**options)
         if "max_connections" in vars(cls) and "max_connections_per_peer" not in vars(cls):
             most = cls.max_connections
@@ -92,5 +93,5 @@ class Limits:
 
 
 def is_time(value: object) -> bool:
-    """Tell whether a value is a number of seconds; NaN is none."""
+    """Return whether a value is a number of seconds; NaN is not one."""
     return isinstance(value, (int, float)) and 0 <= value <= math.inf

@@ -1,6 +1,6 @@
 """The maildrop of a session: its lock, numbers, sizes, unique-ids, the marks of DELE, and the deletion at QUIT.
 
-What the handler says of its messages is checked here.
+The handler's answers about its messages are checked here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Checked = TypeVar("Checked")
 
 
 class Maildrop:
-    """What a session knows of its messages: numbers, sizes and ids, frozen at sign-in, and the marks of DELE.
+    """A session's view of its messages: numbers, sizes and ids, frozen at sign-in, and the marks of DELE.
 
     It is empty until it is opened.
     """
@@ -54,8 +54,8 @@ class Maildrop:
     def open(self, max_messages: int | None) -> None:
         """Lock the maildrop and ask the handler for its messages.
 
-        :raises ReportableError: the handler refuses the lock; without a code of its own it gets ``IN-USE``.
-        :raises HandlerError: the count, a size or the listing is not what it must be, or *max_messages* are exceeded.
+        :raises ReportableError: the handler refuses the lock; if it gives no code, the code is ``IN-USE``.
+        :raises HandlerError: the count, a size or the listing is wrong, or there are more than *max_messages*.
         """
         self._lock()
         list_messages = ability(self._handler, SupportsListing, "list_messages")
@@ -94,7 +94,7 @@ class Maildrop:
         return f"{self.count} message{'' if self.count == 1 else 's'} ({self.octets} octets)"
 
     def find(self, argument: str) -> int:
-        """Return the message number that a command's argument stands for."""
+        """Return the message number in a command's argument."""
         if not is_number(argument):
             raise BadCommandError("bad message number")
         number = int(argument)
@@ -109,7 +109,7 @@ class Maildrop:
         return self._list(self._numbers(), self.sizes)
 
     def list_unique_ids(self) -> bytes:
-        """Return the unique-id listings likewise (RFC 1939 section 7).
+        """Return the unique-id listings of these messages (RFC 1939 section 7).
 
         :raises HandlerError: an id cannot stand on the wire or is not unique.
         """
@@ -130,14 +130,15 @@ class Maildrop:
         return [number for number in numbers if number not in self._deleted] if self._deleted else numbers
 
     def _list(self, numbers: Sequence[int], values: Sequence[object]) -> bytes:
-        # One format for all lines: a quarter faster than to join a string for each.
+        # One format for all lines: a quarter faster than joining a string for each.
         flat: list[object] = [None] * (2 * len(numbers))
         flat[::2] = numbers
         flat[1::2] = [values[number - 1] for number in numbers] if self._deleted else values
         return ("%d %s\r\n" * len(numbers) % tuple(flat)).encode("ascii")
 
     def _know_ids(self, numbers: Sequence[int]) -> None:
-        """See that these messages' ids, asked for when first needed and kept, are known and good."""
+        """Make sure that the ids of these messages are known and good.  Ask for an id when it is first needed, and keep
+        it."""
         if self._unchecked_ids is not None:
             self._ids = _check_ids(self._unchecked_ids)
             self._unchecked_ids = None
@@ -156,7 +157,7 @@ class Maildrop:
         self.octets -= self.sizes[number - 1]
 
     def undelete(self) -> None:
-        """Take back all marks."""
+        """Remove all marks."""
         self._deleted.clear()
         self.count = self._all_count
         self.octets = self._all_octets
@@ -192,7 +193,7 @@ def _unzip(entries: list[Any]) -> tuple[list[int], list[str]]:
 
 
 def _check_sizes(sizes: list[int]) -> list[int]:
-    # All at once, in C, and one by one only to find which of them is wrong.
+    # All at once, in C; one by one only to find which of them is wrong.
     with suppress(TypeError):
         numbers = list(map(index, sizes))
         if not numbers or (min(numbers) >= 0 and max(numbers) <= MAX_NUMBER):
@@ -201,7 +202,7 @@ def _check_sizes(sizes: list[int]) -> list[int]:
 
 
 def _each(values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
-    """Check one value after the other, by its message's number; if one is wrong, Python shall print nothing of any."""
+    """Check one value after another, by its message's number.  If one is wrong, Python must not print anything."""
     try:
         return [check(number, value) for number, value in enumerate(values, 1)]
     except HandlerError:

@@ -13,7 +13,7 @@ from popart.addresses import IPNetwork
 from popart.limits import is_time
 
 MAX_TIMEOUT = 86_400.0
-"""Seconds.  The most that *timeout* may be; sockets cannot count much further than to 24 days."""
+"""Seconds.  The most that *timeout* may be; sockets cannot count much further than 24 days."""
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 """The networks of this machine alone."""
@@ -26,7 +26,7 @@ _EXPIRE = re.compile(r"(NEVER|[0-9]{1,9})( USER)?")
 
 
 class SocketOptions(TypedDict, total=False):
-    """What `popart.Server.from_socket` takes: of these, `popart.Server` says what they mean."""
+    """The options of `popart.Server.from_socket`.  `popart.Server` says what they mean."""
 
     hostname: str | None
     timeout: float
@@ -52,7 +52,7 @@ def check_factory(on_new_connection: object) -> None:
 
 
 def choose_hostname(hostname: str | None) -> str:
-    """Return a name that may stand in APOP's timestamp, by default this machine's if that may."""
+    """Return a valid name for APOP's timestamp; the default is this machine's name, if it is valid."""
     if hostname is None:
         hostname = socket.gethostname()
         if not _HOSTNAME.fullmatch(hostname):

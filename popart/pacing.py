@@ -1,8 +1,8 @@
-"""Fairness between sessions: clients that pipeline while others do too are paced, so that the rest need not wait.
+"""Fairness between sessions: clients that pipeline at the same time are paced, so that other clients need not wait.
 
 Every thread that has work waits for the interpreter.  A thousand clients that never stop sending are a thousand such
-threads.  So each of n busy sessions pauses for twice the time that the n - 1 others need for as much work: half of the
-time is then free for the rest.  A client that pipelines alone never pauses.
+threads.  So if n sessions are busy, each pauses for twice the time that the other n - 1 need for as much work.  Half of
+the time is then free for other clients.  A client that pipelines alone never pauses.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import threading
 import time
 
 STEPS = 25
-"""Pipelined commands between two looks at the processor's clock, unless their replies are large: ten would make a
-pipelined NOOP 4 % slower."""
+"""Pipelined commands between two looks at the processor's clock, unless their replies are large.  With ten, a pipelined
+NOOP would be 4 % slower."""
 
 MESSAGE_STEPS = 6
 """What a message counts as: to read one from a file lets go of the interpreter as often."""
@@ -51,12 +51,12 @@ class Pace:
         return self._since is not None
 
     def begin(self) -> None:
-        """Count from here, unless that is done already: the client has sent more than one command at once, or junk."""
+        """Start counting, unless that is done already: the client has sent more than one command at once, or junk."""
         if self._since is None:
             self._since = time.thread_time()
 
     def pause(self) -> float:
-        """Return for how many seconds the session should pause now."""
+        """Return how many seconds the session should pause now."""
         assert self._since is not None
         now = time.thread_time()
         used, self._since = now - self._since, now
@@ -69,7 +69,7 @@ class Pace:
         return min(LONGEST_PAUSE, 2 * (self._pacer.busy - 1) * used)
 
     def rest(self) -> None:
-        """Stop counting: the client has let itself be waited for, or has gone."""
+        """Stop counting: the client has made the session wait for it, or has gone."""
         self._since = None
         if self.busy:
             self.busy = False

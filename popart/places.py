@@ -1,4 +1,4 @@
-"""The live connections: how many there may be, in all and of one peer, and which of them makes room for another."""
+"""The live connections: how many there may be, in all and per peer, and which one makes room for another."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from popart.deadlines import Closing, Place
 from popart.limits import Limits
 
 MAX_LEAVING = 100
-"""Connections beyond the limit for as long as the threads take to end those that made room, or that have yet to say by
-a PROXY header whose they are."""
+"""Connections allowed beyond the limit for a short time.  Some have made room, and their threads are still ending.
+Others have not yet named their client by a PROXY header."""
 
 NO_ROOM = "the client had not signed in when another one needed its place"
 
@@ -45,8 +45,7 @@ class Places:
     def admit(self, request: socket.socket, client_address: Any, *, named: bool) -> Place | None:
         """Give a connection a place, or return None if there is none.
 
-        Unless the client is *named* already, it is counted as a peer when `name` is called, and others make room for it
-        then.
+        If the client is not *named* yet, `name` counts it as a peer later, and others make room for it then.
         """
         place = Place(request, client_address, self._closing)
         with self._changed:
@@ -59,10 +58,10 @@ class Places:
             return place
 
     def name(self, place: Place, client_address: Any) -> bool:
-        """Count a connection as one of its client's; return False if that has too many, or if there is no place.
+        """Count a connection for its peer.  Return False if the peer has too many, or if there is no place.
 
         When all places are taken, the oldest connection that has not signed in and whose handler is not at work makes
-        room.  Otherwise whoever keeps all places shuts everybody out, without a password.
+        room.  Otherwise clients could shut everybody out by keeping all places, without a password.
         """
         peer = peer_of(client_address)
         with self._changed:

@@ -1,11 +1,11 @@
-"""The PROXY protocol, versions 1 and 2: how a proxy says whose connection it brings (HAProxy's proxy-protocol.txt).
+"""The PROXY protocol, versions 1 and 2: a proxy says which client it brings (HAProxy's proxy-protocol.txt).
 
-Everything here is pure, octets in and facts out; asking for no octet too many, as TLS or POP3 may follow at once.
+Everything here is pure: octets in, facts out.  It asks for no octet too many, because TLS or POP3 may follow at once.
 """
 
-# The package proxy-protocol (0.11.3) was weighed: it needs typing_extensions, where popart stands on the standard
-# library alone, and its reader is asyncio's: of version 1 it wants "a line", which no bare socket reads exactly.  It
-# takes lines of any length, ports such as "+1_0" and unknown families, and lets struct.error through.
+# Why not the package proxy-protocol (0.11.3)?  It needs typing_extensions, but popart needs only the standard library.
+# Its reader is asyncio's.  For version 1 it wants "a line", which no bare socket reads exactly.  It takes lines of any
+# length, ports such as "+1_0" and unknown families, and lets struct.error through.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_V1 = 107
 """Octets of a version 1 header, its CRLF included: the longest line that section 2.1 knows."""
 
 MAX_V2 = 4096
-"""Octets of a version 2 header that are accepted, as nginx has it.  Its length field could ask for 65,551."""
+"""The most octets of a version 2 header to accept, as in nginx.  Its length field could ask for 65,551."""
 
 _SHORTEST = len(b"PROXY UNKNOWN\r\n")  # and version 2 begins with 16
 _V1 = b"PROXY "
@@ -45,8 +45,8 @@ class Header(NamedTuple):
     """What a header says."""
 
     address: Address | None = None
-    """The client's address, or None where the connection's own address stands: LOCAL and UNKNOWN, which are health
-    checks and what the proxy itself does not know."""
+    """The client's address, or None if the connection's own address counts.  LOCAL and UNKNOWN have none: they are
+    health checks, and clients that the proxy itself does not know."""
 
     tls: bool = False
     """True if the client came to the proxy by TLS.  Only version 2 can say so."""
@@ -55,7 +55,7 @@ class Header(NamedTuple):
 def read_header() -> Generator[int, bytes, Header]:
     """Read a header of either version.
 
-    Yield how many octets are wanted next and be sent as many or fewer, ``b""`` when the connection has ended.
+    Yield how many octets are wanted next, and be sent that many or fewer, or ``b""`` when the connection has ended.
 
     :raises ProxyError: it is malformed, too long, or cut short.
     """
@@ -87,7 +87,7 @@ def _read(header: bytes, size: int) -> Generator[int, bytes, bytes]:
 
 
 def _parse_v1(line: bytes) -> Address | None:
-    """Section 2.1.  Of UNKNOWN the rest of the line means nothing."""
+    """Section 2.1.  After UNKNOWN the rest of the line means nothing."""
     if line.startswith((b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ")):
         return None
     found = _V1_LINE.fullmatch(line.decode("latin-1"))
@@ -105,7 +105,7 @@ def _parse_v1(line: bytes) -> Address | None:
 
 
 def _parse_v2(version_and_command: int, family_and_protocol: int, rest: bytes) -> Header:
-    """Section 2.2.  Without addresses, what follows the fixed part is ignored as a whole."""
+    """Section 2.2.  Without addresses, everything after the fixed part is ignored."""
     if version_and_command == _LOCAL:
         return Header()
     family, protocol = divmod(family_and_protocol, 16)
@@ -128,10 +128,10 @@ def _parse_v2(version_and_command: int, family_and_protocol: int, rest: bytes) -
 
 
 def _says_tls(vectors: bytes) -> bool:
-    """Section 2.2.6: look among type-length-value vectors for what tells of TLS.
+    """Section 2.2.6: look for the vectors that tell of TLS, among type-length-value vectors.
 
-    A vector that does not fit ends them, and is no error: some proxies pad their headers, and what cannot be read says
-    nothing, which is the safe side.
+    A vector that does not fit ends them, and is not an error: some proxies pad their headers.  If a vector cannot be
+    read, it does not count as TLS, which is the safe side.
     """
     while len(vectors) >= 3:
         end = 3 + int.from_bytes(vectors[1:3], "big")

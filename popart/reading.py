@@ -1,4 +1,5 @@
-"""From a handler's reader to a reply: what fails within a message is told here, and the connection what to do then."""
+"""From a handler's reader to a reply.  If a message fails, the handler is told, and the connection is told what to
+do."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from popart.wire import CHUNK_SIZE, ShortMessageError, encode_message
 def open_message(
     handler: Handler, number: int, reader: MessageReader, text: str, *, top: int | None = None, size: int = 0
 ) -> Reply:
-    """Start reading a message, so that one that cannot be read is refused before ``+OK``.
+    """Start reading a message, so that a message that cannot be read is refused before ``+OK``.
 
-    With *top* the reply holds no more than so many lines of the body.  *size* is what was announced; 0 is not checked.
+    With *top* the reply holds at most that many lines of the body.  *size* is the announced size; 0 is not checked.
 
     :raises BaseException: what the reader raised, or a `HandlerError` if it gave something else than octets, or none.
     """

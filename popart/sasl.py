@@ -1,11 +1,11 @@
-"""The mechanisms of AUTH (RFC 5034, RFC 4422): what a client and a server say to each other in each of them.
+"""The mechanisms of AUTH (RFC 5034, RFC 4422): the dialogue of client and server in each of them.
 
-A mechanism is a generator.  It yields challenges, is sent the client's responses, both as octets without their
-base64, and returns the user's name once the handler has accepted.  Its first challenge is for a client that sent no
-initial response; one that did never sees it.  A refusal is a `ReportableError`, a response outside the mechanism's
-grammar a `BadCommandError`.  Where a line of the client is no response at all, a cancellation or bad base64, the
-session throws a `BadCommandError` into the generator: what comes out of it is the answer.  A StopIteration of the
-handler's comes out as a `StoppedError`.
+A mechanism is a generator.  It yields challenges, and is sent the client's responses, both as octets without their
+base64.  It returns the user's name once the handler has accepted.  Its first challenge is for a client that sent no
+initial response; other clients never see it.  A refusal is a `ReportableError`, and a response outside the mechanism's
+grammar is a `BadCommandError`.  If a client's line is not a response, but a cancellation or bad base64, the session
+throws a `BadCommandError` into the generator.  The exception that comes out of the generator is the answer.  If the
+handler raises StopIteration, it comes out as a `StoppedError`.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ OAUTHBEARER_ERROR = b'{"status":"invalid_token"}'
 """RFC 7628 section 3.2.2."""
 
 XOAUTH2_ERROR = b'{"status":"401","schemes":"bearer","scope":""}'
-"""Google's form has these three.  Which scope would be the right one is the application's knowledge."""
+"""Google's form has these three keys.  Only the application knows which scope would be right."""
 
 PASSWORD_MECHANISMS = frozenset({"PLAIN", "LOGIN"})
-"""Those that ask `Handler.authenticate_pass`."""
+"""The mechanisms that call `Handler.authenticate_pass`."""
 
 CLEARTEXT_MECHANISMS = PASSWORD_MECHANISMS | {"OAUTHBEARER", "XOAUTH2"}
-"""Those in which a client shows a secret."""
+"""The mechanisms in which a client shows a secret."""
 
 _DECOY_KEY = secrets.token_bytes(32)  # for this process
 
@@ -65,7 +65,8 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 
 
 class StoppedError(Exception):
-    """Carries a handler's StopIteration out of a generator, where Python would make a RuntimeError of it (PEP 479)."""
+    """Carries a handler's StopIteration out of a generator, where Python would turn it into a RuntimeError (PEP
+    479)."""
 
     def __init__(self, error: StopIteration) -> None:
         super().__init__()
@@ -75,12 +76,12 @@ class StoppedError(Exception):
 def mechanisms(
     handler: Handler, certificate: Mapping[str, Any] | None, decoy_key: bytes | None = None
 ) -> dict[str, Callable[[], Exchange]]:
-    """Return what this handler can do on this connection: for each mechanism a function that begins an exchange.
+    """Return the mechanisms of this handler on this connection: for each a function that begins an exchange.
 
-    The order is CAPA's, what gives away least first.  *certificate* is what ``getpeercert`` says of a TLS client's
-    verified certificate; None, or nothing in it, means that there is none.  *decoy_key* is a secret from which SCRAM
-    makes salts for users who do not exist, as those must not change from one attempt to the next; None is one made at
-    random for this process.
+    The order is CAPA's: the mechanisms that give away least come first.  *certificate* is the result of ``getpeercert``
+    for a TLS client's verified certificate; if it is None or empty, there is none.  SCRAM makes salts for users who do
+    not exist from the secret *decoy_key*, because those salts must not change from one attempt to the next.  If it is
+    None, the key is one made at random for this process.
     """
     found: dict[str, Callable[[], Exchange]] = {}
     authenticate_certificate = ability(handler, SupportsCertificates, "authenticate_certificate")
@@ -102,12 +103,12 @@ def mechanisms(
 def scram_credentials(
     password: str, *, iterations: int = SCRAM_ITERATIONS, salt: bytes | None = None
 ) -> ScramCredentials:
-    """Make what a server keeps of a password for SCRAM-SHA-256, with a random salt unless one is given.
+    """Make the credentials that a server keeps of a password for SCRAM-SHA-256.  Without *salt*, the salt is random.
 
     It needs the library scramp: popart's extra ``scram``, or ``pip install scramp``.
 
-    :raises ValueError: *password* is empty or holds what SASLprep (RFC 4013) forbids, *iterations* is less than 4096,
-        or *salt* has less than 12 octets.
+    :raises ValueError: *password* is empty or holds characters that SASLprep (RFC 4013) forbids, *iterations* is less
+        than 4096, or *salt* has fewer than 12 octets.
     :raises ImportError: scramp is not installed.
     """
     from scramp import ScramException, ScramMechanism
@@ -124,18 +125,18 @@ def scram_credentials(
 
 
 def apop_digest(banner: str, secret: str) -> str:
-    """Return the hexdigest that a client who knows *secret* sends with APOP (RFC 1939 section 7).
+    """Return the hexdigest that a client with *secret* sends with APOP (RFC 1939 section 7).
 
-    *banner* is what `Handler.set_banner` was given.  Compare in constant time:
+    *banner* is the argument of `Handler.set_banner`.  Compare in constant time:
     ``hmac.compare_digest(apop_digest(banner, secret), hexdigest)``.
     """
     return hashlib.md5(f"{banner}{secret}".encode(), usedforsecurity=False).hexdigest()
 
 
 def read_base64(octets: bytes) -> bytes | None:
-    """Decode base64, or return None for what is none (RFC 5034 section 5).
+    """Decode base64, or return None if it is malformed (RFC 5034 section 5).
 
-    How much `base64.b64decode` lets pass by itself depends on Python's version.
+    How strict `base64.b64decode` is by itself depends on Python's version.
     """
     return b64decode(octets) if len(octets) % 4 == 0 and _BASE64.fullmatch(octets) else None
 
@@ -292,7 +293,7 @@ def _check_proof(server: Any, response: bytes) -> str | None:
 
 
 def _replace_unassigned(name: str) -> str:
-    """Put a digit, which SASLprep takes anywhere, in the place of each character that Unicode 3.2 does not know."""
+    """Replace each character that Unicode 3.2 does not know by a digit: SASLprep takes a digit anywhere."""
     return "".join(["0" if stringprep.in_table_a1(character) else character for character in name])
 
 
@@ -337,7 +338,7 @@ def _has_scramp() -> bool:
 
 
 def _split_gs2(octets: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the GS2 header that a response begins with, the authorization identity in it, and what follows."""
+    """Return the GS2 header at the start of a response, the authorization identity in it, and the rest."""
     found = _GS2_HEADER.match(octets)
     if found is None:
         raise BadCommandError("malformed GS2 header")

@@ -1,4 +1,4 @@
-"""Replies on their way: gathered while more are made, sent together, and what becomes of a message that is broken."""
+"""Sending replies: gathering them, sending them together, and dealing with a broken message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from popart.replies import Reply
 from popart.stream import Stream
 
 GATHER_SIZE = 32_768
-"""Octets of replies that are kept before they are sent: less than a chunk of a message, which so is never copied."""
+"""Octets of replies to gather before sending.  It is less than a chunk of a message, so a chunk is never copied."""
 
 
 class Sender:
@@ -33,12 +33,12 @@ class Sender:
         return self.octets + self._gathered
 
     def send(self, reply: Reply) -> bytes:
-        """Send a reply, or keep it until more is there or the thread would wait for the client: see `flush`.
+        """Send a reply, or keep it until there is more to send or the thread would wait for the client: see `flush`.
 
-        Returns its status line, or that of the ``-ERR`` that took the place of a message which was found broken before
-        any of it had left.
+        Returns its status line.  If the message was found broken before any of it had left, an ``-ERR`` replaces it,
+        and its status line is returned.
 
-        :raises BrokenMessageError: the message is broken; what was read before is kept or sent.
+        :raises BrokenMessageError: the message is broken; the part read before is kept or sent.
         """
         message = reply.message
         try:

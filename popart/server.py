@@ -64,40 +64,40 @@ AnyServer = TypeVar("AnyServer", bound="Server")
 class Server(ClosingServer):
     """A POP3 server on one listening socket, used as any `socketserver` server.
 
-    *on_new_connection* is called with the client's socket address, in the connection's own thread and after the TLS
-    handshake; it returns the connection's `Handler`, or None to turn the client away.  What it raises is given to
-    `handle_error`, but for a `ReportableError`, which the client reads.
+    popart calls *on_new_connection* with the client's socket address, in the connection's own thread, after the TLS
+    handshake.  It returns the connection's `Handler`, or None to turn the client away.  If it raises a
+    `ReportableError`, the client reads it.  Any other exception goes to `handle_error`.
 
     *hostname* is the name in APOP's timestamp (default: this machine's).  *timeout* is how many seconds a client may
-    take for a command, and for reading 128 KiB of what was sent, or all that is left of it, before it is logged out
-    without a word (RFC 1939 section 3).  *implementation* and *expire* are announced by CAPA (RFC 2449 sections 6.9
-    and 6.7).
+    take for a command, and for reading 128 KiB of what was sent, or all that is left of it.  After that it is logged
+    out without a word (RFC 1939 section 3).  CAPA announces *implementation* and *expire*
+    (RFC 2449 sections 6.9 and 6.7).
 
-    With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from
-    its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.  To renew a
-    certificate, assign a new context to the attribute ``ssl_context``: it counts for the connections to come.
-    With *require_tls* a listener without TLS is refused, unless it is on loopback or a UNIX socket.  Without
-    *allow_cleartext*, whatever shows a secret (USER and PASS, AUTH PLAIN, LOGIN, XOAUTH2 and OAUTHBEARER) is neither
-    announced nor accepted on a connection that is not TLS (RFC 5034 section 4); a client that came to a proxy by TLS,
-    by what a PROXY header of version 2 says, counts as TLS too.
+    With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from its
+    first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.  To renew a
+    certificate, assign a new context to the attribute ``ssl_context``: new connections take it.  With *require_tls* the
+    server refuses to listen without TLS, except on loopback or a UNIX socket.  If *allow_cleartext* is False, a
+    connection that is not TLS neither announces nor accepts anything that shows a secret (RFC 5034 section 4): USER and
+    PASS, AUTH PLAIN, LOGIN, XOAUTH2 and OAUTHBEARER.  Behind a proxy, a connection counts as TLS if a PROXY header of
+    version 2 says that the client came by TLS.
 
-    From *scram_decoy_key* SCRAM-SHA-256 derives the salts of users who do not exist.  Left out, it is made at random
-    for each process: give all processes that serve the same users the same secret, and keep it, or whoever compares
-    them finds out who exists.  32 random octets are good, less than 16 are not.
+    SCRAM-SHA-256 derives the salts of users who do not exist from *scram_decoy_key*.  By default each process makes its
+    own at random.  Give the same secret to all processes that serve the same users, and keep it.  Otherwise somebody
+    who compares them finds out who exists.  32 random octets are good; fewer than 16 are not.
 
     With *proxy_protocol* each connection must begin with a PROXY header, version 1 or 2, before TLS and within
-    `handshake_timeout`.  The address in it is the one that *on_new_connection* and the limit per peer see.  It is
-    believed of a UNIX socket's clients and of *trusted_proxies*, addresses or networks (default: loopback); without a
-    good header, or from elsewhere, a connection is closed without a word.  With *reuse_port* several processes may
-    listen on one port, and the system deals new connections out among them (SO_REUSEPORT).
+    `handshake_timeout`.  *on_new_connection* and the limit per peer see the address in it.  popart believes the header
+    from clients of a UNIX socket and from *trusted_proxies*, addresses or networks (default: loopback).  It closes a
+    connection without a word if the header is missing or bad, or comes from elsewhere.  With *reuse_port* several
+    processes may listen on one port, and the system deals new connections out among them (SO_REUSEPORT).
 
-    A connection has a thread to itself, and that thread may have served others before: what an application keeps in
-    thread-local variables stays there.
+    A connection has a thread to itself, but that thread may have served others before: data that an application keeps
+    in thread-local variables stays there.
 
-    :raises ValueError: a *hostname*, *implementation* or *expire* that cannot stand on the wire, a *timeout* below
+    :raises ValueError: a *hostname*, *implementation* or *expire* that is not valid on the wire, a *timeout* below
         `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
-        *trusted_proxies* that are no networks, a listener that *require_tls* refuses, *reuse_port* where there is
-        no SO_REUSEPORT, a *scram_decoy_key* that is empty or no bytes, a limit that is no number.
+        *trusted_proxies* that are not networks, a listener that *require_tls* refuses, *reuse_port* on a system without
+        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a limit that is not a number.
     :raises OSError: the address cannot be bound.
     """
 
@@ -148,7 +148,7 @@ class Server(ClosingServer):
         super().__init__(server_address, Connection, bind_and_activate)
 
     def _begin(self) -> None:
-        """Make what a server has while it runs: at the start, and again in a forked child, where nothing of it is."""
+        """Make the parts of a running server: at the start, and again in a forked child, where they are missing."""
         super()._begin()
         self._pacer = Pacer()
         self._places = Places(self, self._closing, self._changed)
@@ -157,7 +157,7 @@ class Server(ClosingServer):
         _servers.add(self)
 
     def _begin_in_child(self) -> None:
-        """Let go of the copies of what was there at a fork: the parent's sessions, and its threads, go on there."""
+        """Close the copies that a fork made: the parent's sessions and threads go on in the parent."""
         within_loop = self._loop is threading.current_thread()
         for place in self._places.all():
             place.socket.close()
@@ -173,12 +173,12 @@ class Server(ClosingServer):
         on_new_connection: Callable[[Any], Handler | None],
         **options: Unpack[SocketOptions],
     ) -> AnyServer:
-        """Make a server of a stream socket that is bound already, and may be listening: TCP or UNIX.
+        """Make a server of a stream socket that is already bound, and may be listening: TCP or UNIX.
 
-        Such sockets come from systemd or from a parent process.  The server closes *listener* at its end; the path of
-        a UNIX socket is the caller's to remove.  A connection to that cannot be reset: where a message breaks off, its
-        client reads an error only if some of what it sent was left unread.  *options* are the keyword arguments of
-        `Server` but *reuse_port*, for which it is too late.
+        Such sockets come from systemd or from a parent process.  The server closes *listener* at its end, but you must
+        remove the path of a UNIX socket.  A connection to a UNIX socket cannot be reset: if a message breaks off, its
+        client reads an error only if some of what the client sent was left unread.  *options* are the keyword arguments
+        of `Server` except *reuse_port*, for which it is too late.
 
         :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
         """

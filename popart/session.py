@@ -1,6 +1,6 @@
 """The protocol: states, commands and their replies (RFC 1939, RFC 2449, RFC 5034, RFC 6856).
 
-A `Session` knows no sockets, threads or clocks.  It is given one command line at a time and returns the reply; what
+A `Session` knows no sockets, threads or clocks.  It gets one command line at a time and returns the reply.  All that
 can fail in a command fails before the reply exists, so a message is opened and first read here.  Commands never write.
 """
 
@@ -24,11 +24,11 @@ from popart.sign_in import SignIn
 from popart.wire import MAX_AUTH_LINE, MAX_LINE
 
 _NOT_IN_ARGUMENTS = re.compile(rb"[\0\r\n]")
-# What other protocols' clients send first.  Reading on would let a web page post commands to a POP3 port.
+# The first words of other protocols' clients.  Reading on would let a web page post commands to a POP3 port.
 _OTHER_PROTOCOL = re.compile(rb"\x16\x03|CONNECT |[A-Z]+ (/|\*|https?:)")
 
 
-# Made once: to make them anew took a third of the time of a pipelined NOOP, and a fifth of a DELE.
+# Made once: making them anew took a third of the time of a pipelined NOOP, and a fifth of a DELE.
 _NOTHING_DONE = ok("nothing done")
 _DELETED = ok("message marked as deleted")
 
@@ -43,7 +43,7 @@ class State(enum.Flag):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What the table of commands holds for each keyword."""
+    """An entry in the table of commands."""
 
     run: Callable[..., Reply]
     fewest: int
@@ -52,13 +52,13 @@ class Command:
 
 
 COMMANDS: dict[State, dict[bytes, Command]] = {State.AUTHORIZATION: {}, State.TRANSACTION: {}}
-"""The table of commands: for each state, what its keywords do."""
+"""The table of commands: for each state, the command of each keyword."""
 
 
 def command(states: State, longest: int = MAX_LINE) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
-    """Declare a command: the keyword is the method's name after ``do_``, the arity its signature.
+    """Declare a command.  The keyword is the method's name after ``do_``; the arity is its signature.
 
-    The last parameter takes the rest of the line, spaces included.  The line has *longest* octets at the most.
+    The last parameter takes the rest of the line, spaces included.  The line has at most *longest* octets.
     """
 
     def declare(method: Callable[..., Reply]) -> Callable[..., Reply]:
@@ -74,15 +74,15 @@ def command(states: State, longest: int = MAX_LINE) -> Callable[[Callable[..., R
 
 @dataclass(frozen=True)
 class Policy:
-    """What a server has decided for a session.  See `popart.Server` for what these mean; None is no limit."""
+    """The settings of a server for its sessions.  See `popart.Server` for their meaning; None means no limit."""
 
     implementation: str = "popart"
     expire: str = "NEVER"
     banner: str | None = None
-    """The timestamp of APOP, without which there is none."""
+    """The timestamp of APOP.  Without it there is no APOP."""
 
     certificate: Mapping[str, Any] | None = None
-    """The TLS client's, verified."""
+    """The verified certificate of the TLS client."""
 
     allow_cleartext: bool = True
     scram_decoy_key: bytes | None = None
@@ -97,7 +97,7 @@ class Session:
     def __init__(self, handler: Handler, policy: Policy) -> None:
         self.state: State = State.AUTHORIZATION
         self.over: bool = False
-        """True when the connection is to be closed after the reply that was just returned."""
+        """True if the connection must be closed after the last reply."""
         self._handler = handler
         self._policy = policy
         self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
@@ -108,7 +108,7 @@ class Session:
             allow_cleartext=policy.allow_cleartext,
             scram_decoy_key=policy.scram_decoy_key,
         )
-        # What is not taken is not in the table, so that PASS's argument is not even decoded.
+        # A command that is not taken is not in the table, so PASS's argument is not even decoded.
         self._commands = {
             keyword: found
             for keyword, found in COMMANDS[self.state].items()
@@ -120,7 +120,7 @@ class Session:
         self._get_languages = ability(handler, SupportsLanguages, "get_languages")
         self._set_language = ability(handler, SupportsLanguages, "set_language")
         self._utf8 = False
-        """True when the client takes UTF-8 in the text of an error: after UTF8 or LANG."""
+        """True if the client takes UTF-8 in the text of an error: after UTF8 or LANG."""
 
     # What the connection calls.
 
@@ -155,7 +155,7 @@ class Session:
         return reply
 
     def verb(self, line: bytes) -> str:
-        """Return the keyword of a command line, in capitals; ``""`` for what is no command."""
+        """Return the keyword of a command line, in capitals, or ``""`` if it is not a command."""
         keyword = line.partition(b" ")[0].upper()
         return keyword.decode() if any(keyword in commands for commands in COMMANDS.values()) else ""
 
@@ -165,11 +165,11 @@ class Session:
         return self._sign_in.exchange is not None
 
     def is_quit(self, line: bytes) -> bool:
-        """Tell whether a line begins as QUIT does: before that runs, and deletes, all replies must be on their way."""
+        """Return whether a line begins like QUIT.  All replies must leave before QUIT runs, because it deletes."""
         return line[:4].upper() == b"QUIT"
 
     def release(self) -> None:
-        """Unlock where another failure is being handled, or nobody is left to be told of this one."""
+        """Unlock if another failure is being handled, or if nobody is left to be told of this one."""
         try:
             self._maildrop.unlock()
         except BaseException as error:
@@ -258,7 +258,7 @@ class Session:
 
     @command(State.AUTHORIZATION)
     def do_USER(self, name: str) -> Reply:
-        """RFC 1939 section 7.  Any name is welcome: a refusal would tell which ones exist (section 13)."""
+        """RFC 1939 section 7.  It accepts any name: a refusal would show which names exist (section 13)."""
         self._sign_in.note_user(name)
         return ok("send PASS")
 
@@ -274,13 +274,13 @@ class Session:
 
     @command(State.AUTHORIZATION, longest=MAX_AUTH_LINE)
     def do_AUTH(self, mechanism: str | None = None, response: str = "") -> Reply:
-        """RFC 5034 section 4.  Without a mechanism it lists them, as some clients ask before CAPA."""
+        """RFC 5034 section 4.  Without a mechanism it lists them, because some clients ask before CAPA."""
         if mechanism is None:
             return ok("mechanisms follow", _join(self._sign_in.offered))
         return self._admit(self._sign_in.begin_exchange, mechanism, response)
 
     def _admit(self, attempt: Callable[..., Reply | None], *what: object) -> Reply:
-        """Sign the client in, by one of `SignIn`'s methods: open the maildrop if the user is known then."""
+        """Sign the client in by one of `SignIn`'s methods.  If the user is known then, open the maildrop."""
         try:
             challenge = attempt(*what)
         except BadCommandError:
@@ -347,7 +347,7 @@ class Session:
         top = int(lines)
         text = "top of message follows"
         if self._get_top_reader is not None:
-            # Where it ends is the handler's choice; only the whole message has a size that was announced.
+            # The handler may choose where it ends; only the size of the whole message was announced.
             return open_message(self._handler, n, self._get_top_reader(n, top), text, top=top)
         reader = self._handler.get_message_reader(n)
         return open_message(self._handler, n, reader, text, top=top, size=self._maildrop.sizes[n - 1])
@@ -368,7 +368,7 @@ class Session:
 
     @command(State.ANY)
     def do_QUIT(self) -> Reply:
-        """RFC 1939 section 6, the UPDATE state: commit, unlock, and only then say so."""
+        """RFC 1939 section 6, the UPDATE state: commit, unlock, and only then answer."""
         self.over = True
         try:
             self._maildrop.commit()
@@ -395,7 +395,7 @@ def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
     except UnicodeDecodeError:
         arguments = None
     if arguments is None:
-        # Outside of the except block: that exception's text carries the line, and the line may be PASS.
+        # Outside the except block: that exception's text holds the line, and the line may be PASS.
         raise BadCommandError("arguments must be UTF-8")
     if len(arguments) < found.fewest:
         raise BadCommandError("missing argument")

@@ -1,4 +1,4 @@
-"""Who the client is: USER, PASS, APOP, AUTH's exchanges, which of these are taken, refusals and their delays.
+"""Who the client is: USER, PASS, APOP and AUTH, which of these are taken, refusals and their delays.
 
 (RFC 1939 section 7, RFC 5034 section 4, RFC 3206.)
 """
@@ -25,7 +25,7 @@ from popart.sasl import (
 from popart.wire import MAX_AUTH_LINE
 
 FIRST_LOGIN_DELAY = 0.25
-"""Seconds that the answer to a first failed login is held back; each further one takes twice as long..."""
+"""Seconds to hold back the answer to a first failed login; each further one takes twice as long..."""
 
 LOGIN_DELAY_DOUBLINGS = 6
 """... up to 16 seconds."""
@@ -40,8 +40,8 @@ _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 class SignIn:
     """How one client signs in.
 
-    What takes a secret returns None once the handler has accepted, or the next challenge of AUTH; a refusal of the
-    handler's is raised as it is, and answered by `refuse`.
+    A method that takes a secret returns None once the handler has accepted, or the next challenge of AUTH.  It raises a
+    refusal of the handler as it is, and `refuse` answers it.
     """
 
     def __init__(
@@ -63,13 +63,14 @@ class SignIn:
         """The names of AUTH's mechanisms, in CAPA's order."""
 
         self.exchange: Exchange | None = None
-        """That of AUTH which waits for the client's response: the next line is that, whatever it says."""
+        """The exchange of AUTH that waits for the client's response.  The next line is that response, whatever it
+        says."""
 
         self.failures: int = 0
-        """Refusals, but for those that say that the backend has failed."""
+        """Refusals, except those that say that the backend has failed."""
 
     def why_not(self, way: str) -> str | None:
-        """Return why a way to sign in, a command or a mechanism, is not taken on this connection; None if it is."""
+        """Return why this connection does not take a command or a mechanism to sign in, or None if it does."""
         if way in _PASSWORD_WAYS and not self._allow_passwords:
             return "passwords are not taken here"
         if way in _CLEARTEXT_WAYS and not self._allow_cleartext:
@@ -77,7 +78,7 @@ class SignIn:
         return None
 
     def note_user(self, name: str | None) -> None:
-        """Keep what USER says until PASS; None takes it back."""
+        """Keep USER's name until PASS; None removes it."""
         self._username = name
 
     def take_password(self, password: str) -> None:
@@ -131,7 +132,7 @@ class SignIn:
         raise error
 
     def refuse(self, refusal: ReportableError, *, utf8: bool) -> Reply:
-        """Count a refusal and return the answer, which is held back ever longer: guessing is to take time."""
+        """Count a refusal and return the answer.  Each is held back longer, so that guessing takes time."""
         if _BACKEND_FAILED.fullmatch(str(refusal.code)):
             return err(refusal.text, refusal.code, utf8=utf8)
         delay = FIRST_LOGIN_DELAY * 2 ** min(self.failures, LOGIN_DELAY_DOUBLINGS)
@@ -144,7 +145,7 @@ def _make_challenge(octets: bytes) -> Reply:
 
 
 def _read_response(line: bytes) -> bytes | BadCommandError:
-    """Return the octets of a line that answers a challenge, or what keeps it from being an answer."""
+    """Return the octets of a line that answers a challenge, or the error if it is not an answer."""
     if line == b"*":
         return BadCommandError("authentication cancelled")
     if line == b"=":

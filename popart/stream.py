@@ -1,7 +1,7 @@
-"""The octets of one connection: read and written under deadlines, over TLS or not, and how that ends.
+"""The octets of one connection: reading and writing under deadlines, over TLS or not, and ending it.
 
-A thread never blocks in a send: it hands over what there is room for, and then looks again and again whether the client
-takes enough of it.
+A thread never blocks in a send.  It hands over as much as there is room for.  Then it checks again and again whether
+the client takes enough of it.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from popart.tls import RECORD_SIZE, TLS
 from popart.wire import cut
 
 READ_SIZE = 4096
-"""Octets asked of a socket at a time.  Kept small, as each waiting thread holds a buffer of this size."""
+"""Octets to ask of a socket at a time.  It is small because each waiting thread holds a buffer of this size."""
 
 DRAIN_SECONDS = 2.0
-"""Seconds that a closing connection goes on reading, lest unread input turn the last reply into a reset."""
+"""Seconds that a closing connection goes on reading: unread input would turn the last reply into a reset."""
 
 TAKEN_SECONDS = 2.0
-"""Seconds that a reset waits at the most for what was sent before to arrive..."""
+"""Seconds that a reset waits, at most, for everything sent before to arrive..."""
 
 TAKEN_PAUSE = 0.005
-"""... and between two looks whether it has."""
+"""... and seconds between two checks whether it has."""
 
 LAST_ANSWER_SECONDS = 2.0
-"""Seconds that are left for an answer when the server's grace is over."""
+"""Seconds left for an answer when the server's grace is over."""
 
 ROOM_PAUSE = 0.5
-"""Seconds after which a thread that waits for a client to read looks up, to see whether it should go on waiting."""
+"""Seconds that a thread waits for a client to read before it checks whether to go on waiting."""
 
 RECORDS = 8
-"""TLS records that are made before they are sent: a chunk of a message fills five."""
+"""TLS records to make before sending them: a chunk of a message fills five."""
 
-_NOWHERE = bytearray(65_536)  # where what nobody wants is read to, by all threads
+_NOWHERE = bytearray(65_536)  # all threads read unwanted octets into it
 
 
 class End(enum.Enum):
     """How a connection ends."""
 
     COMPLETE = enum.auto()
-    """All that was sent arrives; over TLS a close_notify says that it was all."""
+    """Everything sent arrives; over TLS a close_notify says that it is complete."""
 
     CUT = enum.auto()
-    """All that was sent arrives, and nothing says that it was all."""
+    """Everything sent arrives, and nothing says that it is complete."""
 
     RESET = enum.auto()
-    """In the midst of a reply, by a reset once what was sent before has arrived, or after `TAKEN_SECONDS`: some
+    """In the middle of a reply: by a reset, once everything sent before has arrived, or after `TAKEN_SECONDS`.  Some
     clients take a plain end, or over TLS one without close_notify, for the end of the message."""
 
     RESET_AT_ONCE = enum.auto()
-    """The same, by a client that has gone or does not read."""
+    """As `RESET`, but at once: the client has gone or does not read."""
 
     AT_ONCE = enum.auto()
     """The client has gone, or was late."""
@@ -102,16 +102,17 @@ class Stream:
         self.tls = tls
 
     def receive(self, deadline: float, size: int = READ_SIZE, period: float = 0.0) -> bytes:
-        """Return octets as they are on the wire; none when the client has ended them, or the server closes."""
+        """Return octets as they are on the wire; none if the client has ended its stream, or the server closes."""
         with self._place.until(deadline, period, idle=True):
             return b"" if self._place.closing.begun else self.socket.recv(size)
 
     def read(self, deadline: float, period: float) -> bytes:
-        """Return what the client says next, without TLS.  It may be nothing yet, or because the server closes.
+        """Return what the client says next, without TLS.  It may be nothing: nothing has come yet, or the server
+        closes.
 
         *deadline* and *period* are those of `Place.until`.
 
-        :raises ClientGoneError: it will say no more.
+        :raises ClientGoneError: the client will send no more.
         """
         if self._early:
             octets, self._early = self._early, b""
@@ -153,7 +154,7 @@ class Stream:
         if self.tls is None:
             self.write(octets)
         else:
-            # Where a message goes on no end needs care, and none is harmed by it.
+            # In the middle of a message this is not needed, but does no harm.
             self._write_records(self.tls, cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE))
 
     def _write_records(self, tls: TLS, pieces: Iterator[memoryview]) -> None:
@@ -161,9 +162,9 @@ class Stream:
             self.write(b"".join(map(tls.encrypt, group)))
 
     def write(self, octets: bytes, deadline: float = math.inf) -> None:
-        """Hand octets to the system as they are, as the client makes room for them.
+        """Hand octets to the system as they are, whenever the client makes room for them.
 
-        :raises ClientTimeoutError: it did not take as much as it must in each *timeout*, or the server has closed.
+        :raises ClientTimeoutError: the client did not take enough in a *timeout*, or the server has closed.
         """
         with self._place.until(math.inf):
             sent = system.send_at_once(self.socket, octets)
@@ -200,7 +201,7 @@ class Stream:
     # The end.
 
     def hang_up(self, end: End) -> None:
-        """End the connection so.  The server closes the socket."""
+        """End the connection in this way.  The server closes the socket."""
         if end is End.RESET:
             self._wait_until_taken()
         if end in (End.RESET, End.RESET_AT_ONCE):

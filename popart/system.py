@@ -1,6 +1,6 @@
-"""What differs between operating systems: one function for each thing that popart asks of a connected socket.
+"""Differences between operating systems: one function for each thing that popart asks of a connected socket.
 
-Linux comes first.  Where another system lacks something, the function says what is done there instead.
+Linux comes first.  If another system lacks something, the function says what it does there instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SO_NWRITE = 0x1024  # macOS, sys/socket.h
 def wake_reader(sock: socket.socket) -> None:
     """Make a thread that waits for this socket's input find its end, and find it again in each later read.
 
-    The other direction is left open: a FIN would tell the client that all is well.
+    The other direction stays open: a FIN would tell the client that everything arrived.
     """
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RD)
@@ -40,7 +40,7 @@ def receive_at_once(sock: socket.socket, size: int) -> bytes | None:
 
 
 def send_at_once(sock: socket.socket, octets: bytes | memoryview) -> int:
-    """Hand octets to the system as far as it has room for them; return how many it took."""
+    """Hand as many octets to the system as it has room for, and return how many it took."""
     try:
         return sock.send(octets, _AT_ONCE)
     except BlockingIOError:
@@ -48,7 +48,7 @@ def send_at_once(sock: socket.socket, octets: bytes | memoryview) -> int:
 
 
 def wait_for_room(sock: socket.socket, seconds: float) -> None:
-    """Wait until the system takes octets again.  Linux says so when a third of a large send buffer is free."""
+    """Wait until the system takes octets again.  Linux does so when a third of a large send buffer is free."""
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(sock, select.POLLOUT)
@@ -58,9 +58,9 @@ def wait_for_room(sock: socket.socket, seconds: float) -> None:
 
 
 def unsent(sock: socket.socket) -> int | None:
-    """Return how many octets of what was sent the client's system has not taken yet.
+    """Return how many of the octets that were sent the client's system has not taken yet.
 
-    On a UNIX socket it is the memory that they take up, which is more.  None where the system does not tell.
+    On a UNIX socket it is the memory that they take up, which is more.  None if the system does not tell.
     """
     try:
         if sys.platform == "darwin":
@@ -71,9 +71,9 @@ def unsent(sock: socket.socket) -> int | None:
 
 
 def reset(sock: socket.socket) -> None:
-    """Close a connection so that the client reads an error, and what is left in the send queue is dropped.
+    """Close a connection so that the client reads an error; the rest of the send queue is dropped.
 
-    A UNIX socket cannot be made to: there the client reads an error only if some of its input was left unread.
+    On a UNIX socket this does not work: the client reads an error only if some of its input was left unread.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -81,13 +81,13 @@ def reset(sock: socket.socket) -> None:
 
 
 def acknowledge(sock: socket.socket) -> None:
-    """Acknowledge at once what has come: a client may keep the rest of its line until then (Nagle's algorithm)."""
+    """Acknowledge at once what has come: a client may hold back the rest of its line until then (Nagle's algorithm)."""
     if hasattr(socket, "TCP_QUICKACK") and sock.family != getattr(socket, "AF_UNIX", None):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def send_small_writes_at_once(sock: socket.socket) -> None:
-    """Switch Nagle's algorithm off: with it each reply would wait for the acknowledgement of the one before."""
+    """Switch Nagle's algorithm off: each reply would wait for the acknowledgement of the one before."""
     if sock.family != getattr(socket, "AF_UNIX", None):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)

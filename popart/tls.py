@@ -1,8 +1,7 @@
 """TLS of one connection, octets in and octets out: no socket is read or written here.
 
-So OpenSSL never sees a connection end, which it would answer with an alert; no socket is left unclosed when a client
-vanishes before its handshake; and what TLS itself has to say, its session tickets for one, goes out with the greeting
-in one piece.
+So OpenSSL never sees a connection end, and sends no alert for it.  No socket stays open when a client vanishes before
+its handshake.  And TLS's own records, such as its session tickets, go out with the greeting in one piece.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 RECORD_SIZE = 16_384
-"""Octets that a TLS record holds at the most (RFC 8446 section 5.1)."""
+"""The most octets that a TLS record holds (RFC 8446 section 5.1)."""
 
 
 class TLS:
@@ -26,10 +25,10 @@ class TLS:
         """True when the client has sent its close_notify."""
 
     def shake_hands(self, octets: bytes) -> bool:
-        """Go on with the handshake with what has come from the client; return whether that is all.
+        """Continue the handshake with the octets that came from the client.  Return whether it is complete.
 
         :raises ssl.SSLError: it failed; `outgoing` may hold an alert then.
-        :raises ConnectionAbortedError: nothing has come: the connection has ended.
+        :raises ConnectionAbortedError: nothing has come, because the connection has ended.
         """
         if not octets:
             raise ConnectionAbortedError("the connection ended within the handshake")
@@ -41,11 +40,11 @@ class TLS:
         return True
 
     def outgoing(self) -> bytes:
-        """Take what is to be sent to the client."""
+        """Take the octets to be sent to the client."""
         return self._outgoing.read()
 
     def certificate(self) -> Mapping[str, Any] | None:
-        """Return what `ssl.SSLObject.getpeercert` says of the client's verified certificate."""
+        """Return the result of `ssl.SSLObject.getpeercert` for the client's verified certificate."""
         return self._object.getpeercert()
 
     @property
@@ -54,9 +53,9 @@ class TLS:
         return self._object.version()
 
     def decrypt(self, octets: bytes) -> bytes:
-        """Return what the records hold that are whole with these octets.
+        """Return the contents of the records that these octets complete.
 
-        :raises ssl.SSLError: they are none; `outgoing` may hold an alert then.
+        :raises ssl.SSLError: they are not records; `outgoing` may hold an alert then.
         """
         self._incoming.write(octets)
         pieces = []
@@ -72,7 +71,7 @@ class TLS:
         return b"".join(pieces)
 
     def encrypt(self, octets: bytes | memoryview) -> bytes:
-        """Return octets as a record, behind what TLS itself has to say."""
+        """Return octets as a record, after TLS's own records."""
         self._object.write(octets)
         return self._outgoing.read()
 

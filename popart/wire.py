@@ -31,10 +31,11 @@ _stuff = re.compile(rb"\n\.").sub
 
 
 class LineReader:
-    """Cuts what arrives into lines, whatever the cuts of the network.  CRLF or LF ends a line; a lone CR does not.
+    """Cuts the octets that arrive into lines, however the network cuts them.  CRLF or LF ends a line; a lone CR does
+    not.
 
-    It keeps no more than MAX_AUTH_LINE octets and a CR.  A longer line is returned once, cut to one octet more than
-    that limit, so that the session refuses it; the rest of it is dropped.
+    It keeps at most MAX_AUTH_LINE octets and a CR.  It returns a longer line once, cut to one octet more than that
+    limit, so that the session refuses it.  It drops the rest of the line.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class LineReader:
         self._skipping = False
 
     def feed(self, octets: bytes) -> list[bytes]:
-        """Take octets as they came and return the lines that they end, without their ends."""
+        """Take octets as they came and return the lines that they complete, without their line ends."""
         if self._skipping:
             _, newline, octets = octets.partition(b"\n")
             if not newline:
@@ -78,8 +79,8 @@ class ShortMessageError(Exception):
 def wire_form(message: bytes) -> bytes:
     """Return a message as a client receives it: each LF a CRLF, and a CRLF at the very end.
 
-    That is before dot-stuffing (RFC 1939 section 3), which sizes do not count either.  A lone CR stays as it is, and a
-    message without octets stays so.
+    This is the form before dot-stuffing (RFC 1939 section 3), which sizes do not count either.  A lone CR stays as it
+    is, and a message without octets stays empty.
 
     :raises TypeError: *message* is not bytes.
     """
@@ -91,9 +92,10 @@ def wire_form(message: bytes) -> bytes:
 def wire_size(message: bytes | Readable) -> int:
     """Return the octets of a message's `wire_form`: the size to announce (RFC 1939 section 11).
 
-    A reader is read to its end, piece by piece, and not closed.  What it raises goes to the caller.
+    It reads a reader to its end, piece by piece, and does not close it.  If the reader raises, the caller gets the
+    exception.
 
-    :raises TypeError: *message* is neither bytes nor a reader, or its ``read`` returned something else than bytes.
+    :raises TypeError: *message* is neither bytes nor a reader, or its ``read`` returned something other than bytes.
     """
     if isinstance(message, bytes):
         message = io.BytesIO(message)
@@ -116,7 +118,7 @@ def encode_message(chunks: Iterable[bytes], top: int | None = None, size: int = 
     """Turn a message into the octets that follow the status line, final dot included (RFC 1939 section 3).
 
     With *top*, only the header, the blank line and that many lines of the body are sent (RFC 1939 section 7).
-    The last piece has at least `MIN_LAST_PIECE` octets, but for a message without any.
+    The last piece has at least `MIN_LAST_PIECE` octets, unless the message has none.
 
     :raises ShortMessageError: *chunks* ended, before *top* lines were there, with fewer than *size* octets.
     """
@@ -138,9 +140,9 @@ def encode_message(chunks: Iterable[bytes], top: int | None = None, size: int = 
 
 
 def normalise_line_ends(chunks: Iterable[bytes], size: int = 0) -> Iterator[bytes]:
-    """Make each LF without a CR before it a CRLF, and end the message with a CRLF; a lone CR stays as it is.
+    """Turn each LF without a CR before it into CRLF, and end the message with a CRLF; a lone CR stays as it is.
 
-    No CRLF is ever split between two of the chunks that come out.  A message without octets stays so.
+    No CRLF is ever split between two of the chunks that come out.  A message without octets stays empty.
 
     :raises ShortMessageError: fewer than *size* octets came out, or would with the CRLF that ends the message.
     """
@@ -158,7 +160,7 @@ def normalise_line_ends(chunks: Iterable[bytes], size: int = 0) -> Iterator[byte
             count += len(octets)
             yield octets
     last = held + CRLF if held or not ended else b""
-    # Before that CRLF goes out: it may be the end of the last line that a TOP wants, of a line that was cut short.
+    # Check before that CRLF goes out: it may end the last line that a TOP wants, of a line that was cut short.
     if count + len(last) < size:
         raise ShortMessageError(count + len(last))
     if last:
@@ -176,7 +178,7 @@ def _normalise(octets: bytes) -> bytes:
 
 
 def cut_to_top(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
-    """Pass the header, the blank line and *count* lines of the body of a message with normalised line ends."""
+    """Pass on the header, the blank line and *count* lines of the body of a message with normalised line ends."""
     in_header = True
     at_line_start = True
     for octets in lines:
@@ -205,10 +207,10 @@ def cut_to_top(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
 
 
 def cut(octets: bytes, ends: Sequence[int], size: int) -> Iterator[memoryview]:
-    """Cut replies that are sent together into pieces of at most *size* octets, which are 5 or more.
+    """Cut replies that are sent together into pieces of at most *size* octets.  *size* is at least 5.
 
-    No piece ends within the last `MIN_LAST_PIECE` octets of a reply, so that its final dot never travels alone.
-    *ends* says, ascending, where in *octets* replies end; the last one may go on after *octets*.
+    No piece ends within the last `MIN_LAST_PIECE` octets of a reply, so its final dot never travels alone.  *ends* says
+    where in *octets* the replies end, in ascending order.  The last reply may go on after *octets*.
     """
     view = memoryview(octets)
     start = 0

@@ -1,4 +1,4 @@
-"""Threads that hold one connection after the other."""
+"""Threads that each hold one connection after another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from popart.deadlines import Place
 
 SPARE_SECONDS = 1.0
-"""Seconds that a thread waits for another connection when its own has ended."""
+"""Seconds that a thread waits for another connection after its own has ended."""
 
 
 class Workers:
@@ -25,17 +25,17 @@ class Workers:
         self._changed = changed
         self._daemon = daemon
         self._threads: set[threading.Thread] = set()
-        """All that hold a connection, wait for one, or are about to start."""
+        """All threads that hold a connection, wait for one, or are about to start."""
 
         self._done: deque[threading.Thread] = deque()
-        """Those that are about to end."""
+        """The threads that are about to end."""
 
         self._spare = 0
         self._queue: SimpleQueue[Place | None] = SimpleQueue()
         self._dismissed = False
 
     def take(self, place: Place) -> None:
-        """Have a thread hold a connection.
+        """Let a thread hold a connection.
 
         :raises RuntimeError: no thread can start.
 
@@ -62,7 +62,7 @@ class Workers:
             raise
 
     def _work(self, place: Place | None) -> None:
-        """Hold a connection, then others that come while this thread is spare.  The body of a thread.
+        """Hold a connection, then others that come while this thread is spare.  This is the body of a thread.
 
         A new thread for each connection took a third of a short session's processor time.
         """
@@ -97,7 +97,7 @@ class Workers:
             return self._queue.get()  # it was promised to this thread meanwhile
 
     def dismiss(self) -> None:
-        """Let the spare threads end, and the others when their connections have."""
+        """Let the spare threads end now, and the others when their connections have ended."""
         with self._changed:
             self._dismissed = True
             for _ in range(self._spare):
@@ -114,6 +114,6 @@ class Workers:
         return not self._threads
 
     def join(self) -> None:
-        """Wait for the last moments of the threads that have nothing more to do."""
+        """Wait for the threads that have nothing more to do to end."""
         for thread in list(self._done):
             thread.join()

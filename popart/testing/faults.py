@@ -22,7 +22,7 @@ NEVER = 1_000_000.0
 
 @dataclass(slots=True, eq=False)
 class Fault:
-    """Something that is to go wrong."""
+    """One fault."""
 
     where: list[str]
     action: Action
@@ -34,15 +34,15 @@ class Fault:
 
 
 class Faults:
-    """What is to go wrong in a server.
+    """The faults of a server.
 
-    `fail`, `drop` and `delay` name a command, which may have arguments: ``"RETR"`` stands for each RETR, ``"RETR 2"``
-    only for that of message 2.  ``"AUTH"`` stands for its first line, before the user is known; ``"AUTH PLAIN"`` is one
-    mechanism's.  `refuse_sign_in`, `lock_maildrop` and `fail_commit` name a step of a session.
+    `fail`, `drop` and `delay` name a command, which may have arguments: ``"RETR"`` means each RETR, ``"RETR 2"`` only
+    that of message 2.  ``"AUTH"`` means its first line, before the user is known, and ``"AUTH PLAIN"`` that of one
+    mechanism.  `refuse_sign_in`, `lock_maildrop` and `fail_commit` name a step of a session.
 
-    Each method takes *times*, how often it is to happen (None: for good), and *username*, the only user it is to
-    happen to (None: each).  Faults for the same command happen one after the other, in the order of the calls.  It is a
-    ValueError at once if *times* is no whole number from 1 on, or *username* is no str.
+    Each method takes *times*, how often the fault happens (None: for good), and *username*, the only user for whom it
+    happens (None: every user).  Faults for the same command happen one after another, in the order of the calls.  A
+    ValueError comes at once if *times* is not a whole number from 1 on, or *username* is not a str.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Faults:
         times: int | None = 1,
         username: str | None = None,
     ) -> None:
-        """Answer *command* with ``-ERR [code] text`` and do not run it.  After QUIT the session is over all the same.
+        """Answer *command* with ``-ERR [code] text`` and do not run it.  After QUIT the session still ends.
 
         :raises ValueError: *code* is not a response code.
         """
@@ -75,14 +75,14 @@ class Faults:
     ) -> None:
         """Break the connection in place of an answer to *command*, and do not run it.
 
-        With *after* the command is run, and its answer is cut off: the first line is sent, then as many octets of the
-        message or listing, as they stand on the wire.  The final dot is not sent, however large *after* is.
+        With *after* the command runs, and its answer is cut off.  The first line is sent, then that many octets of the
+        message or listing, as they are on the wire.  The final dot is never sent, however large *after* is.
 
-        *how* is what the client meets when it has read what was sent.  ``"end"`` is the end of the stream, over TLS
-        without close_notify: some clients take it for the end of the message.  ``"reset"`` is a connection reset, which
-        fewer do.  popart itself resets where a message breaks off.
+        *how* is what the client finds when it has read everything that was sent.  ``"end"`` is the end of the stream,
+        over TLS without close_notify: some clients take it for the end of the message.  ``"reset"`` is a connection
+        reset: fewer clients take that for the end.  popart itself resets if a message breaks off.
 
-        :raises ValueError: *after* is no whole number from 0 on, or *how* is neither of the two.
+        :raises ValueError: *after* is not a whole number from 0 on, or *how* is neither of the two.
         """
         if after is not None and not _is_whole(after, 0):
             raise ValueError(f"after must be 0 octets or more, not {after!r}")
@@ -95,11 +95,11 @@ class Faults:
             self._add(split_command(command), lambda run: _cut(run(), after, reset), times, username)
 
     def delay(self, command: str, seconds: float, *, times: int | None = 1, username: str | None = None) -> None:
-        """Run *command*, and send its answer *seconds* later.  Until then the session goes on, and holds its lock,
-        whether the client is still there or not.  ``float("inf")`` is as long as the server is up.
+        """Run *command*, and send its answer *seconds* later.  Until then the session goes on and holds its lock, even
+        if the client has left.  ``float("inf")`` is as long as the server is up.
 
-        Before sign-in it ends with ``login_timeout`` at the latest.  A client that does not wait so long for the answer
-        to QUIT has deleted its messages, and does not know.
+        Before sign-in the delay ends with ``login_timeout`` at the latest.  If a client does not wait that long for the
+        answer to QUIT, it has deleted its messages and does not know.
 
         :raises ValueError: *seconds* is no number from 0 on.
         """
@@ -115,9 +115,9 @@ class Faults:
         times: int | None = 1,
         username: str | None = None,
     ) -> None:
-        """Refuse a user by whatever command they sign in, as for a wrong password: each answer of a connection takes
-        twice as long as the one before, from a quarter of a second on, and the fifth is the last.  SCRAM-SHA-256 tells
-        no *text* but the one for a wrong password, unless *code* is another.
+        """Refuse a user as for a wrong password, by whatever command they sign in.  The first answer of a connection
+        takes a quarter of a second, each further one twice as long as the one before, and the fifth is the last.
+        SCRAM-SHA-256 ignores *text* and gives the one for a wrong password, unless *code* is another.
 
         :raises ValueError: *code* is not a response code.
         """
@@ -131,7 +131,7 @@ class Faults:
         times: int | None = 1,
         username: str | None = None,
     ) -> None:
-        """Let nobody in with the right password, as if another client held the lock on the maildrop.
+        """Refuse even the right password, as if another client held the lock on the maildrop.
 
         :raises ValueError: *code* is not a response code.
         """
@@ -152,7 +152,7 @@ class Faults:
         self._add(["commit"], _refusal(text, code), times, username)
 
     def clear_faults(self) -> None:
-        """Forget every fault that was asked for."""
+        """Remove all faults."""
         with self._guard:
             self._faults.clear()
 

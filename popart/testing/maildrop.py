@@ -18,7 +18,7 @@ class Maildrop:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._messages: dict[str, bytes] = {}
-        # A mail program that saw an earlier maildrop must not take new messages for those it knows.
+        # A mail program that saw an earlier maildrop must not take new messages for those that it knows.
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._locked = False

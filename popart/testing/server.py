@@ -36,27 +36,27 @@ class MailServerOptions(SocketOptions, LimitOptions, total=False):
 
 
 class MailServer(MailStore):
-    """A POP3 server on a free port of this machine, for as long as a ``with`` block.
+    """A POP3 server on a free port of this machine, which runs as long as its ``with`` block.
 
-    It is ready when the block is entered.  When the block is left, all sessions are ended at once, and no port, no
-    thread and no file remains, though a process be forked meanwhile.  Mail and records can still be read then, and the
-    block may be entered again.  A forked child that leaves the block ends nothing of its parent's.
+    It is ready when you enter the block.  When you leave the block, all sessions end at once, and no port, thread or
+    file remains, even if a process was forked meanwhile.  You can still read mail and records then, and enter the block
+    again.  A forked child that leaves the block ends nothing in its parent.
 
-    *users* maps names to passwords.  With *tls* each connection is TLS from its first octet, which needs trustme,
-    of popart's extra ``testing``.  *port* 0 is any free port.  *server_options* are `popart.Server`'s other arguments,
+    *users* maps names to passwords.  With *tls* each connection is TLS from its first octet.  This needs trustme, from
+    popart's extra ``testing``.  *port* 0 is any free port.  *server_options* are `popart.Server`'s other arguments,
     with a *timeout* that may be as small as 0.01 seconds, and its limits by their names, such as
     ``max_failed_logins=1``.
 
-    USER and PASS, and AUTH PLAIN, sign in with the password.  AUTH offers more if it is asked for: XOAUTH2 and
-    OAUTHBEARER with *tokens*, which maps names among *users* to OAuth 2.0 access tokens and may be empty;
-    SCRAM-SHA-256 with *scram*, which needs scramp; LOGIN with *login*; EXTERNAL with *client_certificates*, which needs
-    *tls*, to clients that present what `client_certificate` makes::
+    USER and PASS, and AUTH PLAIN, sign in with the password.  You can ask for more mechanisms of AUTH.  *tokens* offers
+    XOAUTH2 and OAUTHBEARER: it maps names among *users* to OAuth 2.0 access tokens, and may be empty.  *scram* offers
+    SCRAM-SHA-256, and needs scramp.  *login* offers LOGIN.  *client_certificates* needs *tls*, and offers EXTERNAL to
+    clients that present a certificate from `client_certificate`::
 
         with MailServer(users={"alice": "secret"}, tokens={"alice": "ya29.x"}, scram=True) as server:
 
     The methods that make the server fail are those of `popart.testing.faults.Faults`.
 
-    :raises OSError: when entered: the port cannot be had.
+    :raises OSError: when entered: the port is not free.
     :raises ImportError: when entered: *tls* without trustme, *scram* without scramp.
     :raises ValueError: *client_certificates* without *tls*, or, when entered, a value of *server_options* that
         `popart.Server` does not take.
@@ -129,7 +129,7 @@ class MailServer(MailStore):
         return f"{'pop3s' if self._tls else 'pop3'}://{self.host}:{self.port}"
 
     def client_certificate(self, username: str) -> str:
-        """Return the path of a new PEM file, which goes with the block: a certificate of this user's, and its key.
+        """Return the path of a new PEM file with a certificate of this user and its key.  It is removed with the block.
 
         The throw-away authority issued it.  The name is the certificate's common name.
 
@@ -172,7 +172,7 @@ class _Server(Server):
         self.RequestHandlerClass = _Connection
 
     def shut_listener(self) -> None:
-        """Refuse clients from now on, though a child that was forked meanwhile has the listening socket open."""
+        """Refuse clients from now on, even if a forked child still has the listening socket open."""
         self.shutdown()
         with contextlib.suppress(OSError):  # not every system can
             self.socket.shutdown(socket.SHUT_RDWR)

@@ -240,7 +240,7 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         context = _make_context() if option("--pop3-tls") else None
         yield Target(address, option("--pop3-user").encode(), option("--pop3-password").encode(), context)
         return
-    # How long a refusal takes is not seen in its octets.
+    # The octets of a refusal do not show how long it takes.
     monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
     tls = request.param == "popart-tls"
     mail = Mail(*ALL)
