@@ -208,7 +208,7 @@ class _TakesPasswords:
 
 
 class BaseHandler(Handler, SupportsListing):
-    """A handler whose maildrop one call can list.  Derive from it, and only what popart cannot know is left to write.
+    """A handler that lists its maildrop by one call.  Derive from it, and write only what popart cannot know.
 
     Six methods are abstract: `lock_maildrop`, `list_messages`, `get_message_reader`, `delete_messages`,
     `unlock_maildrop` and `handle_session_error`.  To let anybody in, also override `authenticate_pass`, or add
@@ -217,9 +217,9 @@ class BaseHandler(Handler, SupportsListing):
     The rest is done: `banner` is kept, APOP is refused, passwords are taken only if `authenticate_pass` is
     overridden, and the count, the sizes and the ids come from `list_messages`.  There is no ``__init__`` to call.
 
-    popart asks for the listing itself, and never for the count, a size or an id.  Those three are for other code, such
-    as a wrapper or a test, which asks for the count first, as popart would.  They ask `list_messages` once more, and
-    mail may have come or gone since popart did: your own methods should look into what they have kept themselves.
+    popart calls `list_messages`, and never asks for the count, a size or an id.  Those are for other code, such as a
+    wrapper or a test, and it asks for the count first, as popart would.  They call `list_messages` once more, and mail
+    may have come or gone since popart called it: your own methods should look into what they have kept themselves.
     """
 
     banner: str = ""
