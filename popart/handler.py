@@ -4,6 +4,8 @@ popart speaks the protocol, a *handler* brings the mail.  ``Server`` asks its fa
 one handler per connection, calls that handler from the connection's own thread only, one method at a time, and lets
 go of it when the session is over.  State that several handlers share is the application's to guard.
 
+Derive it from `BaseHandler` if one call can list a whole maildrop, and from `Handler` if not.
+
 The order of calls in a session::
 
     set_banner                                  only with Server(apop=True), before the greeting
@@ -29,7 +31,8 @@ The optional abilities below are found by their methods: a handler has one if it
 its class, from a property or from ``__getattr__``.  Two attributes say more of signing in:
 
 ``allow_passwords = False``
-    No password is taken: USER, PASS, AUTH PLAIN and AUTH LOGIN are neither announced nor accepted.
+    No password is taken: USER, PASS, AUTH PLAIN and AUTH LOGIN are neither announced nor accepted.  A `BaseHandler`
+    finds out by itself.
 ``allow_sasl_login = True``
     AUTH LOGIN is offered, for old clients that know no other AUTH.
 
@@ -43,8 +46,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
+
+from popart.errors import HandlerError, ReportableError
 
 
 class MessageReader(Protocol):
@@ -191,6 +197,79 @@ class SupportsListing(Protocol):
         Sizes and ids are what `Handler.get_message_size` and `Handler.get_message_id` say of them.
         """
         ...
+
+
+class _TakesPasswords:
+    """The default of `BaseHandler.allow_passwords`.  With a property no handler could be given a value of its own."""
+
+    def __get__(self, handler: BaseHandler | None, owner: type[BaseHandler]) -> bool:
+        method = owner.authenticate_pass if handler is None else handler.authenticate_pass
+        return getattr(method, "__func__", method) is not BaseHandler.authenticate_pass
+
+
+class BaseHandler(Handler, SupportsListing):
+    """A handler that lists its maildrop by one call.  Derive from it, and write only what popart cannot know.
+
+    Six methods are abstract: `lock_maildrop`, `list_messages`, `get_message_reader`, `delete_messages`,
+    `unlock_maildrop` and `handle_session_error`.  To let anybody in, also override `authenticate_pass`, or add
+    another way to sign in, such as `SupportsTokens`.
+
+    The rest is done: `banner` is kept, APOP is refused, passwords are taken only if `authenticate_pass` is
+    overridden, and the count, the sizes and the ids come from `list_messages`.  There is no ``__init__`` to call.
+
+    popart calls `list_messages`, and never asks for the count, a size or an id.  Those are for other code, such as a
+    wrapper or a test, and it asks for the count first, as popart would.  They call `list_messages` once more, and mail
+    may have come or gone since popart called it: your own methods should look into what they have kept themselves.
+    """
+
+    banner: str = ""
+    """The timestamp of the greeting, as `set_banner` was given it; ``""`` if the server does not offer APOP."""
+
+    allow_passwords: bool = cast(bool, _TakesPasswords())
+    """True if `authenticate_pass` is overridden: by a subclass, a mixin or an attribute of the handler.
+
+    If a subclass or a handler sets it, that holds.
+    """
+
+    __listing: Sequence[tuple[int, str]] = ()
+    __told_of_apop = False
+
+    def set_banner(self, banner: str) -> None:
+        """Keep the timestamp in `banner`."""
+        self.banner = banner
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        """Refuse.  popart does not call it unless it is overridden."""
+        raise ReportableError("passwords are not taken here")
+
+    def authenticate_apop(self, username: str, hexdigest: str) -> None:
+        """Refuse with the code SYS/PERM, so that the client may sign in by other means and no password seems wrong.
+
+        A server made with ``apop=True`` whose handler does not override this method can only be an oversight.
+        `handle_session_error` is told so by a `HandlerError`, once for each handler.
+        """
+        if self.banner and not self.__told_of_apop:
+            self.__told_of_apop = True
+            with suppress(BaseException):
+                name = type(self).__name__
+                self.handle_session_error(HandlerError(f"apop=True needs {name}.authenticate_apop to be overridden"))
+        raise ReportableError("APOP is not taken here", code="SYS/PERM")
+
+    def get_message_count(self) -> int:
+        """Ask `list_messages`, and keep what it says for sizes and ids until the count is asked for again."""
+        return len(self.__list())
+
+    def get_message_size(self, number: int) -> int:
+        """Return the size from the listing that is kept."""
+        return (self.__listing or self.__list())[number - 1][0]
+
+    def get_message_id(self, number: int) -> str:
+        """Return the unique-id from the listing that is kept."""
+        return (self.__listing or self.__list())[number - 1][1]
+
+    def __list(self) -> Sequence[tuple[int, str]]:
+        self.__listing = list(self.list_messages())
+        return self.__listing
 
 
 @runtime_checkable
