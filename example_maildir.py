@@ -30,8 +30,8 @@ import popart
 # 1. The handler: popart asks it for everything.  Each connection has its own, and only the connection's thread uses it.
 
 
-class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
-    """One client's view of the mail.  Every server needs `popart.Handler`; the other two are optional."""
+class MailHandler(popart.BaseHandler, popart.SupportsClose):
+    """One client's view of the mail.  `popart.BaseHandler` wants seven methods; `close`, the eighth, is optional."""
 
     def __init__(self, peer: Any, find_messages: Callable[[], list[Message]]) -> None:
         self.client = join_address(*peer[:2])
@@ -45,15 +45,9 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
 
     # Signing in.
 
-    def set_banner(self, banner: str) -> None:
-        """Only a server made with apop=True calls this."""
-
     def authenticate_pass(self, username: str, password: str) -> None:
         """Let everybody in.  To say no, raise: ``raise popart.ReportableError("wrong name or password")``."""
         self.username = username
-
-    def authenticate_apop(self, username: str, hexdigest: str) -> None:
-        raise popart.ReportableError("APOP is not offered here")
 
     def lock_maildrop(self) -> None:
         """Note which messages there are.  From now on each number means the same message.
@@ -68,17 +62,8 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
     # Reading.  Messages are numbered from 1.
 
     def list_messages(self) -> list[tuple[int, str]]:
-        """Return all sizes and ids at once: `popart.SupportsListing`.  popart then does not call the next three."""
+        """Return the size and the unique-id of each message.  popart asks once for each session, after the lock."""
         return [(message.size, message.unique_id) for message in self.messages]
-
-    def get_message_count(self) -> int:
-        return len(self.messages)
-
-    def get_message_size(self, number: int) -> int:
-        return self.messages[number - 1].size
-
-    def get_message_id(self, number: int) -> str:
-        return self.messages[number - 1].unique_id
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
         """Open a message.  Any binary file will do: popart reads it piece by piece, and closes it."""

@@ -12,6 +12,7 @@ from popart.errors import (
     SessionError,
 )
 from popart.handler import (
+    BaseHandler,
     Handler,
     MessageReader,
     ScramCredentials,
@@ -32,6 +33,7 @@ from popart.server import Server
 from popart.wire import wire_form, wire_size
 
 __all__ = [
+    "BaseHandler",
     "ClientGoneError",
     "ClientTimeoutError",
     "Handler",

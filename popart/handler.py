@@ -4,6 +4,8 @@ popart speaks the protocol; a *handler* brings the mail.  ``Server`` asks its fa
 one handler per connection.  It calls that handler only from the connection's own thread, one method at a time.  It lets
 go of the handler when the session is over.  You must guard state that several handlers share.
 
+Derive it from `BaseHandler` if one call can list a whole maildrop, and from `Handler` if not.
+
 The order of calls in a session::
 
     set_banner                                  only with Server(apop=True), before the greeting
@@ -29,7 +31,8 @@ popart finds the optional abilities below by their methods.  A handler has an ab
 whether from its class, from a property or from ``__getattr__``.  Two attributes say more about signing in:
 
 ``allow_passwords = False``
-    popart takes no password: it neither announces nor accepts USER, PASS, AUTH PLAIN or AUTH LOGIN.
+    popart takes no password: it neither announces nor accepts USER, PASS, AUTH PLAIN or AUTH LOGIN.  A `BaseHandler`
+    finds out by itself.
 ``allow_sasl_login = True``
     AUTH LOGIN is offered, for old clients that know no other AUTH.
 
@@ -43,8 +46,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
+
+from popart.errors import HandlerError, ReportableError
 
 
 class MessageReader(Protocol):
@@ -193,6 +199,92 @@ class SupportsListing(Protocol):
         message.  Sizes and ids must be as `Handler.get_message_size` and `Handler.get_message_id` describe them.
         """
         ...
+
+
+class _TakesPasswords:
+    """The default of `BaseHandler.allow_passwords`.  With a property no handler could be given a value of its own."""
+
+    def __get__(self, handler: BaseHandler | None, owner: type[BaseHandler]) -> bool:
+        method = owner.authenticate_pass if handler is None else handler.authenticate_pass
+        return getattr(method, "__func__", method) is not BaseHandler.authenticate_pass
+
+
+class BaseHandler(Handler, SupportsListing):
+    """A handler that lists its maildrop by one call.  Derive from it, and write only what popart cannot know.
+
+    Six methods are abstract: `lock_maildrop`, `list_messages`, `get_message_reader`, `delete_messages`,
+    `unlock_maildrop` and `handle_session_error`.  To let anybody in, also override `authenticate_pass`, or add
+    another way to sign in, such as `SupportsTokens`.
+
+    The rest is done: `banner` is kept, APOP is refused, passwords are taken only if `authenticate_pass` is
+    overridden, and the count, the sizes and the ids come from `list_messages`.  There is no ``__init__`` to call.
+
+    popart calls `list_messages` once, at sign-in, and never asks for the count, a size or an id.  Your own methods may:
+    from sign-in on these answer from that one listing.  Before it, or if popart does not see that you list, because the
+    handler is wrapped, `get_message_count` lists anew each time, and the sizes and ids are those of its listing.
+    """
+
+    banner: str = ""
+    """The timestamp of the greeting, as `set_banner` was given it; ``""`` if the server does not offer APOP."""
+
+    allow_passwords: bool = cast(bool, _TakesPasswords())
+    """True if `authenticate_pass` is overridden: by a subclass, a mixin or an attribute of the handler.
+
+    If a subclass or a handler sets it, that holds.
+    """
+
+    __sizes: Sequence[int] = ()
+    __ids: Sequence[str] = ()
+    __is_kept = False
+    __told_of_apop = False
+
+    def set_banner(self, banner: str) -> None:
+        """Keep the timestamp in `banner`."""
+        self.banner = banner
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        """Refuse.  popart does not call it unless it is overridden."""
+        raise ReportableError("passwords are not taken here")
+
+    def authenticate_apop(self, username: str, hexdigest: str) -> None:
+        """Refuse with the code SYS/PERM, so that the client may sign in by other means and no password seems wrong.
+
+        A server made with ``apop=True`` whose handler does not override this method can only be an oversight.
+        `handle_session_error` is told so by a `HandlerError`, once for each handler.
+        """
+        if self.banner and not self.__told_of_apop:
+            self.__told_of_apop = True
+            with suppress(BaseException):
+                name = type(self).__name__
+                self.handle_session_error(HandlerError(f"apop=True needs {name}.authenticate_apop to be overridden"))
+        raise ReportableError("APOP is not taken here", code="SYS/PERM")
+
+    def get_message_count(self) -> int:
+        """Return how many messages the session's listing has."""
+        if not self.__is_kept:
+            self.__list()
+        return len(self.__sizes)
+
+    def get_message_size(self, number: int) -> int:
+        """Return the size that the session's listing gives message *number*."""
+        if not self.__sizes:
+            self.__list()
+        return self.__sizes[number - 1]
+
+    def get_message_id(self, number: int) -> str:
+        """Return the unique-id that the session's listing gives message *number*."""
+        if not self.__ids:
+            self.__list()
+        return self.__ids[number - 1]
+
+    def __list(self) -> None:
+        listing = list(self.list_messages())
+        self.__sizes = [size for size, _ in listing]
+        self.__ids = [unique_id for _, unique_id in listing]
+
+    def _keep_listing(self, sizes: Sequence[int], ids: Sequence[str]) -> None:
+        """Keep what popart has made of the listing at sign-in: another listing might number other messages."""
+        self.__sizes, self.__ids, self.__is_kept = sizes, ids, True
 
 
 @runtime_checkable

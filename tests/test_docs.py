@@ -706,11 +706,11 @@ def test_monitoring(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFi
 
 
 class DiagramHandler(MemoryHandler):
-    """Also notes what is done with a message's reader."""
+    """Lists its mail at once, and also notes what is done with a message's reader."""
 
-    def get_message_id(self, number: int) -> str:
-        super().get_message_id(number)
-        return f"message-{number}"
+    def list_messages(self) -> list[tuple[int, str]]:
+        self.mail.calls.append(("list_messages",))
+        return [(len(octets), f"message-{number}") for number, octets in enumerate(self.mail.messages, 1)]
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
         calls = self.mail.calls

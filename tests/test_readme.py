@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import poplib
 import re
+import signal
+import subprocess
+import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -71,33 +74,69 @@ def test_the_first_server_gives_the_session_that_is_shown(
             else:
                 assert client.line() == said
         assert client.rest() == b""
-    assert capfd.readouterr().out == "to be deleted: [1]\n"
+    port = server.server_address[1]
+    assert capfd.readouterr().out == f"POP3 on 127.0.0.1 {port}\nto be deleted: [1]\n"
+
+
+def test_the_first_server_shows_a_traceback(
+    started: SimpleQueue[popart.Server], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A failure of the first example's handler is printed with the line that failed."""
+    example: dict[str, Any] = {}
+    with run_beside(lambda: exec(code_blocks()[0], example), started) as server, signed_in(server) as client:
+        example["MAIL"].clear()
+        assert client.ask(b"RETR 1").startswith(b"-ERR")
+        assert client.ask(b"QUIT").startswith(b"+OK")
+        assert client.rest() == b""
+    err = capfd.readouterr().err
+    assert err.startswith("Traceback (most recent call last):\n") and err.endswith(
+        "IndexError: list index out of range\n"
+    )
+    assert "in get_message_reader" in err
+
+
+def test_the_first_server_ends_quietly() -> None:
+    """Ctrl-C ends the first example: no traceback, status 0, and all that it said is where it listens."""
+    code = code_blocks()[0].replace("1100", "0")
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        watchdog = threading.Timer(PATIENCE, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            assert re.fullmatch(r"POP3 on 127\.0\.0\.1 \d+\n", process.stdout.readline())
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=PATIENCE) == ("", "")
+            assert process.returncode == 0
+        finally:
+            process.kill()
+            watchdog.cancel()
+            watchdog.join()
 
 
 def test_the_testing_example_tests() -> None:
-    """A fetcher that tries again passes the example's test, as one RETR is cut off and the next is not."""
+    """The example's test passes as it stands: one RETR is cut off, and the fetcher tries again."""
     example: dict[str, Any] = {}
     exec(code_blocks()[1], example)
-    tries = 0
+    fetch = example["fetch"]
+    tries = []
 
-    def fetch(host: str, port: int, username: str, password: str) -> None:
-        nonlocal tries
-        tries += 1
-        client = poplib.POP3(host, port, timeout=PATIENCE)
-        try:
-            client.user(username)
-            client.pass_(password)
-            client.retr(1)
-        except poplib.error_proto:
-            fetch(host, port, username, password)
-        else:
-            client.dele(1)
-            client.quit()
-        finally:
-            client.close()
+    def counted(*arguments: Any) -> None:
+        tries.append(arguments)
+        fetch(*arguments)
 
-    example["test_my_fetcher"](fetch)
-    assert tries == 2
+    example["fetch"] = counted
+    example["test_fetch"]()
+    assert len(tries) == 2
+
+
+def test_the_testing_example_can_fail() -> None:
+    """A fetcher that does not try again fails the example's test."""
+    example: dict[str, Any] = {}
+    exec(code_blocks()[1].replace("tries=2", "tries=1"), example)
+    with pytest.raises(poplib.error_proto):
+        example["test_fetch"]()
 
 
 def test_the_tls_example_serves_over_tls(

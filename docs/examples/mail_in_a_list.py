@@ -12,20 +12,15 @@ MAIL = [
 LOCK = threading.Lock()
 
 
-class ListHandler(popart.Handler):
+class ListHandler(popart.BaseHandler):
     def __init__(self) -> None:
         self.messages: list[tuple[str, bytes]] = []
 
     # Signing in.
 
-    def set_banner(self, banner: str) -> None: ...
-
     def authenticate_pass(self, username: str, password: str) -> None:
         if (username, password) != ("alice", "secret"):
             raise popart.ReportableError("wrong name or password")
-
-    def authenticate_apop(self, username: str, hexdigest: str) -> None:
-        raise popart.ReportableError("use USER and PASS")
 
     def lock_maildrop(self) -> None:
         if not LOCK.acquire(blocking=False):
@@ -34,14 +29,8 @@ class ListHandler(popart.Handler):
 
     # Reading.  Messages are numbered from 1.
 
-    def get_message_count(self) -> int:
-        return len(self.messages)
-
-    def get_message_size(self, number: int) -> int:
-        return popart.wire_size(self.messages[number - 1][1])
-
-    def get_message_id(self, number: int) -> str:
-        return self.messages[number - 1][0]
+    def list_messages(self) -> list[tuple[int, str]]:
+        return [(popart.wire_size(octets), unique_id) for unique_id, octets in self.messages]
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
         return BytesIO(self.messages[number - 1][1])

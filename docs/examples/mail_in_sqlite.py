@@ -12,7 +12,7 @@ import popart
 LOCKS = Path("locks")
 
 
-class SQLiteHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
+class SQLiteHandler(popart.BaseHandler, popart.SupportsClose):
     def __init__(self) -> None:
         self.db = mailstore.connect()
         self.user_id: int | None = None
@@ -21,15 +21,10 @@ class SQLiteHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose
 
     # Signing in.
 
-    def set_banner(self, banner: str) -> None: ...
-
     def authenticate_pass(self, username: str, password: str) -> None:
         self.user_id = mailstore.find_user(self.db, username, password)
         if self.user_id is None:
             raise popart.ReportableError("wrong name or password")
-
-    def authenticate_apop(self, username: str, hexdigest: str) -> None:
-        raise popart.ReportableError("use USER and PASS")
 
     def lock_maildrop(self) -> None:
         lock = open(LOCKS / f"{self.user_id}.lock", "w")
@@ -46,15 +41,6 @@ class SQLiteHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose
         query = "SELECT id, size, uid FROM message WHERE user_id = ? ORDER BY id"
         self.messages = self.db.execute(query, (self.user_id,)).fetchall()
         return [(size, uid) for _, size, uid in self.messages]
-
-    def get_message_count(self) -> int:
-        return len(self.messages)
-
-    def get_message_size(self, number: int) -> int:
-        return self.messages[number - 1][1]
-
-    def get_message_id(self, number: int) -> str:
-        return self.messages[number - 1][2]
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
         query = "SELECT octets FROM message WHERE id = ?"

@@ -132,7 +132,7 @@ def open_pool(dsn: str, size: int, dead_after: int) -> ConnectionPool[psycopg.Co
 # 3. The handler.
 
 
-class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
+class MailHandler(popart.BaseHandler, popart.SupportsClose):
     """One client's session.  It has one of the pool's connections to itself, from sign-in to its end."""
 
     def __init__(self, pool: ConnectionPool[psycopg.Connection[Any]], peer: Any) -> None:
@@ -159,11 +159,6 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
 
     # Signing in.
 
-    def set_banner(self, banner: str) -> None: ...
-
-    def authenticate_apop(self, username: str, hexdigest: str) -> None:
-        raise popart.ReportableError("APOP is not offered here: it needs readable passwords")
-
     def authenticate_pass(self, username: str, password: str) -> None:
         row = self.query("SELECT id, cost, salt, key FROM users WHERE name = %s", username).fetchone()
         # Unknown users take as long as others.
@@ -186,15 +181,6 @@ class MailHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
         rows = self.query("SELECT id, unique_id, size FROM messages WHERE user_id = %s ORDER BY id", self.user_id)
         self.messages = [(row, str(unique_id), size) for row, unique_id, size in rows]
         return [(size, unique_id) for _, unique_id, size in self.messages]
-
-    def get_message_count(self) -> int:
-        return len(self.messages)
-
-    def get_message_size(self, number: int) -> int:
-        return self.messages[number - 1][2]
-
-    def get_message_id(self, number: int) -> str:
-        return self.messages[number - 1][1]
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
         row, _, size = self.messages[number - 1]

@@ -280,6 +280,41 @@ class CountingServer(MyServer):
         return Structural()
 
 
+class Short(popart.BaseHandler):
+    """Leaves to popart what most handlers have in common."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        print(self.banner)
+
+    def lock_maildrop(self) -> None: ...
+
+    def list_messages(self) -> Iterable[tuple[int, str]]:
+        return [(popart.wire_size(octets), f"message-{number}") for number, octets in enumerate(MAIL)]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        return io.BytesIO(MAIL[number - 1])
+
+    def delete_messages(self, numbers: Sequence[int]) -> None: ...
+
+    def unlock_maildrop(self) -> None: ...
+
+    def handle_session_error(self, error: BaseException) -> None: ...
+
+
+class ShortWithTokens(Short, popart.SupportsTokens):
+    """Says for itself whether it takes passwords."""
+
+    allow_passwords = False
+
+    def authenticate_token(self, username: str, token: str) -> None: ...
+
+
+short = ShortWithTokens()
+short.allow_passwords = True
+lists: popart.SupportsListing = short
+popart.Server(ADDRESS, lambda peer: Short())
+
+
 def serve(context: ssl.SSLContext) -> None:
     with MyServer(
         ("", 110),

@@ -14,7 +14,7 @@ from inbox.models import MaildropLock, Message
 LEASE = timedelta(minutes=15)
 
 
-class DjangoHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose):
+class DjangoHandler(popart.BaseHandler, popart.SupportsClose):
     def __init__(self):
         self.user = None
         self.messages = []
@@ -22,15 +22,10 @@ class DjangoHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose
 
     # Signing in.
 
-    def set_banner(self, banner): ...
-
     def authenticate_pass(self, username, password):
         self.user = authenticate(username=username, password=password)
         if self.user is None:
             raise popart.ReportableError("wrong name or password")
-
-    def authenticate_apop(self, username, hexdigest):
-        raise popart.ReportableError("use USER and PASS")
 
     def lock_maildrop(self):
         now = timezone.now()
@@ -50,15 +45,6 @@ class DjangoHandler(popart.Handler, popart.SupportsListing, popart.SupportsClose
         messages = Message.objects.filter(owner=self.user).order_by("pk")
         self.messages = list(messages.values_list("pk", "size", "uid"))
         return [(size, uid.hex) for _, size, uid in self.messages]
-
-    def get_message_count(self):
-        return len(self.messages)
-
-    def get_message_size(self, number):
-        return self.messages[number - 1][1]
-
-    def get_message_id(self, number):
-        return self.messages[number - 1][2].hex
 
     def get_message_reader(self, number):
         self.renew_lock()
