@@ -423,6 +423,15 @@ class TestLang:
         for tag in tags:
             assert ask(session, b"LANG " + tag.encode()) == [f"+OK {tag} Deutsch\r\n".encode()]
 
+    @each(("argument", "tag"), [("de", "de-CH-1996"), ("DE-ch", "de-CH"), ("fr", "fr"), ("fr-CA", "fr-CA-x-y")])
+    def test_first_of_several(self, argument: str, tag: str) -> None:
+        """A range that is no tag itself chooses the first of those that it begins: the order is the application's."""
+        handler = LanguagesHandler(Mail())
+        handler.languages = dict.fromkeys(
+            ["de-CH-1996", "de-AT", "de-CH", "fr-CA-x-y", "fr-CA-x", "fr", "fr-BE"], "a name"
+        )
+        assert ask(make_session(handler), b"LANG " + argument.encode()) == [f"+OK {tag} a name\r\n".encode()]
+
     @each("argument", [
         "fr", "d", "e", "de-", "de-A", "de-AT-1996", "de_AT", "en-", "-", "**", "*-AT", "en *", "en de", " en", "en ",
         "english", "English", "ｅｎ", "e\u0301n", "ar\u200f", "MUL", "x" * 900, "i", ".", "en\r",

@@ -792,11 +792,38 @@ class TestReading:
     @each("reader", [None, b"octets", "text", 5, object(), iter([b"a"])])
     @each(("method", "line"), [("get_message_reader", b"RETR 1"), ("get_top_reader", b"TOP 1 1")])
     def test_no_reader(self, method: str, line: bytes, reader: object) -> None:
-        """What cannot be read and closed is no reader: [SYS/PERM], and the session goes on."""
+        """What cannot be read is no reader: [SYS/PERM], and the session goes on."""
         handler = altered(TopHandler, **{method: returning(reader)})
         session = begin(handler)
         assert ask(session, line) == [BROKEN]
         assert goes_on(session) and kinds(handler.mail.errors) == [HandlerError]
+
+    @each(("method", "line"), [("get_message_reader", b"RETR 1"), ("get_top_reader", b"TOP 1 9")])
+    @each(("results", "octets"), [((b"A: b\n", b"\none\n"), b"A: b\r\n\r\none\r\n"), ((), b"")])
+    def test_reader_that_cannot_be_closed(
+        self, method: str, line: bytes, results: tuple[bytes, ...], octets: bytes
+    ) -> None:
+        """A reader that has nothing to let go of needs no close: its message is served as any."""
+
+        class Bare:
+            read = Reader(*results).read
+
+        handler = altered(TopHandler, **{method: returning(Bare()), "get_message_size": returning(len(octets))})
+        session = begin(handler)
+        assert ask(session, line)[0].partition(b"\r\n")[2] == octets + b".\r\n"
+        assert goes_on(session) and not handler.mail.errors
+
+    @each("failure", [OSError("secret"), SystemExit()])
+    def test_reader_that_cannot_be_closed_fails(self, failure: BaseException) -> None:
+        """What it raises is reported once, and that is all."""
+
+        class Bare:
+            read = Reader(failure).read
+
+        handler = altered(get_message_reader=returning(Bare()))
+        session = begin(handler)
+        assert ask(session, b"RETR 1") == [INTERNAL] and goes_on(session)
+        assert handler.mail.errors == [failure]
 
 
 # The lines that lead to the call of each method.
