@@ -71,10 +71,12 @@ def small_client(server: Server) -> Iterator[Client]:
         sock.settimeout(PATIENCE)
         sock.connect(server.server_address[:2])
         client = Client(sock)
-        client.line()
-        client.sign_in()
-        yield client
-        client.file.close()
+        try:
+            client.line()
+            client.sign_in()
+            yield client
+        finally:
+            client.file.close()  # as long as it is open, so is the socket
 
 
 # A reset within a message.

@@ -434,7 +434,7 @@ def test_who_stays_after_quit_is_cut_after_two_seconds() -> None:
         began = time.monotonic()
         assert not is_welcome()
         wait_until(is_welcome)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 3.5
 
 
 # Shortage.
