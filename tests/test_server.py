@@ -288,6 +288,13 @@ def refuse(error: BaseException) -> Callable[[Any], None]:
     return factory
 
 
+def unreadable() -> popart.ReportableError:
+    """Make a refusal whose text is none."""
+    error = popart.ReportableError("no")
+    error.text = 5  # type: ignore[assignment]
+    return error
+
+
 INTERNAL = rb"-ERR \[SYS/TEMP\] internal error, please try again later"
 
 
@@ -297,12 +304,13 @@ INTERNAL = rb"-ERR \[SYS/TEMP\] internal error, please try again later"
         (lambda peer: None, rb"-ERR connection refused", None),
         (refuse(popart.ReportableError("not\r\ntoday")), rb"-ERR not  today", None),
         (refuse(popart.ReportableError("no", code="SYS/PERM")), rb"-ERR \[SYS/PERM\] no", None),
+        (refuse(unreadable()), INTERNAL, None),
         (refuse(OSError("the password is hunter2")), INTERNAL, OSError),
         (refuse(ConnectionResetError("by the database")), INTERNAL, ConnectionResetError),
         (refuse(SystemExit(3)), INTERNAL, SystemExit),
         (refuse(KeyboardInterrupt()), INTERNAL, KeyboardInterrupt),
     ],
-    ids=["none", "reportable", "code", "error", "reset", "exit", "interrupt"],
+    ids=["none", "reportable", "code", "no text", "error", "reset", "exit", "interrupt"],
 )
 def test_clients_turned_away(factory: Callable[[Any], None], answer: bytes, told: type[BaseException] | None) -> None:
     """A factory turns a client away in one line; its exceptions go to handle_error alone, and nothing is printed."""
