@@ -696,6 +696,13 @@ class TestReading:
         assert re.fullmatch(rb"\+OK [ -~]*\r\n\.\r\n", reply.head())
         assert reply.message is None and reader.closed == 1 and not handler.mail.errors
 
+    @each("line", [b"RETR 1", b"TOP 1 9"])
+    def test_asked_for_64_kib_at_a_time(self, line: bytes) -> None:
+        """A reader is asked for 65,536 octets each time, so that memory stays flat."""
+        reader = Reader(b"A: b\n", b"\none\n")
+        ask(begin(altered(get_message_reader=returning(reader), get_message_size=returning(0))), line)
+        assert reader.asked == [65_536] * 3
+
     @each("result", [OSError(), SystemExit()])
     def test_empty_message_that_fails_to_close(self, result: BaseException) -> None:
         """The same where its reader fails in close: that is told, as for any message."""
