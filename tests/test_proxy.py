@@ -283,6 +283,7 @@ SAYS_TLS = {
 SAYS_NO_TLS = {
     "nothing": b"",
     "others": NOOP + b"\xea\0\x01x",
+    "an authority": b"\x02\0\x09a.example",
     "the bit is not set": ssl_vector(0x06, 0, VERSION),
     "within another vector": b"\x04" + struct.pack("!H", len(ssl_vector(1))) + ssl_vector(1),
     "too short for its fields": b"\x20\0\x04\x01\0\0\0",

@@ -576,6 +576,30 @@ class TestReports:
         assert ask(begin(handler), b"UIDL") == [BROKEN]
         assert len(str(handler.mail.errors[0])) < 1000
 
+    @each(
+        ("identifier", "shown"),
+        [
+            ("x" * 128, f"'{'x' * 128}'"),
+            ("x" * 129, f"'{'x' * 128}' and 1 more"),
+            ("x" * 138, f"'{'x' * 128}' and 10 more"),
+        ],
+    )
+    def test_what_is_shown_of_a_text(self, identifier: str, shown: str) -> None:
+        """A report shows the first 128 characters of a text, and how many more there are."""
+        handler = with_ids(False, "first", identifier)
+        ask(begin(handler), b"UIDL")
+        assert str(handler.mail.errors[0]).endswith(f"from '!' to '~': {shown}")
+
+    @each(
+        ("size", "shown"),
+        [(2**128 - 1, str(2**128 - 1)), (2**128, "a number of 129 bits"), (-(2**128), "a number of 129 bits")],
+    )
+    def test_what_is_shown_of_a_number(self, size: int, shown: str) -> None:
+        """A report shows a number of up to 128 bits."""
+        handler = altered(get_message_size=returning(size))
+        ask(make_session(handler), *SIGN_IN)
+        assert str(handler.mail.errors[0]).endswith(f": {shown}")
+
     def test_the_same_id_much_later(self) -> None:
         """Of two messages with one id both are named, however the client came by them."""
         handler = altered(
