@@ -23,7 +23,7 @@ import popart
 from popart.errors import ClientGoneError, ClientTimeoutError, HandlerError, LimitError, ReportableError
 from popart.server import Server
 from popart.session import Session
-from popart.wire import MAX_AUTH_LINE, LineReader
+from popart.wire import LineReader
 
 from .conftest import (
     PATIENCE,
@@ -255,6 +255,10 @@ class TestExchange:
         assert not handler.mail.calls
 
 
+LONGEST = 12_288
+"""Octets of a line of AUTH that are taken."""
+
+
 def plain_response(most: int, name: bytes = b"alice") -> bytes:
     """Return a response of PLAIN that has in base64 as many octets as the limit lets it have."""
     return b64encode((b"\0%b\0" % name).ljust(most // 4 * 3, b"x"))
@@ -266,8 +270,8 @@ class TestLength:
     @each("initial", [b"", b"AUTH PLAIN "])
     def test_longest(self, initial: bytes) -> None:
         """The longest line is accepted, as a response of its own or with the command before it."""
-        line = initial + plain_response(MAX_AUTH_LINE - len(initial))
-        assert len(line) > MAX_AUTH_LINE - 4
+        line = initial + plain_response(LONGEST - len(initial))
+        assert len(line) > LONGEST - 4
         handler = make_handler()
         session = make(handler)
         if not initial:
@@ -277,7 +281,7 @@ class TestLength:
     @each("initial", [b"", b"AUTH PLAIN "])
     @each(
         ("size", "answer"),
-        [(MAX_AUTH_LINE, b"-ERR a response is base64\r\n"), (MAX_AUTH_LINE + 1, b"-ERR line too long\r\n")],
+        [(LONGEST, b"-ERR a response is base64\r\n"), (LONGEST + 1, b"-ERR line too long\r\n")],
     )
     def test_limit(self, initial: bytes, size: int, answer: bytes) -> None:
         """The limit is one of 12,288 octets, and holds before anything is decoded."""
@@ -292,8 +296,8 @@ class TestLength:
     @each("size", [1, 4096])
     def test_too_long(self, initial: bytes, excess: int, tail: bytes, size: int) -> None:
         """A longer line is refused once, however it arrives; no part of it is run or taken for a response."""
-        line = initial + plain_response(MAX_AUTH_LINE + excess + 16)
-        line = line[: MAX_AUTH_LINE + excess - len(tail.partition(b"\n")[0])] + tail
+        line = initial + plain_response(LONGEST + excess + 16)
+        line = line[: LONGEST + excess - len(tail.partition(b"\n")[0])] + tail
         stream = (b"" if initial else b"AUTH PLAIN\r\n") + line + b"\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n"
         handler = make_handler()
         session = make(handler)
@@ -898,10 +902,10 @@ def test_long_lines(connect: Connect) -> None:
     handler = make_handler()
     with connect(handler) as client:
         initial = b"AUTH PLAIN "
-        response = plain_response(MAX_AUTH_LINE - len(initial), b"mallory")
+        response = plain_response(LONGEST - len(initial), b"mallory")
         assert client.ask(initial + response) == b"-ERR [AUTH] not you\r\n"
         assert client.ask(b"AUTH PLAIN") == b"+ \r\n"
-        assert client.ask(plain_response(MAX_AUTH_LINE, b"mallory")) == b"-ERR [AUTH] not you\r\n"
+        assert client.ask(plain_response(LONGEST, b"mallory")) == b"-ERR [AUTH] not you\r\n"
         for line in (initial, initial.strip() + b"\r\n"):
             client.send(line + plain_response(100_000) + b"QUIT\r\nUSER x\r\n")
             assert line.endswith(b" ") or client.line() == b"+ \r\n"

@@ -71,10 +71,12 @@ def small_client(server: Server) -> Iterator[Client]:
         sock.settimeout(PATIENCE)
         sock.connect(server.server_address[:2])
         client = Client(sock)
-        client.line()
-        client.sign_in()
-        yield client
-        client.file.close()
+        try:
+            client.line()
+            client.sign_in()
+            yield client
+        finally:
+            client.file.close()  # as long as it is open, so is the socket
 
 
 # A reset within a message.
@@ -248,6 +250,36 @@ def test_a_message_that_is_read_slowly_as_the_server_closes() -> None:
             assert client.rest_until_reset().startswith(b"+OK nothing done\r\n+OK 34 octets\r\n")
             closing.result(PATIENCE)
     assert handler.mail.errors == [] and handler.mail.count("unlock_maildrop") == 1
+
+
+def test_an_answer_after_the_grace_is_not_waited_for() -> None:
+    """A client that does not read the answer to a command which outlasted the grace is cut within two seconds, and not
+    after the whole *timeout*.
+    """
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(ClosingHandler):
+        def get_message_id(self, number: int) -> str:
+            if number == 20_000:
+                entered.set()
+                assert go_on.wait(PATIENCE)
+            return f"{number:070}"
+
+    handler = Slow(Mail(*[b""] * 20_000))
+    server = QuickServer(HOST, lambda peer: handler)
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+    server.shutdown_grace = 0.05
+    with running(server), ThreadPoolExecutor() as others, small_client(server) as client:
+        client.send(b"UIDL\r\n")
+        assert entered.wait(PATIENCE)
+        closing = others.submit(server.server_close)
+        wait_until(lambda: server._closing.grace_over)
+        begin = time.monotonic()
+        go_on.set()
+        assert handler.closed.wait(PATIENCE)
+        assert time.monotonic() - begin < 4
+        closing.result(PATIENCE)
+        assert client.rest_until_reset().startswith(b"+OK")
 
 
 def test_nothing_is_lost_in_a_pause() -> None:
@@ -485,6 +517,29 @@ def test_greeting_and_tickets_leave_together(
         assert client.line() == b"+OK POP3 server ready\r\n"
         assert client.sock.session is not None and client.sock.session.has_ticket
         assert len(writes) == 2  # the server's part of the handshake is the first
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_replies_of_a_pipeline_leave_together(
+    tls: bool, server_context: ssl.SSLContext, client_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent at once is answered at once: the replies to pipelined commands are one write."""
+    writes: list[int] = []
+    send = system.send_at_once
+
+    def noting(sock: socket.socket, octets: Any) -> int:
+        writes.append(len(octets))
+        return send(sock, octets)
+
+    server = QuickServer(
+        HOST, lambda peer: ClosingHandler(Mail(MESSAGE, MESSAGE)), ssl_context=server_context if tls else None
+    )
+    with running(server), signed_in(server, client_context if tls else None) as client:
+        monkeypatch.setattr(system, "send_at_once", noting)
+        client.send(b"NOOP\r\nRETR 1\r\nXYZZY\r\nLIST\r\nRETR 2\r\nDELE 1\r\n" + b"NOOP\r\n" * 20 + b"STAT\r\n")
+        while client.line() != b"+OK 1 34\r\n":
+            pass
+        assert len(writes) == 1
 
 
 @pytest.mark.parametrize(("pieces", "times"), [([b"NOOP\r\n"], 0), ([b"NOOP", b"\r\n"], 1), ([b"NO", b"OP\r\nNO"], 1)])

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 
 import popart
 from popart.errors import HandlerError, ReportableError
-from popart.languages import MAX_LANGUAGE_NAME
-from popart.replies import MAX_REPLY_LINE
 from popart.session import Session
 
 from .conftest import Mail, MemoryHandler, make_session
@@ -315,7 +313,7 @@ class TestTexts:
         assert len(shown) <= len(text)
         for character, original in zip(shown, text, strict=False):
             assert character == original or (character == " " and unicodedata.category(original)[0] in "CZ")
-        assert len(shown) == len(text) or len(octets) + 4 > MAX_REPLY_LINE
+        assert len(shown) == len(text) or len(octets) + 4 > 512
 
     @given(text=st.text(st.characters(), max_size=600))
     def test_any_text_in_ascii(self, text: str) -> None:
@@ -351,7 +349,7 @@ class Name(str):
 NO_MAPPING = [None, 5, "de", ["de", "en"], [("de", "Deutsch")], {"de", "en"}]
 BAD_NAMES = [
     *(None, 5, b"Deutsch", ["Deutsch"], "Deutsch\r\n", "Deutsch\r\n.\r\n+OK", "a\nb", "a\rb", "a\0b", "a\tb", "a\x7f"),
-    *("a\x85b", "a\u2028b", "a\u2029b", "a\u202eb", "a\ud800b", "x" * (MAX_LANGUAGE_NAME + 1), "é" * 500),
+    *("a\x85b", "a\u2028b", "a\u2029b", "a\u202eb", "a\ud800b", "x" * 65, "é" * 500),
 ]
 BAD_TAGS = [
     *(None, 5, b"de", "", " ", "de AT", " de", "de ", "de\n", "de\r\n+OK", "de_AT", "dé", "ｄｅ", "de-", "-de"),
@@ -424,6 +422,15 @@ class TestLang:
         session = make_session(handler)
         for tag in tags:
             assert ask(session, b"LANG " + tag.encode()) == [f"+OK {tag} Deutsch\r\n".encode()]
+
+    @each(("argument", "tag"), [("de", "de-CH-1996"), ("DE-ch", "de-CH"), ("fr", "fr"), ("fr-CA", "fr-CA-x-y")])
+    def test_first_of_several(self, argument: str, tag: str) -> None:
+        """A range that is no tag itself chooses the first of those that it begins: the order is the application's."""
+        handler = LanguagesHandler(Mail())
+        handler.languages = dict.fromkeys(
+            ["de-CH-1996", "de-AT", "de-CH", "fr-CA-x-y", "fr-CA-x", "fr", "fr-BE"], "a name"
+        )
+        assert ask(make_session(handler), b"LANG " + argument.encode()) == [f"+OK {tag} a name\r\n".encode()]
 
     @each("argument", [
         "fr", "d", "e", "de-", "de-A", "de-AT-1996", "de_AT", "en-", "-", "**", "*-AT", "en *", "en de", " en", "en ",
@@ -541,7 +548,7 @@ class TestLang:
 
     def test_longest(self) -> None:
         """The longest tag with the longest name still fits into a line of 512 octets (RFC 2449 section 4)."""
-        tag, name = "-".join(["abcdefgh"] * 8), "\U0001f4a5" * MAX_LANGUAGE_NAME
+        tag, name = "-".join(["abcdefgh"] * 8), "\U0001f4a5" * 64
         handler = LanguagesHandler(Mail())
         handler.languages = {tag: name}
         listing, chosen = ask(make_session(handler), b"LANG", b"LANG *")

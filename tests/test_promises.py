@@ -184,6 +184,22 @@ class TestPromise2NothingIsDeletedWithoutQuit:
             assert client.sock.recv(3) == b"+OK"
         assert mail.calls[-3:] == [("delete_messages", [2]), ("unlock_maildrop",), ("close",)]
 
+    @pytest.mark.parametrize("line", [b"QUIT", b"quit", b"QUIT "])
+    def test_what_was_answered_before_is_sent_before(self, line: bytes) -> None:
+        """The replies to what stands before QUIT in a pipeline are read while the deletion still runs."""
+        handler = ClosingHandler(Mail(MESSAGE))
+        held = Held(handler, "delete_messages")
+        with running(QuickServer(HOST, lambda peer: handler)) as server, signed_in(server) as client:
+            client.send(b"RETR 1\r\nDELE 1\r\n" + line + b"\r\n")
+            assert held.entered.wait(PATIENCE)
+            try:
+                assert client.line() == b"+OK 34 octets\r\n" and client.lines() == MESSAGE + b".\r\n"
+                assert client.line() == b"+OK message marked as deleted\r\n"
+            finally:
+                held.go_on.set()
+            assert client.line() == b"+OK goodbye\r\n"
+        assert handler.mail.count("delete_messages") == 1
+
     def test_a_message_that_cannot_be_sent_is_not_deleted(self) -> None:
         """Replies that are kept while pipelined commands wait go out before QUIT runs; if they cannot, it does not."""
         mail = Mail(MESSAGE)

@@ -634,6 +634,16 @@ class TestScram:
         assert sign_in_by_scram(client, handler) == name
         assert handler.mail.calls == [("get_scram_credentials", name)]
 
+    @each("header", ["n,,", "n,a={},"])
+    def test_longest(self, header: str) -> None:
+        """A client's first message may have 1,024 octets behind its GS2 header, and not one more."""
+        name = "x" * (1024 - len("n=,r=client-nonce"))
+        client = ScramClient(name.encode(), b"pencil", header.format(name).encode())
+        assert len(client.bare) == 1024 and sign_in_by_scram(client, make_handler()) == name
+        handler = make_handler()
+        refusal = refuse("SCRAM-SHA-256", handler, f"{header.format(name + 'x')}n={name}x,r=client-nonce".encode())[1]
+        assert type(refusal) is BadCommandError and not handler.mail.calls
+
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="the last scramp for Python 3.10 does not know better")
     def test_order_and_extensions(self) -> None:
         """Attributes have their order; unknown ones after them are ignored (RFC 5802 section 5.1)."""

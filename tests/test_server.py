@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import errno
+import gc
 import re
 import signal
 import socket
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -285,6 +288,13 @@ def refuse(error: BaseException) -> Callable[[Any], None]:
     return factory
 
 
+def unreadable() -> popart.ReportableError:
+    """Make a refusal whose text is none."""
+    error = popart.ReportableError("no")
+    error.text = 5  # type: ignore[assignment]
+    return error
+
+
 INTERNAL = rb"-ERR \[SYS/TEMP\] internal error, please try again later"
 
 
@@ -294,12 +304,13 @@ INTERNAL = rb"-ERR \[SYS/TEMP\] internal error, please try again later"
         (lambda peer: None, rb"-ERR connection refused", None),
         (refuse(popart.ReportableError("not\r\ntoday")), rb"-ERR not  today", None),
         (refuse(popart.ReportableError("no", code="SYS/PERM")), rb"-ERR \[SYS/PERM\] no", None),
+        (refuse(unreadable()), INTERNAL, AttributeError),
         (refuse(OSError("the password is hunter2")), INTERNAL, OSError),
         (refuse(ConnectionResetError("by the database")), INTERNAL, ConnectionResetError),
         (refuse(SystemExit(3)), INTERNAL, SystemExit),
         (refuse(KeyboardInterrupt()), INTERNAL, KeyboardInterrupt),
     ],
-    ids=["none", "reportable", "code", "error", "reset", "exit", "interrupt"],
+    ids=["none", "reportable", "code", "no text", "error", "reset", "exit", "interrupt"],
 )
 def test_clients_turned_away(factory: Callable[[Any], None], answer: bytes, told: type[BaseException] | None) -> None:
     """A factory turns a client away in one line; its exceptions go to handle_error alone, and nothing is printed."""
@@ -357,6 +368,81 @@ def test_spare_threads_serve_again_and_end(monkeypatch: pytest.MonkeyPatch) -> N
         assert not found[0][0].is_alive()
         with signed_in(server):
             pass
+
+
+def test_finished_threads_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that runs for years does not keep what is left of its threads."""
+    monkeypatch.setattr(popart.workers, "SPARE_SECONDS", 0.01)
+    threads: list[weakref.ref[threading.Thread]] = []
+
+    class Noting(MemoryHandler):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            threads.append(weakref.ref(threading.current_thread()))
+
+    def has_ended() -> bool:
+        thread = threads[-1]()
+        return thread is None or not thread.is_alive()
+
+    with running(QuickServer(HOST, lambda peer: Noting(Mail()))) as server:
+        for _ in range(5):
+            with signed_in(server) as client:
+                assert client.ask(b"QUIT").startswith(b"+OK")
+            wait_until(has_ended)
+        gc.collect()
+        assert not any(thread() for thread in threads[:-1])
+
+
+# The watch over deadlines.
+
+
+def test_all_late_connections_are_cut_at_once() -> None:
+    """Each round cuts whoever is late, not one client a round."""
+    server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()))
+    server.login_timeout = 1.0
+    with running(server), ExitStack() as stack:
+        clients = [stack.enter_context(connected(server)) for _ in range(40)]
+        began = time.monotonic()
+        for client in clients:
+            assert client.line().startswith(b"+OK") and client.rest() == b""
+        assert time.monotonic() - began < 5  # one a round would take ten
+
+
+@pytest.mark.parametrize("limit", ["timeout", "login_timeout", "handshake_timeout"])
+def test_the_shortest_deadline_says_how_often_they_are_looked_at(limit: str, server_context: ssl.SSLContext) -> None:
+    """Nobody is late by more than a quarter of the smallest limit, whichever it is."""
+    server = QuickServer(
+        HOST,
+        lambda peer: MemoryHandler(Mail()),
+        timeout=0.04 if limit == "timeout" else 600,
+        ssl_context=server_context if limit == "handshake_timeout" else None,
+    )
+    if limit != "timeout":
+        setattr(server, limit, 0.04)
+    with running(server):
+        began = time.monotonic()
+        for _ in range(20):
+            with connected(server) as client:
+                assert client.rest() in (b"", b"+OK POP3 server ready\r\n")
+        assert time.monotonic() - began < 5  # half a second for each would make ten
+
+
+def test_who_stays_after_quit_is_cut_after_two_seconds() -> None:
+    """A client that keeps its end of the connection open after the last reply keeps its place for little longer than
+    two seconds, with the limits as they are.
+    """
+    server = Server(HOST, lambda peer: MemoryHandler(Mail()))
+    server.max_connections_per_peer = 1
+
+    def is_welcome() -> bool:
+        with connected(server) as client:
+            return client.line().startswith(b"+OK")
+
+    with running(server), signed_in(server) as client:
+        assert client.ask(b"QUIT").startswith(b"+OK") and client.rest() == b""
+        began = time.monotonic()
+        assert not is_welcome()
+        wait_until(is_welcome)
+        assert time.monotonic() - began < 3.5
 
 
 # Shortage.

@@ -14,7 +14,6 @@ import pytest
 import popart
 from popart.errors import BrokenMessageError, HandlerError, LimitError, ReportableError
 from popart.session import Session, State
-from popart.wire import MAX_LINE
 
 from .conftest import ClosingHandler, Mail, MemoryHandler, make_session
 
@@ -25,6 +24,9 @@ BANNER = "<1.2@localhost>"
 DIGEST = "c4c9334bac560ecc979e58001b3e22fb"
 APOP = b"APOP alice " + DIGEST.encode()
 SIGN_IN = [b"USER alice", b"PASS secret"]
+
+LONGEST = 1024
+"""Octets of a command line that are taken; AUTH may have more."""
 
 TWO = (b"A: b\r\n\r\none\r\n", b"A: b\r\n\r\nline one\r\n.line two\r\nline three\r\n")  # 13 and 41 octets
 
@@ -177,7 +179,7 @@ REFUSED = [
     *b"UIDL 1 2|TOP|TOP 1|TOP 1 |TOP 1 -1|TOP 1 +1|TOP 1 1_0|TOP 1  1|TOP  1 1|TOP 1 1 1|TOP 0 1|TOP 3 1".split(b"|"),
     *b"TOP x 1|TOP 1 \xff|NOOP x|STAT x|RSET 1|QUIT x|QUIT  |QUIT\r|CAPA x|NOOP\t|NOOP\r|NOOP\0|NOOP \0".split(b"|"),
     *b"| | NOOP|\0|\r|XYZZY|LAST|STLS|HELP 1|\xff\xfe|do_QUIT|QUIT\r\nQUIT|EHLO localhost|a1 LOGIN a b".split(b"|"),
-    *(b"x" * (MAX_LINE + 1), b"NOOP" + b" " * 2000, b"USER " + b"x" * MAX_LINE),
+    *(b"x" * (LONGEST + 1), b"NOOP" + b" " * 2000, b"USER " + b"x" * LONGEST),
 ]
 
 
@@ -230,7 +232,20 @@ class TestCommands:
         """Numbers are ASCII digits, and zeros before them change nothing."""
         assert ask(begin(MemoryHandler(Mail(*TWO))), line) == [b"+OK 1 13\r\n"]
 
-    @each("size", [255, MAX_LINE])
+    @each(
+        ("line", "status"),
+        [
+            (b"LIST 9999999999", b"-ERR no such message, the maildrop was opened with 2\r\n"),
+            (b"LIST 00000000001", b"-ERR bad message number\r\n"),
+            (b"TOP 1 9999999999", b"+OK top of message follows\r\n"),
+            (b"TOP 1 10000000000", b"-ERR bad number of lines\r\n"),
+        ],
+    )
+    def test_digits(self, line: bytes, status: bytes) -> None:
+        """A number has ten digits at most."""
+        assert ask(begin(MemoryHandler(Mail(*TWO))), line)[0].startswith(status)
+
+    @each("size", [255, LONGEST])
     def test_long_command(self, size: int) -> None:
         """A command may have the 255 octets of RFC 2449 section 4, and more."""
         user, password = ask(make_session(MemoryHandler(Mail())), *(word.ljust(size, b"x") for word in SIGN_IN))
@@ -243,6 +258,29 @@ class TestCommands:
         session = make_session(handler)
         assert is_refusal(ask(session, line)[0])
         assert session.over and not handler.mail.errors
+
+    @pytest.mark.parametrize(
+        ("state", "line"),
+        [
+            (make_session, b"RETR /x"),
+            (make_session, b"LIST *"),
+            (make_session, b"XYZZY x GET / HTTP/1.1"),
+            (make_session, b" GET / HTTP/1.1"),
+            (make_session, b"XGET/ HTTP/1.1"),
+            (begin, b"USER /x"),
+            (begin, b"APOP /x y"),
+            (begin, b"AUTH *"),
+            (begin, b"RETR /x"),
+            (begin, b"XYZZY x GET / HTTP/1.1"),
+        ],
+        ids=name_of,
+    )
+    def test_not_another_protocol(self, state: Callable[..., Session], line: bytes) -> None:
+        """A command of POP3 in the wrong state, and a web page's words within a line, are refused as any bad command;
+        the session goes on.
+        """
+        session = state(MemoryHandler(Mail(*TWO)))
+        assert is_refusal(ask(session, line)[0]) and goes_on(session)
 
 
 class TestSignIn:
@@ -272,7 +310,7 @@ class TestSignIn:
         [
             *(b"PASS secret|USER;PASS secret|USER ;PASS secret|USER \xff;PASS secret|USER a\0;PASS secret".split(b"|")),
             *(b"USER a;PASS|USER a;PASS |USER a;PASS s\xff|USER a;PASS \xed\xa0\x80|USER a;PASS \xc0\xaf".split(b"|")),
-            *(b"USER a;PASS s\0", b"USER a;PASS " + b"x" * MAX_LINE, b"APOP", b"APOP a", b"APOP a ", APOP[:-1]),
+            *(b"USER a;PASS s\0", b"USER a;PASS " + b"x" * LONGEST, b"APOP", b"APOP a", b"APOP a ", APOP[:-1]),
             *(APOP.replace(b"alice", b""), APOP.replace(b"alice", b"\xff"), APOP.replace(b"c", b"g"), APOP + b"0"),
             *(APOP + b" ", APOP.replace(b"e ", b"e  "), b"APOP alice " + "\uff11".encode() * 32),
             *b"USER a\r;PASS secret|USER \rb;PASS secret|USER a;PASS s\rs|USER a;PASS s\r|USER a;PASS s\n".split(b"|"),
@@ -538,6 +576,30 @@ class TestReports:
         assert ask(begin(handler), b"UIDL") == [BROKEN]
         assert len(str(handler.mail.errors[0])) < 1000
 
+    @each(
+        ("identifier", "shown"),
+        [
+            ("x" * 128, f"'{'x' * 128}'"),
+            ("x" * 129, f"'{'x' * 128}' and 1 more"),
+            ("x" * 138, f"'{'x' * 128}' and 10 more"),
+        ],
+    )
+    def test_what_is_shown_of_a_text(self, identifier: str, shown: str) -> None:
+        """A report shows the first 128 characters of a text, and how many more there are."""
+        handler = with_ids(False, "first", identifier)
+        ask(begin(handler), b"UIDL")
+        assert str(handler.mail.errors[0]).endswith(f"from '!' to '~': {shown}")
+
+    @each(
+        ("size", "shown"),
+        [(2**128 - 1, str(2**128 - 1)), (2**128, "a number of 129 bits"), (-(2**128), "a number of 129 bits")],
+    )
+    def test_what_is_shown_of_a_number(self, size: int, shown: str) -> None:
+        """A report shows a number of up to 128 bits."""
+        handler = altered(get_message_size=returning(size))
+        ask(make_session(handler), *SIGN_IN)
+        assert str(handler.mail.errors[0]).endswith(f": {shown}")
+
     def test_the_same_id_much_later(self) -> None:
         """Of two messages with one id both are named, however the client came by them."""
         handler = altered(
@@ -658,6 +720,13 @@ class TestReading:
         assert re.fullmatch(rb"\+OK [ -~]*\r\n\.\r\n", reply.head())
         assert reply.message is None and reader.closed == 1 and not handler.mail.errors
 
+    @each("line", [b"RETR 1", b"TOP 1 9"])
+    def test_asked_for_64_kib_at_a_time(self, line: bytes) -> None:
+        """A reader is asked for 65,536 octets each time, so that memory stays flat."""
+        reader = Reader(b"A: b\n", b"\none\n")
+        ask(begin(altered(get_message_reader=returning(reader), get_message_size=returning(0))), line)
+        assert reader.asked == [65_536] * 3
+
     @each("result", [OSError(), SystemExit()])
     def test_empty_message_that_fails_to_close(self, result: BaseException) -> None:
         """The same where its reader fails in close: that is told, as for any message."""
@@ -754,11 +823,38 @@ class TestReading:
     @each("reader", [None, b"octets", "text", 5, object(), iter([b"a"])])
     @each(("method", "line"), [("get_message_reader", b"RETR 1"), ("get_top_reader", b"TOP 1 1")])
     def test_no_reader(self, method: str, line: bytes, reader: object) -> None:
-        """What cannot be read and closed is no reader: [SYS/PERM], and the session goes on."""
+        """What cannot be read is no reader: [SYS/PERM], and the session goes on."""
         handler = altered(TopHandler, **{method: returning(reader)})
         session = begin(handler)
         assert ask(session, line) == [BROKEN]
         assert goes_on(session) and kinds(handler.mail.errors) == [HandlerError]
+
+    @each(("method", "line"), [("get_message_reader", b"RETR 1"), ("get_top_reader", b"TOP 1 9")])
+    @each(("results", "octets"), [((b"A: b\n", b"\none\n"), b"A: b\r\n\r\none\r\n"), ((), b"")])
+    def test_reader_that_cannot_be_closed(
+        self, method: str, line: bytes, results: tuple[bytes, ...], octets: bytes
+    ) -> None:
+        """A reader that has nothing to let go of needs no close: its message is served as any."""
+
+        class Bare:
+            read = Reader(*results).read
+
+        handler = altered(TopHandler, **{method: returning(Bare()), "get_message_size": returning(len(octets))})
+        session = begin(handler)
+        assert ask(session, line)[0].partition(b"\r\n")[2] == octets + b".\r\n"
+        assert goes_on(session) and not handler.mail.errors
+
+    @each("failure", [OSError("secret"), SystemExit()])
+    def test_reader_that_cannot_be_closed_fails(self, failure: BaseException) -> None:
+        """What it raises is reported once, and that is all."""
+
+        class Bare:
+            read = Reader(failure).read
+
+        handler = altered(get_message_reader=returning(Bare()))
+        session = begin(handler)
+        assert ask(session, b"RETR 1") == [INTERNAL] and goes_on(session)
+        assert handler.mail.errors == [failure]
 
 
 # The lines that lead to the call of each method.
@@ -839,6 +935,17 @@ class TestFailures:
         session = begin(altered(get_message_reader=raising(ReportableError(text))))
         assert ask(session, b"RETR 1") == [status] and goes_on(session)
 
+    @each("text", [None, 5, b"no", object()])
+    @each("method", ["set_banner", "authenticate_pass", "get_message_reader", "delete_messages"])
+    def test_text_that_is_none(self, method: str, text: Any) -> None:
+        """A text that an application has put in place later and that is no str is still answered, and reported."""
+        error = ReportableError("no")
+        error.text = text
+        handler = altered(**{method: raising(error)})
+        session = make_session(handler, banner=BANNER)
+        reply = session.greet().head() if method == "set_banner" else ask(session, *CALLS[method])[-1]
+        assert is_refusal(reply) and len(handler.mail.errors) == (reply == INTERNAL)
+
     @each("method", ["authenticate_pass", "lock_maildrop", "get_message_reader", "delete_messages"])
     def test_refusal_without_a_text(self, method: str) -> None:
         """A subclass of ReportableError that forgot its base's __init__ is still answered, not a crash."""
@@ -895,6 +1002,24 @@ class TestLimits:
         session.close()
         assert len(handler.mail.errors) == 1 and handler.mail.count("unlock_maildrop") == 1
 
+    @pytest.mark.parametrize(
+        ("state", "line"),
+        [
+            *((make_session, line) for line in b"XYZZY||CAPA x|STAT|PASS x|USER|USER \xff|USER a\0|AUTH X".split(b"|")),
+            *((make_session, line) for line in b"APOP a b|UTF8|UTF8 x|LANG|LANG *|LANG en".split(b"|")),
+            *(
+                (begin, line)
+                for line in b"USER x|RETR|RETR x|RETR \xff|TOP 1|TOP x 1|TOP 1 x|TOP 1 -1|LANG".split(b"|")
+            ),
+            (begin, b"NOOP".ljust(LONGEST + 1)),
+        ],
+        ids=name_of,
+    )
+    def test_what_counts_as_bad(self, state: Callable[..., Session], line: bytes) -> None:
+        """A command that is unknown, malformed, not offered or in the wrong state counts in max_bad_commands."""
+        session = state(MemoryHandler(Mail(*TWO)), max_bad_commands=2)
+        assert all(map(is_refusal, ask(session, line, line))) and session.over
+
     def test_refusals_are_not_bad_commands(self) -> None:
         """A well-formed command on a message that is not there does not count as bad."""
         session = begin(MemoryHandler(Mail()), max_bad_commands=2)
@@ -923,6 +1048,12 @@ class TestLimits:
             delays.append(reply.delay)
         assert delays == sorted(set(delays)) and delays[-1] <= 5
         assert session.over and kinds(handler.mail.errors) == [LimitError]
+
+    def test_delays_of_failed_logins(self) -> None:
+        """The first costs a quarter of a second, each further one twice as much, and none more than 16 seconds."""
+        session = make_session(MemoryHandler(Mail()), max_failed_logins=None)
+        delays = [[session.respond(line).delay for line in (b"USER alice", b"PASS wrong")][1] for _ in range(9)]
+        assert delays == [0.25, 0.5, 1, 2, 4, 8, 16, 16, 16]
 
     def test_sign_in_after_failed_logins(self) -> None:
         """Below the limit the right password lets the client in, at once."""
