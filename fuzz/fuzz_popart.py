@@ -26,9 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 with atheris.instrument_imports(include=["popart"]):
     import popart
+    from popart.command_lines import MAX_AUTH_LINE, LineReader
     from popart.errors import BrokenMessageError
+    from popart.message_encoding import ShortMessageError, encode_message
+    from popart.replies import MAX_REPLY_LINE
     from popart.session import Session
-    from popart.wire import MAX_AUTH_LINE, MAX_REPLY_LINE, LineReader, ShortMessageError, encode_message
 
 STATUS = re.compile(rb"(\+OK|-ERR)[ -~]*\r\n|\+ [A-Za-z0-9+/]*={0,2}\r\n")
 LINES = re.compile(rb"((?!\.\r)[ -~]*\r\n)*\.\r\n")

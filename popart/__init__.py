@@ -28,9 +28,9 @@ from popart.handler import (
     SupportsTop,
     SupportsUTF8,
 )
+from popart.message_encoding import wire_form, wire_size
 from popart.sasl import apop_digest, scram_credentials
 from popart.server import Server
-from popart.wire import wire_form, wire_size
 
 __all__ = [
     "BaseHandler",

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from popart.client_socket import READ_SIZE
 from popart.deadlines import Closing, deadline_in
-from popart.signals import Interruptible, operation
-from popart.stream import READ_SIZE
+from popart.signal_handlers import Interruptible, operation
 
 ACCEPT_PAUSE = 0.1
 """Seconds to wait when a connection cannot be accepted, mostly because there are no descriptors.  Until then the

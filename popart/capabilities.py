@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from popart.calls import ability, expect_number
 from popart.handler import Handler, SupportsExpire, SupportsLanguages, SupportsLoginDelay, SupportsUTF8
+from popart.handler_calls import ability, expect_number
 
 
 def capabilities(

@@ -10,8 +10,10 @@ from typing import Any
 
 from popart import system
 from popart.addresses import is_trusted
-from popart.calls import ability, expect_handler, tell_end
+from popart.client_socket import READ_SIZE, End, Stream
+from popart.command_lines import LineReader
 from popart.deadlines import Place, deadline_in
+from popart.error_replies import explain
 from popart.errors import (
     BrokenMessageError,
     ClientGoneError,
@@ -20,15 +22,14 @@ from popart.errors import (
     ReportableError,
     SessionError,
 )
+from popart.fairness import MESSAGE_STEPS, STEPS, Pace
 from popart.handler import Handler, SupportsMonitoring
+from popart.handler_calls import ability, expect_handler, tell_end
 from popart.monitor import Monitor
-from popart.pacing import MESSAGE_STEPS, STEPS, Pace
 from popart.proxy_header import ProxyError, read_header
-from popart.replies import Reply, err, explain
-from popart.sending import Sender
+from popart.replies import Reply, err
+from popart.reply_sending import Sender
 from popart.session import Policy, Session, State
-from popart.stream import READ_SIZE, End, Stream
-from popart.wire import LineReader
 
 TOO_MANY = "too many connections, please try again later"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from popart.calls import close_coroutines, show
 from popart.errors import HandlerError
+from popart.handler_calls import close_coroutines, show
 
 MAX_LANGUAGE_NAME = 64
 """Characters of a language's name: more than any has."""

@@ -1,30 +1,24 @@
-"""The maildrop of a session: its lock, numbers, sizes, unique-ids, the marks of DELE, and the deletion at QUIT.
+"""The maildrop of a session: numbers, sizes, unique-ids, the marks of DELE, and the deletion at QUIT.
 
 The handler's answers about its messages are checked here.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from operator import index
 from types import CoroutineType
-from typing import Any, TypeVar
+from typing import Any
 
-from popart.calls import MAX_NUMBER, ability, close_coroutines, expect_none, expect_number, show
 from popart.errors import BadCommandError, HandlerError, ReportableError
 from popart.handler import Handler, SupportsListing
-
-MAX_UNIQUE_ID = 70
-"""Characters of a unique-id (RFC 1939 section 7)."""
+from popart.handler_calls import MAX_NUMBER, ability, check_each, close_coroutines, expect_none, expect_number
+from popart.unique_ids import check_id, check_ids, same_ids
 
 MAX_DIGITS = 10
 """Digits of a number in a command: enough for TOP's 99999999 and for any message."""
-
-_UNIQUE_ID = re.compile(f"[!-~]{{1,{MAX_UNIQUE_ID}}}")
-Checked = TypeVar("Checked")
 
 
 class Maildrop:
@@ -36,7 +30,6 @@ class Maildrop:
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._ask_id = handler.get_message_id
-        self._locked = False
         self._hold([], [])
 
     def _hold(self, sizes: list[int], ids: list[str] | None) -> None:
@@ -52,18 +45,16 @@ class Maildrop:
         self._asked_ids: set[str] = set()
 
     def open(self, max_messages: int | None) -> None:
-        """Lock the maildrop and ask the handler for its messages.
+        """Ask the handler for its messages.
 
-        :raises ReportableError: the handler refuses the lock; if it gives no code, the code is ``IN-USE``.
         :raises HandlerError: the count, a size or the listing is wrong, or there are more than *max_messages*.
         """
-        self._lock()
         list_messages = ability(self._handler, SupportsListing, "list_messages")
         ids: list[str] | None = None
         if list_messages is not None:
             sizes, ids = _unzip(_collect(list_messages(), max_messages))
             if CoroutineType in set(map(type, ids)):
-                _check_ids(ids)  # else that waits until a client wants them
+                check_ids(ids)  # else that waits until a client wants them
         else:
             count = expect_number("the count of messages", self._handler.get_message_count())
             if max_messages is not None and count > max_messages:
@@ -73,20 +64,6 @@ class Maildrop:
         keep = getattr(self._handler, "_keep_listing", None)  # a BaseHandler's, which may be behind a wrapper
         if ids is not None and keep is not None:
             keep(self.sizes, ids)
-
-    def _lock(self) -> None:
-        try:
-            result: object = self._handler.lock_maildrop()
-        except ReportableError as refusal:
-            raise ReportableError(refusal.text, code=refusal.code or "IN-USE") from None
-        self._locked = True
-        expect_none("lock_maildrop", result)
-
-    def unlock(self) -> None:
-        """Release the lock, if it is held: once for each time that the handler gave it."""
-        if self._locked:
-            self._locked = False
-            expect_none("unlock_maildrop", self._handler.unlock_maildrop())
 
     def commit(self) -> None:
         """Have the handler delete the marked messages, if there are any (RFC 1939 section 6)."""
@@ -143,13 +120,13 @@ class Maildrop:
         """Make sure that the ids of these messages are known and good.  Ask for an id when it is first needed, and keep
         it."""
         if self._unchecked_ids is not None:
-            self._ids = _check_ids(self._unchecked_ids)
+            self._ids = check_ids(self._unchecked_ids)
             self._unchecked_ids = None
         for number in numbers if self._asks else ():
             if not self._ids[number - 1]:
-                identifier = _check_id(number, self._ask_id(number))
+                identifier = check_id(number, self._ask_id(number))
                 if identifier in self._asked_ids:
-                    raise _same_ids(self._ids.index(identifier) + 1, number, identifier)
+                    raise same_ids(self._ids.index(identifier) + 1, number, identifier)
                 self._asked_ids.add(identifier)
                 self._ids[number - 1] = identifier
 
@@ -201,52 +178,4 @@ def _check_sizes(sizes: list[int]) -> list[int]:
         numbers = list(map(index, sizes))
         if not numbers or (min(numbers) >= 0 and max(numbers) <= MAX_NUMBER):
             return numbers
-    return _each(sizes, lambda number, size: expect_number(f"the size of message {number}", size))
-
-
-def _each(values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
-    """Check one value after another, by its message's number.  If one is wrong, Python must not print anything."""
-    try:
-        return [check(number, value) for number, value in enumerate(values, 1)]
-    except HandlerError:
-        close_coroutines(*values)
-        raise
-
-
-def _check_ids(ids: list[str]) -> list[str]:
-    # All at once, in C: ten times as fast as matching a pattern for each of 100,000 ids.
-    if _are_legal(ids):
-        plain = ids
-    else:
-        plain = _each(ids, _check_id)
-    if len(set(plain)) != len(plain):
-        firsts: dict[str, int] = {}
-        for number, identifier in enumerate(plain, 1):
-            if firsts.setdefault(identifier, number) != number:
-                raise _same_ids(firsts[identifier], number, identifier)
-    return plain
-
-
-def _are_legal(ids: list[str]) -> bool:
-    if set(map(type, ids)) - {str}:
-        return False  # a subclass could look one way here and another way on the wire
-    text = "".join(ids)
-    lengths = set(map(len, ids)) or {1}
-    return (
-        text.isascii() and text.isprintable() and " " not in text and 1 <= min(lengths) <= max(lengths) <= MAX_UNIQUE_ID
-    )
-
-
-def _check_id(number: int, identifier: object) -> str:
-    if not isinstance(identifier, str):
-        close_coroutines(identifier)
-        raise HandlerError(f"the unique-id of message {number} must be a str: {type(identifier).__name__}")
-    plain = str.__str__(identifier)
-    if not _UNIQUE_ID.fullmatch(plain):
-        rule = f"1 to {MAX_UNIQUE_ID} characters from '!' to '~'"
-        raise HandlerError(f"the unique-id of message {number} must have {rule}: {show(plain)}")
-    return plain
-
-
-def _same_ids(first: int, second: int, identifier: str) -> HandlerError:
-    return HandlerError(f"messages {first} and {second} have the same unique-id: {show(identifier)}")
+    return check_each(sizes, lambda number, size: expect_number(f"the size of message {number}", size))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from popart.calls import expect_none
 from popart.handler import SupportsMonitoring
+from popart.handler_calls import expect_none
 from popart.session import Session
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from bisect import bisect_left
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from popart.calls import tell_error
-from popart.errors import HandlerError, ReportableError
-from popart.handler import Handler
-from popart.wire import CRLF, TERMINATOR
+from popart.message_encoding import CRLF, TERMINATOR
 
 MAX_REPLY_LINE = 512
 """Octets of a reply's first line, its CRLF included (RFC 1939 section 3, RFC 2449 section 4)."""
+
+MIN_LAST_PIECE = len(CRLF + TERMINATOR)
+"""Octets of a reply's last piece: some clients misread a final dot that comes without the line end before it."""
 
 _CONTROLS_TO_SPACES = bytes(0x20 if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
 
@@ -61,14 +62,19 @@ def err(text: str, code: str | None = None, *, utf8: bool = False) -> Reply:
     return Reply(octets + CRLF)
 
 
-def explain(handler: Handler, error: BaseException, *, utf8: bool = False) -> Reply:
-    """Turn an error into a reply, and tell the handler of what the client is not told.  The one place for this."""
-    if isinstance(error, ReportableError):
-        try:
-            return err(error.text, error.code, utf8=utf8)
-        except BaseException as fault:  # the application may have put anything into its text
-            error = fault
-    tell_error(handler, error)
-    if isinstance(error, HandlerError):
-        return err("the mailbox is broken, please tell its administrator", "SYS/PERM")
-    return err("internal error, please try again later", "SYS/TEMP")
+def cut(octets: bytes, ends: Sequence[int], size: int) -> Iterator[memoryview]:
+    """Cut replies that are sent together into pieces of at most *size* octets.  *size* is at least 5.
+
+    No piece ends within the last `MIN_LAST_PIECE` octets of a reply, so its final dot never travels alone.  *ends* says
+    where in *octets* the replies end, in ascending order.  The last reply may go on after *octets*.
+    """
+    view = memoryview(octets)
+    start = 0
+    while start < len(octets):
+        stop = start + size
+        number = bisect_left(ends, stop)
+        if number < len(ends) and 0 < ends[number] - stop < MIN_LAST_PIECE:
+            # A reply of fewer octets moves as a whole.
+            stop = max(ends[number] - MIN_LAST_PIECE, ends[number - 1] if number else 0)
+        yield view[start:stop]
+        start = stop

@@ -21,10 +21,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from popart.calls import ability, close_coroutines, expect_none
+from popart.command_lines import MAX_LINE
 from popart.errors import BadCommandError, HandlerError, ReportableError
 from popart.handler import Handler, ScramCredentials, SupportsCertificates, SupportsScram, SupportsTokens
-from popart.wire import MAX_LINE
+from popart.handler_calls import ability, close_coroutines, expect_none
 
 Exchange = Generator[bytes, bytes, str]
 Authenticate = Callable[[str, str], object]

@@ -32,9 +32,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from popart.addresses import IPNetwork, ip_address, is_trusted
-from popart.closing import ClosingServer
+from popart.client_socket import DRAIN_SECONDS
 from popart.connection import TOO_MANY, Connection, refuse
+from popart.connection_limits import Places
 from popart.deadlines import Place, Watchdog
+from popart.fairness import Pacer
 from popart.handler import Handler
 from popart.options import (
     LOOPBACK,
@@ -50,9 +52,7 @@ from popart.options import (
     check_timeout,
     choose_hostname,
 )
-from popart.pacing import Pacer
-from popart.places import Places
-from popart.stream import DRAIN_SECONDS
+from popart.server_closing import ClosingServer
 from popart.workers import Workers
 
 if TYPE_CHECKING:

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from popart.calls import ability, expect_none, tell_end, tell_error
 from popart.capabilities import capabilities
+from popart.command_lines import MAX_AUTH_LINE, MAX_LINE
+from popart.error_replies import explain
 from popart.errors import BadCommandError, LimitError, ReportableError
 from popart.handler import Handler, SupportsLanguages, SupportsTop, SupportsUTF8
+from popart.handler_calls import ability, expect_none, tell_end, tell_error
 from popart.languages import check_languages, choose_language
 from popart.maildrop import Maildrop, is_number
-from popart.reading import open_message
-from popart.replies import Reply, explain, ok
+from popart.maildrop_lock import MaildropLock
+from popart.message_reading import open_message
+from popart.replies import Reply, ok
 from popart.sign_in import SignIn
-from popart.wire import MAX_AUTH_LINE, MAX_LINE
 
 _NOT_IN_ARGUMENTS = re.compile(rb"[\0\r\n]")
 # The first words of other protocols' clients.  Reading on would let a web page post commands to a POP3 port.
@@ -114,6 +116,7 @@ class Session:
             for keyword, found in COMMANDS[self.state].items()
             if not self._sign_in.why_not(keyword.decode())
         }
+        self._lock = MaildropLock(handler)
         self._maildrop = Maildrop(handler)
         self._get_top_reader = ability(handler, SupportsTop, "get_top_reader")
         self._enable_utf8 = ability(handler, SupportsUTF8, "enable_utf8")
@@ -171,7 +174,7 @@ class Session:
     def release(self) -> None:
         """Unlock if another failure is being handled, or if nobody is left to be told of this one."""
         try:
-            self._maildrop.unlock()
+            self._lock.release()
         except BaseException as error:
             self.report(error)
 
@@ -302,6 +305,7 @@ class Session:
 
     def _open_maildrop(self) -> Reply:
         try:
+            self._lock.take()
             self._maildrop.open(self._policy.max_messages)
         except BaseException as error:
             self.over = not isinstance(error, ReportableError)
@@ -375,7 +379,7 @@ class Session:
         except BaseException:
             self.release()
             raise
-        self._maildrop.unlock()
+        self._lock.release()
         return ok("goodbye")
 
 

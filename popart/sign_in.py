@@ -10,9 +10,10 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
-from popart.calls import expect_none
+from popart.command_lines import MAX_AUTH_LINE
 from popart.errors import BadCommandError, ReportableError
 from popart.handler import Handler
+from popart.handler_calls import expect_none
 from popart.replies import Reply, err
 from popart.sasl import (
     CLEARTEXT_MECHANISMS,
@@ -22,7 +23,6 @@ from popart.sasl import (
     mechanisms,
     read_base64,
 )
-from popart.wire import MAX_AUTH_LINE
 
 FIRST_LOGIN_DELAY = 0.25
 """Seconds to hold back the answer to a first failed login; each further one takes twice as long..."""

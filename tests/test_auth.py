@@ -20,10 +20,10 @@ import scramp  # type: ignore[import-untyped]
 import trustme
 
 import popart
+from popart.command_lines import LineReader
 from popart.errors import ClientGoneError, ClientTimeoutError, HandlerError, LimitError, ReportableError
 from popart.server import Server
 from popart.session import Session
-from popart.wire import LineReader
 
 from .conftest import (
     PATIENCE,

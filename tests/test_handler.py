@@ -17,11 +17,11 @@ import pytest
 
 import popart
 from popart import Handler, SupportsClose, SupportsListing, SupportsTop
-from popart.calls import ability
 from popart.errors import HandlerError, ReportableError
+from popart.handler_calls import ability
+from popart.message_encoding import encode_message
 from popart.replies import ok
 from popart.server import Server
-from popart.wire import encode_message
 
 from .conftest import Client, ClosingHandler, Mail, MemoryHandler, connected, make_session, running
 

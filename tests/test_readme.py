@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import popart
-from popart.limits import COUNTS, TIMES
+from popart.options import COUNTS, TIMES
 from tests.conftest import PATIENCE, Mail, MemoryHandler, connected, signed_in
 
 README = Path(__file__).parent.parent.joinpath("README.rst").read_text(encoding="utf-8")

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import popart
+from popart.command_lines import LineReader
 from popart.replies import Reply
-from popart.wire import LineReader
 from tests.conftest import Mail, MemoryHandler, make_session
 
 BANNER = "<1234.5678@localhost>"

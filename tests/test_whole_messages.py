@@ -361,7 +361,7 @@ def test_failure_of_the_encoder(make_error: Callable[[], Exception], monkeypatch
         yield b"A: b\r\n"
         raise error
 
-    monkeypatch.setattr("popart.reading.encode_message", encode)
+    monkeypatch.setattr("popart.message_reading.encode_message", encode)
     handler = SizesHandler(GOOD, len(GOOD))
     with serving(handler) as client:
         client.send(b"RETR 1\r\nNOOP\r\n")

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from popart import wire, wire_form, wire_size
-from popart.replies import err, ok
-from popart.wire import LineReader, ShortMessageError, cut, encode_message
+from popart import command_lines, wire_form, wire_size
+from popart.command_lines import LineReader
+from popart.message_encoding import ShortMessageError, encode_message
+from popart.replies import cut, err, ok
 
 # As stored, and as it stands on the wire before the final dot.
 MESSAGES = {
@@ -409,7 +410,7 @@ class TestLineReader:
     def test_any_cut_around_the_limit(self, pieces: list[bytes]) -> None:
         """An over-long line comes out once, cut to one octet more than the limit, and all others come out whole."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(wire, "MAX_AUTH_LINE", 4)
+            patch.setattr(command_lines, "MAX_AUTH_LINE", 4)
             lines = lines_of([*pieces, b"\n"])
         expected = re.findall(rb"([^\n]*?)\r?\n", b"".join(pieces) + b"\n")
         assert lines == [line[:5] for line in expected]

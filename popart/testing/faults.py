@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from popart.errors import BrokenMessageError, ReportableError
+from popart.message_encoding import TERMINATOR
 from popart.replies import Reply
-from popart.wire import TERMINATOR
 
 Action = Callable[[Callable[[], Any]], Any]
 """What a fault does in place of the call that it is given."""

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from popart.connection import Connection
 from popart.handler import Handler
-from popart.limits import COUNTS, TIMES, LimitOptions
-from popart.options import SocketOptions
+from popart.options import COUNTS, TIMES, LimitOptions, SocketOptions
 from popart.server import Server
 from popart.testing.certificates import Certificates, needed_by
 from popart.testing.handler import StoredMailHandler

@@ -9,7 +9,7 @@ from typing import Any
 
 from popart.addresses import peer_of
 from popart.deadlines import Closing, Place
-from popart.limits import Limits
+from popart.options import Limits
 
 MAX_LEAVING = 100
 """Connections allowed beyond the limit for a short time.  Some have made room, and their threads are still ending.

@@ -1,4 +1,4 @@
-"""Octets: command lines and messages as they stand on the wire, and the RFCs' lengths.
+"""A message as it stands on the wire: line ends, dot-stuffing, the final dot, TOP's lines, and its size.
 
 Everything here is pure: bytes in, bytes out, no sockets and no handler.
 """
@@ -7,15 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol
-
-MAX_LINE = 1024
-"""Octets of a command line that are accepted.  RFC 2449 section 4 wants 255; long names and passwords want more."""
-
-MAX_AUTH_LINE = 12_288
-"""Octets of a line of AUTH that are accepted, as RFC 4954 section 4 has it for SMTP: OAuth tokens are that long."""
 
 CHUNK_SIZE = 65_536
 """Octets asked of a message's reader at a time."""
@@ -23,41 +16,7 @@ CHUNK_SIZE = 65_536
 CRLF = b"\r\n"
 TERMINATOR = b".\r\n"
 
-MIN_LAST_PIECE = len(CRLF + TERMINATOR)
-"""Octets of a reply's last piece: some clients misread a final dot that comes without the line end before it."""
-
-_TLS_HANDSHAKE = b"\x16\x03"
 _stuff = re.compile(rb"\n\.").sub
-
-
-class LineReader:
-    """Cuts the octets that arrive into lines, however the network cuts them.  CRLF or LF ends a line; a lone CR does
-    not.
-
-    It keeps at most MAX_AUTH_LINE octets and a CR.  It returns a longer line once, cut to one octet more than that
-    limit, so that the session refuses it.  It drops the rest of the line.
-    """
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._skipping = False
-
-    def feed(self, octets: bytes) -> list[bytes]:
-        """Take octets as they came and return the lines that they complete, without their line ends."""
-        if self._skipping:
-            _, newline, octets = octets.partition(b"\n")
-            if not newline:
-                return []
-            self._skipping = False
-        octets = self._rest + octets
-        *lines, self._rest = octets.split(b"\n")
-        # One more for the CR of a line end that is on its way.
-        if len(self._rest) > MAX_AUTH_LINE + 1 or self._rest.startswith(_TLS_HANDSHAKE):
-            # A TLS client would wait for an answer without ever ending its line.
-            lines.append(self._rest)
-            self._rest = b""
-            self._skipping = True
-        return [line.removesuffix(b"\r")[: MAX_AUTH_LINE + 1] for line in lines]
 
 
 class Readable(Protocol):
@@ -204,21 +163,3 @@ def cut_to_top(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
             end = octets.index(b"\n", end) + 1
         yield octets[:end]
         return
-
-
-def cut(octets: bytes, ends: Sequence[int], size: int) -> Iterator[memoryview]:
-    """Cut replies that are sent together into pieces of at most *size* octets.  *size* is at least 5.
-
-    No piece ends within the last `MIN_LAST_PIECE` octets of a reply, so its final dot never travels alone.  *ends* says
-    where in *octets* the replies end, in ascending order.  The last reply may go on after *octets*.
-    """
-    view = memoryview(octets)
-    start = 0
-    while start < len(octets):
-        stop = start + size
-        number = bisect_left(ends, stop)
-        if number < len(ends) and 0 < ends[number] - stop < MIN_LAST_PIECE:
-            # A reply of fewer octets moves as a whole.
-            stop = max(ends[number] - MIN_LAST_PIECE, ends[number - 1] if number else 0)
-        yield view[start:stop]
-        start = stop

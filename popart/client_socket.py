@@ -18,9 +18,9 @@ from itertools import accumulate, islice
 from popart import system
 from popart.deadlines import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
 from popart.errors import ClientGoneError, ClientTimeoutError, SessionError
-from popart.pacing import Pace
+from popart.fairness import Pace
+from popart.replies import cut
 from popart.tls import RECORD_SIZE, TLS
-from popart.wire import cut
 
 READ_SIZE = 4096
 """Octets to ask of a socket at a time.  It is small because each waiting thread holds a buffer of this size."""

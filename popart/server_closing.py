@@ -6,10 +6,10 @@ import threading
 import time
 
 from popart.accepting import SHORTAGE, SIGNAL_PAUSE, AcceptingServer
+from popart.connection_limits import Places
 from popart.deadlines import Watchdog, deadline_in
-from popart.limits import Limits
-from popart.places import Places
-from popart.signals import operation
+from popart.options import Limits
+from popart.signal_handlers import operation
 from popart.workers import Workers
 
 LONGEST_QUEUE = 65_535

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-from popart.calls import close_coroutines, expect_done, tell_error
+from popart.error_replies import explain
 from popart.errors import BrokenMessageError, HandlerError
 from popart.handler import Handler, MessageReader
-from popart.replies import Reply, explain, ok
-from popart.wire import CHUNK_SIZE, ShortMessageError, encode_message
+from popart.handler_calls import close_coroutines, expect_done, tell_error
+from popart.message_encoding import CHUNK_SIZE, ShortMessageError, encode_message
+from popart.replies import Reply, ok
 
 
 def open_message(

@@ -5,11 +5,11 @@ A handler is somebody else's code.  A wrong answer becomes a `HandlerError` here
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import cache
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 from popart.errors import HandlerError
 from popart.handler import Handler, SupportsClose
@@ -19,6 +19,8 @@ MAX_NUMBER = 2**63 - 1
 
 MAX_SHOWN = 128
 """Characters, or bits, of a handler's wrong value that a report shows."""
+
+Checked = TypeVar("Checked")
 
 
 def ability(handler: object, protocol: type, method: str) -> Any:
@@ -67,6 +69,15 @@ def expect_number(what: str, value: object) -> int:
     if not 0 <= number <= MAX_NUMBER:
         raise HandlerError(f"{what} must be 0 to {MAX_NUMBER}: {show(number)}")
     return number
+
+
+def check_each(values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
+    """Check one value after another, by its message's number.  If one is wrong, Python must not print anything."""
+    try:
+        return [check(number, value) for number, value in enumerate(values, 1)]
+    except HandlerError:
+        close_coroutines(*values)
+        raise
 
 
 def show(value: object) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from popart.client_socket import Stream
 from popart.deadlines import Place
 from popart.errors import BrokenMessageError
 from popart.replies import Reply
-from popart.stream import Stream
 
 GATHER_SIZE = 32_768
 """Octets of replies to gather before sending.  It is less than a chunk of a message, so a chunk is never copied."""
