@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["popart"]):
     import popart
     from popart.command_lines import MAX_AUTH_LINE, LineReader
     from popart.errors import BrokenMessageError
-    from popart.message_encoding import ShortMessageError, encode_message
+    from popart.message_framing import ShortMessageError, encode_message
     from popart.replies import MAX_REPLY_LINE
     from popart.session import Session
 

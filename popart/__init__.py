@@ -28,7 +28,7 @@ from popart.handler import (
     SupportsTop,
     SupportsUTF8,
 )
-from popart.message_encoding import wire_form, wire_size
+from popart.message_framing import wire_form, wire_size
 from popart.sasl import apop_digest, scram_credentials
 from popart.server import Server
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import accumulate, islice
 
 from popart import system
-from popart.deadlines import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
+from popart.client_deadlines import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
 from popart.errors import ClientGoneError, ClientTimeoutError, SessionError
 from popart.fairness import Pace
 from popart.replies import cut

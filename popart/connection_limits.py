@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from popart.addresses import peer_of
-from popart.deadlines import Closing, Place
+from popart.client_deadlines import Closing, Place
 from popart.options import Limits
 
 MAX_LEAVING = 100

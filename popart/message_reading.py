@@ -9,7 +9,7 @@ from popart.error_replies import explain
 from popart.errors import BrokenMessageError, HandlerError
 from popart.handler import Handler, MessageReader
 from popart.handler_calls import close_coroutines, expect_done, tell_error
-from popart.message_encoding import CHUNK_SIZE, ShortMessageError, encode_message
+from popart.message_framing import CHUNK_SIZE, ShortMessageError, encode_message
 from popart.replies import Reply, ok
 
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from popart.message_encoding import CRLF, TERMINATOR
+from popart.message_framing import CRLF, TERMINATOR
 
 MAX_REPLY_LINE = 512
 """Octets of a reply's first line, its CRLF included (RFC 1939 section 3, RFC 2449 section 4)."""

@@ -32,10 +32,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from popart.addresses import IPNetwork, ip_address, is_trusted
+from popart.client_deadlines import Place, Watchdog
 from popart.client_socket import DRAIN_SECONDS
 from popart.connection import TOO_MANY, Connection, refuse
 from popart.connection_limits import Places
-from popart.deadlines import Place, Watchdog
 from popart.fairness import Pacer
 from popart.handler import Handler
 from popart.options import (

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from popart.deadlines import Place
+from popart.client_deadlines import Place
 
 SPARE_SECONDS = 1.0
 """Seconds that a thread waits for another connection after its own has ended."""

@@ -17,8 +17,8 @@ SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in R
 
 LAYERS = [
     {"errors"},
-    {"addresses", "command_lines", "fairness", "handler", "message_encoding", "proxy_header", "system", "tls"},
-    {"deadlines", "handler_calls", "options", "replies"},
+    {"addresses", "command_lines", "fairness", "handler", "message_framing", "proxy_header", "system", "tls"},
+    {"client_deadlines", "handler_calls", "options", "replies"},
     {"capabilities", "client_socket", "connection_limits", "error_replies", "languages", "maildrop_lock", "sasl"},
     {"message_reading", "reply_sending", "sign_in", "unique_ids", "workers"},
     {"maildrop"},
@@ -73,7 +73,7 @@ def test_imports_go_downward(module: str) -> None:
 
 
 PURE = """capabilities command_lines error_replies errors handler handler_calls languages maildrop maildrop_lock
-message_encoding message_reading replies sasl session sign_in unique_ids""".split()
+message_framing message_reading replies sasl session sign_in unique_ids""".split()
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -97,7 +97,7 @@ def test_no_room_grows_too_large() -> None:
     assert found.keys() <= LONG.keys(), found
 
 
-@pytest.mark.parametrize("module", ["command_lines", "message_encoding", "proxy_header"])
+@pytest.mark.parametrize("module", ["command_lines", "message_framing", "proxy_header"])
 def test_octets_only(module: str) -> None:
     """What goes over the wire is read and written without a word to another room, but for its errors."""
     assert {name for name in imports(module) if name.startswith("popart")} <= {"popart.errors"}

@@ -19,7 +19,7 @@ import popart
 from popart import Handler, SupportsClose, SupportsListing, SupportsTop
 from popart.errors import HandlerError, ReportableError
 from popart.handler_calls import ability
-from popart.message_encoding import encode_message
+from popart.message_framing import encode_message
 from popart.replies import ok
 from popart.server import Server
 

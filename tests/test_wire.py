@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from popart import command_lines, wire_form, wire_size
 from popart.command_lines import LineReader
-from popart.message_encoding import ShortMessageError, encode_message
+from popart.message_framing import ShortMessageError, encode_message
 from popart.replies import cut, err, ok
 
 # As stored, and as it stands on the wire before the final dot.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from popart.errors import BrokenMessageError, ReportableError
-from popart.message_encoding import TERMINATOR
+from popart.message_framing import TERMINATOR
 from popart.replies import Reply
 
 Action = Callable[[Callable[[], Any]], Any]

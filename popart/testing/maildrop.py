@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from email.message import Message
 
 from popart.errors import ReportableError
-from popart.message_encoding import wire_form
+from popart.message_framing import wire_form
 
 
 class Maildrop:
