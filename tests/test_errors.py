@@ -51,6 +51,16 @@ def test_text_is_kept_and_printed() -> None:
     assert (str(error), error.text, error.code) == ("mailbox is full", "mailbox is full", "SYS/PERM")
 
 
+def test_text_of_a_subclass_is_printed() -> None:
+    """So it is of an application's own refusal, whatever arguments that takes."""
+
+    class FullError(ReportableError):
+        def __init__(self, megabytes: int) -> None:
+            super().__init__(f"mailbox is full: {megabytes} MB")
+
+    assert str(FullError(5)) == FullError(5).text == "mailbox is full: 5 MB"
+
+
 @pytest.mark.parametrize("remake", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"])
 def test_survives_a_copy(remake) -> None:  # type: ignore[no-untyped-def]
     """A backend in another process may raise it: text and code survive a copy."""

@@ -538,6 +538,22 @@ class TestLang:
         assert kinds(handler.mail.errors) == [HandlerError] and goes_on(session)
         assert not handler.mail.count("set_language")
 
+    @each(
+        ("languages", "report"),
+        [
+            (["de"], "get_languages returned list, not a mapping of tags to names"),
+            ({None: "x"}, "a language tag has ASCII letters, digits and hyphens: NoneType"),
+            ({"d e": "x"}, "a language tag has ASCII letters, digits and hyphens: 'd e'"),
+            ({"de": b"x"}, "the name of language 'de' has at most 64 printable characters: bytes"),
+        ],
+    )
+    def test_report(self, languages: Any, report: str) -> None:
+        """The handler is told what is wrong, and beside it the rule."""
+        handler = LanguagesHandler(Mail())
+        handler.languages = languages
+        ask(make_session(handler), b"LANG")
+        assert list(map(str, handler.mail.errors)) == [report]
+
     @each("languages", [{Lang.GERMAN: "Deutsch"}, {"de": Name("Deutsch")}, {Name("de"): "Deutsch"}])
     def test_subclass_of_str(self, languages: Any) -> None:
         """What was checked is what is sent: a subclass of str cannot look another way on the wire (promise 5)."""

@@ -92,6 +92,23 @@ def test_a_short_pipeline_is_free(clock: Clock) -> None:
     assert clock.work(pace, 0.0001) == pytest.approx(0.0002)
 
 
+def test_what_counts_as_used(clock: Clock) -> None:
+    """All time from the first pipelined command until the client lets itself be waited for, and none after that."""
+    pacer = Pacer()
+    clock.work(Pace(pacer), 1.0)
+    pace = Pace(pacer)
+    pace.begin()
+    clock.now += 0.01
+    pace.begin()
+    assert pace.pause() == pytest.approx(0.02)
+    pace.rest()
+    assert not pace.counts
+    clock.now += 60.0
+    pace.begin()
+    clock.now += 0.02
+    assert pace.counts and pace.pause() == pytest.approx(0.04)
+
+
 NOOPS = b"NOOP\r\n" * 2000
 
 

@@ -277,6 +277,7 @@ SAYS_TLS = {
     "without more": ssl_vector(0x01),
     "with bits that nobody knows": ssl_vector(0xFF),
     "behind others": NOOP + b"\x02\0\0" + ssl_vector(0x01),
+    "behind a long one": b"\x05" + struct.pack("!H", 300) + bytes(300) + ssl_vector(0x01),
     "before others": ssl_vector(0x01) + NOOP,
     "before broken ones": ssl_vector(0x01) + b"\x04\xff\xff",
 }

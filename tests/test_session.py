@@ -643,9 +643,10 @@ class TestReports:
 
 
 class TestMaildrop:
-    def test_empty(self) -> None:
+    @each("listed", [False, True])
+    def test_empty(self, listed: bool) -> None:
         """An empty maildrop's LIST and UIDL are +OK and the final dot (RFC 1939 section 5)."""
-        stat, sizes, ids, one = ask(begin(MemoryHandler(Mail())), b"STAT", b"LIST", b"UIDL", b"RETR 1")
+        stat, sizes, ids, one = ask(begin(with_ids(listed)), b"STAT", b"LIST", b"UIDL", b"RETR 1")
         assert stat == b"+OK 0 0\r\n" and is_refusal(one)
         assert re.fullmatch(rb"\+OK [ -~]*\r\n\.\r\n", sizes) and re.fullmatch(rb"\+OK [ -~]*\r\n\.\r\n", ids)
 
