@@ -228,6 +228,7 @@ ACCEPTED: list[tuple[str, list[bytes], tuple[Any, ...]]] = [
         ("authenticate_token", "user@example.com", TOKEN.decode()),
     ),
     ("OAUTHBEARER", [b"y,a=al=2Ci=3D2Cce,\x01auth=bEARER  t\x01\x01"], ("authenticate_token", "al,i=2Cce", "t")),
+    ("OAUTHBEARER", [b"n,a=al\x20ice!,\x01auth=Bearer t\x01\x01"], ("authenticate_token", "al ice!", "t")),
     ("OAUTHBEARER", ["n,a=zoë,\x01auth=BEARER t|~\x01\x01".encode()], ("authenticate_token", "zoë", "t|~")),
     ("OAUTHBEARER", [b"n,a=a,\x01auth=Bearer t\x01x=\xff\r\n=\x01\x01"], ("authenticate_token", "a", "t")),
     # Google's page
@@ -309,6 +310,7 @@ MALFORMED: list[tuple[str, list[bytes]]] = [
     ("OAUTHBEARER", [b"n,a=alice,\x01auth\x01\x01"]),
     ("OAUTHBEARER", [b"n,a=alice,\x01=7f3a\x01\x01"]),
     ("OAUTHBEARER", [b"n,a=alice,\x01a1=x\x01auth=Bearer 7f3a\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=al\x1fice,\x01auth=Bearer 7f3a\x01\x01"]),
     ("OAUTHBEARER", [b"n,,\x01auth=Bearer 7f3a\x01\x01"]),
     ("OAUTHBEARER", [b"n,a=,\x01auth=Bearer 7f3a\x01\x01"]),
     ("OAUTHBEARER", [b"n,alice,\x01auth=Bearer 7f3a\x01\x01"]),
