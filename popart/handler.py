@@ -409,7 +409,8 @@ class SupportsLanguages(Protocol):
     def get_languages(self) -> Mapping[str, str]:
         """Return the languages: for each tag (RFC 5646) the language's own name, such as ``{"de": "Deutsch"}``.
 
-        ``LANG *`` chooses the first.
+        ``LANG *`` chooses the first.  ``LANG de`` chooses ``de`` if it is there, otherwise the first that begins with
+        ``de-``.
         """
         ...
 
