@@ -12,13 +12,7 @@ from typing import Any, TypedDict
 
 from popart.addresses import IPNetwork
 
-COUNTS = (
-    "max_connections",
-    "max_connections_per_peer",
-    "max_bad_commands",
-    "max_failed_logins",
-    "max_messages",
-)
+COUNTS = ("max_connections", "max_connections_per_peer", "max_bad_commands", "max_failed_logins", "max_messages")
 """The limits that are whole numbers from 0 on."""
 
 TIMES = ("handshake_timeout", "login_timeout", "shutdown_grace")

@@ -15,14 +15,7 @@ from popart.errors import BadCommandError, ReportableError
 from popart.handler import Handler
 from popart.handler_calls import expect_none
 from popart.replies import Reply, err
-from popart.sasl import (
-    CLEARTEXT_MECHANISMS,
-    PASSWORD_MECHANISMS,
-    Exchange,
-    StoppedError,
-    mechanisms,
-    read_base64,
-)
+from popart.sasl import CLEARTEXT_MECHANISMS, PASSWORD_MECHANISMS, Exchange, StoppedError, mechanisms, read_base64
 
 FIRST_LOGIN_DELAY = 0.25
 """Seconds to hold back the answer to a first failed login; each further one takes twice as long..."""
