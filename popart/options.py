@@ -25,10 +25,12 @@ LOOPBACK = ("127.0.0.0/8", "::1/128")
 """The networks of this machine alone."""
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_MAX_HOSTNAME = 255
-_IMPLEMENTATION = re.compile(r"[!-~]+( [!-~]+)*")
-_MAX_IMPLEMENTATION = 400  # a capability line has 512 octets, RFC 2449 section 5
-_EXPIRE = re.compile(r"(NEVER|[0-9]{1,9})( USER)?")
+_TEXTS = {
+    "hostname": (_HOSTNAME, 255),
+    "implementation": (re.compile(r"[!-~]+( [!-~]+)*"), 400),  # a capability line has 512 octets, RFC 2449 section 5
+    "expire": (re.compile(r"(NEVER|[0-9]{1,9})( USER)?"), len("999999999 USER")),
+}
+"""What may stand on the wire, and its most octets."""
 
 
 class LimitOptions(TypedDict, total=False):
@@ -142,7 +144,7 @@ def choose_hostname(hostname: str | None) -> str:
         hostname = socket.gethostname()
         if not _HOSTNAME.fullmatch(hostname):
             hostname = "localhost"
-    return _check_text("hostname", hostname, _HOSTNAME, _MAX_HOSTNAME)
+    return check_text("hostname", hostname)
 
 
 def check_timeout(timeout: float, minimum: float) -> float:
@@ -151,12 +153,11 @@ def check_timeout(timeout: float, minimum: float) -> float:
     return float(timeout)
 
 
-def check_implementation(implementation: str) -> str:
-    return _check_text("implementation", implementation, _IMPLEMENTATION, _MAX_IMPLEMENTATION)
-
-
-def check_expire(expire: str) -> str:
-    return _check_text("expire", expire, _EXPIRE, len("999999999 USER"))
+def check_text(name: str, value: str) -> str:
+    pattern, longest = _TEXTS[name]
+    if not (isinstance(value, str) and len(value) <= longest and pattern.fullmatch(value)):
+        raise ValueError(f"{name} cannot be {value!r}")
+    return value
 
 
 def check_context(context: ssl.SSLContext | None) -> ssl.SSLContext | None:
@@ -183,9 +184,3 @@ def check_reuse_port(reuse_port: bool) -> bool:
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         raise ValueError("reuse_port needs SO_REUSEPORT, which this system does not have")
     return reuse_port
-
-
-def _check_text(name: str, value: object, pattern: re.Pattern[str], longest: int) -> str:
-    if not (isinstance(value, str) and len(value) <= longest and pattern.fullmatch(value)):
-        raise ValueError(f"{name} cannot be {value!r}")
-    return value

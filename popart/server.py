@@ -122,8 +122,8 @@ class Server(ClosingServer):
         self.on_new_connection = on_new_connection
         self.hostname: str = options.choose_hostname(hostname)
         self.command_timeout: float = options.check_timeout(timeout, self.minimum_timeout)
-        self.implementation: str = options.check_implementation(implementation)
-        self.expire: str = options.check_expire(expire)
+        self.implementation: str = options.check_text("implementation", implementation)
+        self.expire: str = options.check_text("expire", expire)
         self.apop = apop
         self.ssl_context: ssl.SSLContext | None = options.check_context(ssl_context)
         self.require_tls = require_tls
