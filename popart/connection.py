@@ -26,10 +26,11 @@ from popart.fairness import MESSAGE_STEPS, STEPS, Pace
 from popart.handler import Handler, SupportsMonitoring
 from popart.handler_calls import ability, expect_handler, tell_end
 from popart.monitor import Monitor
+from popart.options import Policy
 from popart.proxy_header import ProxyError, read_header
 from popart.replies import Reply, err
 from popart.reply_sending import Sender
-from popart.session import Policy, Session, State
+from popart.session import Session, State
 
 TOO_MANY = "too many connections, please try again later"
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from popart.capabilities import capabilities
 from popart.command_lines import MAX_AUTH_LINE, MAX_LINE
@@ -22,6 +21,7 @@ from popart.languages import check_languages, choose_language
 from popart.maildrop import Maildrop, is_number
 from popart.maildrop_lock import MaildropLock
 from popart.message_reading import open_message
+from popart.options import Policy
 from popart.replies import Reply, ok
 from popart.sign_in import SignIn
 
@@ -74,25 +74,6 @@ def command(states: State, longest: int = MAX_LINE) -> Callable[[Callable[..., R
     return declare
 
 
-@dataclass(frozen=True)
-class Policy:
-    """The settings of a server for its sessions.  See `popart.Server` for their meaning; None means no limit."""
-
-    implementation: str = "popart"
-    expire: str = "NEVER"
-    banner: str | None = None
-    """The timestamp of APOP.  Without it there is no APOP."""
-
-    certificate: Mapping[str, Any] | None = None
-    """The verified certificate of the TLS client."""
-
-    allow_cleartext: bool = True
-    scram_decoy_key: bytes | None = None
-    max_bad_commands: int | None = None
-    max_failed_logins: int | None = None
-    max_messages: int | None = None
-
-
 class Session:
     """One client's session with one handler."""
 
@@ -103,13 +84,7 @@ class Session:
         self._handler = handler
         self._policy = policy
         self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
-        self._sign_in = SignIn(
-            handler,
-            banner=policy.banner,
-            certificate=policy.certificate,
-            allow_cleartext=policy.allow_cleartext,
-            scram_decoy_key=policy.scram_decoy_key,
-        )
+        self._sign_in = SignIn(handler, policy)
         # A command that is not taken is not in the table, so PASS's argument is not even decoded.
         self._commands = {
             keyword: found
@@ -227,11 +202,10 @@ class Session:
         """RFC 2449 section 5."""
         found = capabilities(
             self._handler,
+            self._policy,
             signed_in=self.state is State.TRANSACTION,
             takes_user=not self._sign_in.why_not("USER"),
             mechanisms=self._sign_in.offered,
-            implementation=self._policy.implementation,
-            expire=self._policy.expire,
         )
         return ok("capability list follows", _join(found))
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping
-from typing import Any
 
 from popart.command_lines import MAX_AUTH_LINE
 from popart.errors import BadCommandError, ReportableError
 from popart.handler import Handler
 from popart.handler_calls import expect_none
+from popart.options import Policy
 from popart.replies import Reply, err
 from popart.sasl import CLEARTEXT_MECHANISMS, PASSWORD_MECHANISMS, Exchange, StoppedError, mechanisms, read_base64
 
@@ -37,20 +36,11 @@ class SignIn:
     refusal of the handler as it is, and `refuse` answers it.
     """
 
-    def __init__(
-        self,
-        handler: Handler,
-        *,
-        banner: str | None,
-        certificate: Mapping[str, Any] | None,
-        allow_cleartext: bool,
-        scram_decoy_key: bytes | None,
-    ) -> None:
+    def __init__(self, handler: Handler, policy: Policy) -> None:
         self._handler = handler
-        self._banner = banner
-        self._allow_cleartext = allow_cleartext
+        self._policy = policy
         self._allow_passwords = getattr(handler, "allow_passwords", True)
-        self._mechanisms = mechanisms(handler, certificate, scram_decoy_key)
+        self._mechanisms = mechanisms(handler, policy.certificate, policy.scram_decoy_key)
         self._username: str | None = None
         self.offered: list[str] = [name for name in self._mechanisms if not self.why_not(name)]
         """The names of AUTH's mechanisms, in CAPA's order."""
@@ -66,7 +56,7 @@ class SignIn:
         """Return why this connection does not take a command or a mechanism to sign in, or None if it does."""
         if way in _PASSWORD_WAYS and not self._allow_passwords:
             return "passwords are not taken here"
-        if way in _CLEARTEXT_WAYS and not self._allow_cleartext:
+        if way in _CLEARTEXT_WAYS and not self._policy.allow_cleartext:
             return "this needs TLS, from the beginning of the connection"
         return None
 
@@ -81,7 +71,7 @@ class SignIn:
         expect_none("authenticate_pass", self._handler.authenticate_pass(username, password))
 
     def take_digest(self, name: str, digest: str) -> None:
-        if self._banner is None:
+        if self._policy.banner is None:
             raise BadCommandError("APOP is not offered here")
         if not name or not _HEX_DIGEST.fullmatch(digest):
             raise BadCommandError("APOP takes a name and an MD5 digest")
