@@ -12,7 +12,6 @@ import math
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from itertools import accumulate, islice
 
 from popart import system
@@ -153,13 +152,11 @@ class Stream:
         octets = b"".join(replies)
         if self.tls is None:
             self.write(octets)
-        else:
-            # In the middle of a message this is not needed, but does no harm.
-            self._write_records(self.tls, cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE))
-
-    def _write_records(self, tls: TLS, pieces: Iterator[memoryview]) -> None:
+            return
+        # In the middle of a message this is not needed, but does no harm.
+        pieces = cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE)
         while group := list(islice(pieces, RECORDS)):
-            self.write(b"".join(map(tls.encrypt, group)))
+            self.write(b"".join(map(self.tls.encrypt, group)))
 
     def write(self, octets: bytes, deadline: float = math.inf) -> None:
         """Hand octets to the system as they are, whenever the client makes room for them.
