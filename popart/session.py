@@ -165,18 +165,17 @@ class Session:
 
     def _explain(self, error: BaseException) -> Reply:
         if isinstance(error, BadCommandError):
-            self._count_bad_command()
+            self._bad_commands += 1
+            self._sign_in.note_user(None)  # a malformed command takes back USER
+            self._end_if_too_many("bad commands", self._bad_commands, self._policy.max_bad_commands)
         else:
             self._bad_commands = 0
         return explain(self._handler, error, utf8=self._utf8)
 
-    def _count_bad_command(self) -> None:
-        self._bad_commands += 1
-        self._sign_in.note_user(None)  # a malformed command takes back USER
-        most = self._policy.max_bad_commands
-        if most is not None and self._bad_commands >= most:
+    def _end_if_too_many(self, what: str, count: int, most: int | None) -> None:
+        if most is not None and count >= most:
             self.over = True
-            self.report(LimitError("too many bad commands"))
+            self.report(LimitError(f"too many {what}"))
 
     def _greet(self) -> Reply:
         if self._policy.banner is None:
@@ -263,19 +262,13 @@ class Session:
         except BadCommandError:
             raise
         except ReportableError as refusal:
-            return self._refuse_login(refusal)
+            reply = self._sign_in.refuse(refusal, utf8=self._utf8)
+            self._end_if_too_many("failed logins", self._sign_in.failures, self._policy.max_failed_logins)
+            return reply
         except BaseException:
             self.over = True
             raise
         return self._open_maildrop() if challenge is None else challenge
-
-    def _refuse_login(self, refusal: ReportableError) -> Reply:
-        reply = self._sign_in.refuse(refusal, utf8=self._utf8)
-        most = self._policy.max_failed_logins
-        if most is not None and self._sign_in.failures >= most:
-            self.over = True
-            self.report(LimitError("too many failed logins"))
-        return reply
 
     def _open_maildrop(self) -> Reply:
         try:
