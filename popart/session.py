@@ -166,7 +166,7 @@ class Session:
     def _explain(self, error: BaseException) -> Reply:
         if isinstance(error, BadCommandError):
             self._bad_commands += 1
-            self._sign_in.note_user(None)  # a malformed command takes back USER
+            self._sign_in.username = None  # a malformed command takes back USER
             self._end_if_too_many("bad commands", self._bad_commands, self._policy.max_bad_commands)
         else:
             self._bad_commands = 0
@@ -235,7 +235,7 @@ class Session:
     @command(State.AUTHORIZATION)
     def do_USER(self, name: str) -> Reply:
         """RFC 1939 section 7.  It accepts any name: a refusal would show which names exist (section 13)."""
-        self._sign_in.note_user(name)
+        self._sign_in.username = name
         return ok("send PASS")
 
     @command(State.AUTHORIZATION)

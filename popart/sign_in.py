@@ -41,7 +41,9 @@ class SignIn:
         self._policy = policy
         self._allow_passwords = getattr(handler, "allow_passwords", True)
         self._mechanisms = mechanisms(handler, policy.certificate, policy.scram_decoy_key)
-        self._username: str | None = None
+        self.username: str | None = None
+        """USER's name, until PASS."""
+
         self.offered: list[str] = [name for name in self._mechanisms if not self.why_not(name)]
         """The names of AUTH's mechanisms, in CAPA's order."""
 
@@ -60,12 +62,8 @@ class SignIn:
             return "this needs TLS, from the beginning of the connection"
         return None
 
-    def note_user(self, name: str | None) -> None:
-        """Keep USER's name until PASS; None removes it."""
-        self._username = name
-
     def take_password(self, password: str) -> None:
-        username, self._username = self._username, None
+        username, self.username = self.username, None
         if username is None:
             raise BadCommandError("USER comes before PASS")
         expect_none("authenticate_pass", self._handler.authenticate_pass(username, password))
@@ -84,7 +82,7 @@ class SignIn:
             raise BadCommandError("unknown mechanism")
         if why := self.why_not(mechanism.upper()):
             raise BadCommandError(why)
-        self._username = None
+        self.username = None
         exchange = begin()
         challenge = next(exchange)
         if response:
