@@ -104,11 +104,15 @@ class Session:
 
     def greet(self) -> Reply:
         """Return the greeting (RFC 1939 section 4)."""
+        banner = self._policy.banner
+        if banner is None:
+            return ok("POP3 server ready")
         try:
-            return self._greet()
+            expect_none("set_banner", self._handler.set_banner(banner))
         except BaseException as error:
             self.over = True
             return self._explain(error)
+        return ok(f"POP3 server ready {banner}")
 
     def respond(self, line: bytes) -> Reply:
         """Run one command line, given without its line end, and return the reply.  Not called once it is `over`."""
@@ -176,12 +180,6 @@ class Session:
         if most is not None and count >= most:
             self.over = True
             self.report(LimitError(f"too many {what}"))
-
-    def _greet(self) -> Reply:
-        if self._policy.banner is None:
-            return ok("POP3 server ready")
-        expect_none("set_banner", self._handler.set_banner(self._policy.banner))
-        return ok(f"POP3 server ready {self._policy.banner}")
 
     def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
         if keyword.upper() in COMMANDS[State.AUTHORIZATION]:
