@@ -14,7 +14,7 @@ from typing import Any
 
 from popart.errors import BadCommandError, HandlerError, ReportableError
 from popart.handler import Handler, SupportsListing
-from popart.handler_calls import MAX_NUMBER, ability, check_each, close_coroutines, expect_none, expect_number
+from popart.handler_calls import MAX_NUMBER, ability, bad_type, check_each, close_coroutines, expect_none, expect_number
 from popart.unique_ids import check_id, check_ids, same_ids
 
 MAX_DIGITS = 10
@@ -150,8 +150,7 @@ def is_number(argument: str) -> bool:
 
 def _collect(listing: object, max_messages: int | None) -> list[Any]:
     if not isinstance(listing, Iterable):
-        close_coroutines(listing)
-        raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
+        raise bad_type("list_messages", listing, "pairs of size and id")
     entries = list(islice(listing, None if max_messages is None else max_messages + 1))
     if max_messages is not None and len(entries) > max_messages:
         raise HandlerError(f"list_messages goes on after {max_messages} messages, and max_messages is {max_messages}")

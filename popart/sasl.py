@@ -22,9 +22,9 @@ from functools import partial
 from typing import Any
 
 from popart.command_lines import MAX_LINE
-from popart.errors import BadCommandError, HandlerError, ReportableError
+from popart.errors import BadCommandError, ReportableError
 from popart.handler import Handler, ScramCredentials, SupportsCertificates, SupportsScram, SupportsTokens
-from popart.handler_calls import ability, close_coroutines, expect_none
+from popart.handler_calls import ability, bad_type, expect_none
 
 Exchange = Generator[bytes, bytes, str]
 Authenticate = Callable[[str, str], object]
@@ -316,8 +316,7 @@ def _ask_credentials(get_credentials: Callable[[str], object], username: str, de
             raise
         return decoy
     if not isinstance(found, ScramCredentials):
-        close_coroutines(found)
-        raise HandlerError(f"get_scram_credentials returned {type(found).__name__}, not ScramCredentials")
+        raise bad_type("get_scram_credentials", found, "ScramCredentials")
     return found
 
 
