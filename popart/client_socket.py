@@ -200,7 +200,10 @@ class Stream:
     def hang_up(self, end: End) -> None:
         """End the connection in this way.  The server closes the socket."""
         if end is End.RESET:
-            self._wait_until_taken()
+            # No system tells when everything sent has arrived.
+            deadline = deadline_in(TAKEN_SECONDS)
+            while system.unsent(self.socket) and time.monotonic() < deadline:
+                time.sleep(TAKEN_PAUSE)
         if end in (End.RESET, End.RESET_AT_ONCE):
             system.reset(self.socket)
         elif end in (End.COMPLETE, End.CUT):
@@ -221,9 +224,3 @@ class Stream:
             self._place.pause(self._pace.pause())
             if time.monotonic() >= deadline and not system.unsent(self.socket):
                 return
-
-    def _wait_until_taken(self) -> None:
-        # No system tells when that is so.
-        end = time.monotonic() + TAKEN_SECONDS
-        while system.unsent(self.socket) and time.monotonic() < end:
-            time.sleep(TAKEN_PAUSE)
