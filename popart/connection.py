@@ -129,10 +129,12 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _make_policy(self) -> Policy:
         server, tls = self.server, self._stream.tls
+        # APOP's timestamp (RFC 1939 section 7).  Process number and clock would repeat; random digits do not.
+        banner = f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{server.hostname}>" if server.apop else None
         return Policy(
             implementation=server.implementation,
             expire=server.expire,
-            banner=_make_banner(server.hostname) if server.apop else None,
+            banner=banner,
             certificate=None if tls is None else tls.certificate(),
             allow_cleartext=server.allow_cleartext or self._came_by_tls or tls is not None,
             scram_decoy_key=server.scram_decoy_key,
@@ -248,8 +250,3 @@ def refuse(request: socket.socket, text: str) -> None:
         request.setblocking(False)
         request.send(err(text, "SYS/TEMP").status)
         request.recv(READ_SIZE)  # unread input would turn the reply into a reset
-
-
-def _make_banner(hostname: str) -> str:
-    """Make APOP's timestamp (RFC 1939 section 7).  Process number and clock would repeat; random digits do not."""
-    return f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{hostname}>"
