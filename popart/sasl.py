@@ -146,8 +146,7 @@ def _call(method: Callable[..., object], *arguments: object) -> object:
     try:
         return method(*arguments)
     except StopIteration as error:
-        stopped = StoppedError(error)
-    raise stopped
+        raise StoppedError(error) from None
 
 
 # Passwords.
