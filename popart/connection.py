@@ -163,8 +163,8 @@ class Connection(socketserver.StreamRequestHandler):
             if self._monitor is not None:
                 session.release()  # before anybody looks at figures: the user's next session may wait for the lock
                 if session.in_exchange:
-                    self._monitor.tell_command(session, "lost", self._sender.octets)
-                self._monitor.tell_session(session, self._sender.octets)
+                    self._monitor.tell_command("lost", self._sender.octets)
+                self._monitor.tell_session(self._sender.octets)
             session.close()
         self._stream.hang_up(end)
 
@@ -234,7 +234,7 @@ class Connection(socketserver.StreamRequestHandler):
             outcome = status.partition(b" ")[0].strip().decode()
         finally:
             if not session.in_exchange:
-                monitor.tell_command(session, outcome, sender.octets_in_all)
+                monitor.tell_command(outcome, sender.octets_in_all)
 
     def _keep_pace(self) -> None:
         self._steps = 0
