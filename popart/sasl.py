@@ -41,12 +41,6 @@ OAUTHBEARER_ERROR = b'{"status":"invalid_token"}'
 XOAUTH2_ERROR = b'{"status":"401","schemes":"bearer","scope":""}'
 """Google's form has these three keys.  Only the application knows which scope would be right."""
 
-PASSWORD_MECHANISMS = frozenset({"PLAIN", "LOGIN"})
-"""The mechanisms that call `Handler.authenticate_pass`."""
-
-CLEARTEXT_MECHANISMS = PASSWORD_MECHANISMS | {"OAUTHBEARER", "XOAUTH2"}
-"""The mechanisms in which a client shows a secret."""
-
 _DECOY_KEY = secrets.token_bytes(32)  # for this process
 
 _SCRAM = "SCRAM-SHA-256"

@@ -14,7 +14,7 @@ from popart.handler import Handler
 from popart.handler_calls import expect_none
 from popart.options import Policy
 from popart.replies import Reply, err
-from popart.sasl import CLEARTEXT_MECHANISMS, PASSWORD_MECHANISMS, Exchange, StoppedError, mechanisms, read_base64
+from popart.sasl import Exchange, StoppedError, mechanisms, read_base64
 
 FIRST_LOGIN_DELAY = 0.25
 """Seconds to hold back the answer to a first failed login; each further one takes twice as long..."""
@@ -22,9 +22,9 @@ FIRST_LOGIN_DELAY = 0.25
 LOGIN_DELAY_DOUBLINGS = 6
 """... up to 16 seconds."""
 
-_PASSWORD_COMMANDS = {"USER", "PASS"}
-_PASSWORD_WAYS = PASSWORD_MECHANISMS | _PASSWORD_COMMANDS
-_CLEARTEXT_WAYS = CLEARTEXT_MECHANISMS | _PASSWORD_COMMANDS
+# The commands and the mechanisms that end in `Handler.authenticate_pass`, and those in which a client shows a secret.
+_PASSWORD_WAYS = {"USER", "PASS", "PLAIN", "LOGIN"}
+_CLEARTEXT_WAYS = _PASSWORD_WAYS | {"OAUTHBEARER", "XOAUTH2"}
 _BACKEND_FAILED = re.compile(r"SYS/(TEMP|PERM)(/.*)?", re.IGNORECASE)  # RFC 3206: not that the user is the wrong one
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 
