@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from popart import options
 from popart.addresses import IPNetwork, ip_address, is_trusted
-from popart.client_deadlines import Place, Watchdog
+from popart.client_deadlines import Watchdog
 from popart.client_socket import DRAIN_SECONDS
 from popart.connection import TOO_MANY, Connection, refuse
 from popart.connection_limits import Places
@@ -140,7 +140,7 @@ class Server(ClosingServer):
         super()._begin()
         self._pacer = Pacer()
         self._places = Places(self, self._closing, self._changed)
-        self._workers = Workers(self._hold, self._changed, daemon=self.daemon_threads)
+        self._workers = Workers(self.process_request_thread, self._changed, daemon=self.daemon_threads)
         self._watchdog = Watchdog(self._places.all, self._closing, self._changed)
         _servers.add(self)
 
@@ -235,9 +235,6 @@ class Server(ClosingServer):
         # Late by a quarter of the smallest limit is soon enough, and looking more often would cost more.
         limits = (self.command_timeout, self.handshake_timeout, self.login_timeout, DRAIN_SECONDS)
         return max(0.01, min(limit for limit in limits if limit is not None) / 4)
-
-    def _hold(self, place: Place) -> None:
-        self.process_request_thread(place.socket, place.client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Hold a connection from its first octet to its last."""
