@@ -3,14 +3,7 @@
 `Server` listens and makes one `Handler` per connection; `popart.handler` is the manual.
 """
 
-from popart.errors import (
-    ClientGoneError,
-    ClientTimeoutError,
-    HandlerError,
-    LimitError,
-    ReportableError,
-    SessionError,
-)
+from popart.errors import ClientGoneError, ClientTimeoutError, HandlerError, LimitError, ReportableError, SessionError
 from popart.handler import (
     BaseHandler,
     Handler,

@@ -6,7 +6,6 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Any
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -20,7 +19,7 @@ def peer_of(client_address: Any) -> str | None:
     return str(address) if address.version == 4 else str(int(address) >> 64)
 
 
-def ip_address(client_address: Any) -> IPAddress:
+def ip_address(client_address: Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """Return the IP address of a socket address, without its zone.  An IPv4 address mapped into IPv6 becomes IPv4."""
     address = ipaddress.ip_address(client_address[0].partition("%")[0])
     return (address.version == 6 and address.ipv4_mapped) or address

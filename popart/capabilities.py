@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from popart.handler import Handler, SupportsExpire, SupportsLanguages, SupportsLoginDelay, SupportsUTF8
 from popart.handler_calls import ability, expect_number
+from popart.options import Policy
 
 
 def capabilities(
-    handler: Handler, *, signed_in: bool, takes_user: bool, mechanisms: Sequence[str], implementation: str, expire: str
+    handler: Handler, policy: Policy, *, signed_in: bool, takes_user: bool, mechanisms: Sequence[str]
 ) -> list[str]:
     """Return the same list before and after sign-in, but for what may be known of the user then.
 
@@ -31,11 +32,12 @@ def capabilities(
     if get_login_delay is not None:
         found.append(f"LOGIN-DELAY {expect_number('the login delay', get_login_delay())}{mark}")
     get_expire = ability(handler, SupportsExpire, "get_expire")
+    expire = policy.expire
     if signed_in:
         expire = expire.removesuffix(" USER") if get_expire is None else _days(get_expire())
     elif get_expire is not None:
         expire = expire.removesuffix(mark) + mark
-    return [*found, f"EXPIRE {expire}", f"IMPLEMENTATION {implementation}"]
+    return [*found, f"EXPIRE {expire}", f"IMPLEMENTATION {policy.implementation}"]
 
 
 def _days(days: object) -> str:

@@ -12,7 +12,6 @@ import math
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from itertools import accumulate, islice
 
 from popart import system
@@ -153,13 +152,11 @@ class Stream:
         octets = b"".join(replies)
         if self.tls is None:
             self.write(octets)
-        else:
-            # In the middle of a message this is not needed, but does no harm.
-            self._write_records(self.tls, cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE))
-
-    def _write_records(self, tls: TLS, pieces: Iterator[memoryview]) -> None:
+            return
+        # In the middle of a message this is not needed, but does no harm.
+        pieces = cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE)
         while group := list(islice(pieces, RECORDS)):
-            self.write(b"".join(map(tls.encrypt, group)))
+            self.write(b"".join(map(self.tls.encrypt, group)))
 
     def write(self, octets: bytes, deadline: float = math.inf) -> None:
         """Hand octets to the system as they are, whenever the client makes room for them.
@@ -203,7 +200,10 @@ class Stream:
     def hang_up(self, end: End) -> None:
         """End the connection in this way.  The server closes the socket."""
         if end is End.RESET:
-            self._wait_until_taken()
+            # No system tells when everything sent has arrived.
+            deadline = deadline_in(TAKEN_SECONDS)
+            while system.unsent(self.socket) and time.monotonic() < deadline:
+                time.sleep(TAKEN_PAUSE)
         if end in (End.RESET, End.RESET_AT_ONCE):
             system.reset(self.socket)
         elif end in (End.COMPLETE, End.CUT):
@@ -224,9 +224,3 @@ class Stream:
             self._place.pause(self._pace.pause())
             if time.monotonic() >= deadline and not system.unsent(self.socket):
                 return
-
-    def _wait_until_taken(self) -> None:
-        # No system tells when that is so.
-        end = time.monotonic() + TAKEN_SECONDS
-        while system.unsent(self.socket) and time.monotonic() < end:
-            time.sleep(TAKEN_PAUSE)

@@ -26,10 +26,11 @@ from popart.fairness import MESSAGE_STEPS, STEPS, Pace
 from popart.handler import Handler, SupportsMonitoring
 from popart.handler_calls import ability, expect_handler, tell_end
 from popart.monitor import Monitor
+from popart.options import Policy
 from popart.proxy_header import ProxyError, read_header
 from popart.replies import Reply, err
 from popart.reply_sending import Sender
-from popart.session import Policy, Session, State
+from popart.session import Session, State
 
 TOO_MANY = "too many connections, please try again later"
 
@@ -128,10 +129,12 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _make_policy(self) -> Policy:
         server, tls = self.server, self._stream.tls
+        # APOP's timestamp (RFC 1939 section 7).  Process number and clock would repeat; random digits do not.
+        banner = f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{server.hostname}>" if server.apop else None
         return Policy(
             implementation=server.implementation,
             expire=server.expire,
-            banner=_make_banner(server.hostname) if server.apop else None,
+            banner=banner,
             certificate=None if tls is None else tls.certificate(),
             allow_cleartext=server.allow_cleartext or self._came_by_tls or tls is not None,
             scram_decoy_key=server.scram_decoy_key,
@@ -160,8 +163,8 @@ class Connection(socketserver.StreamRequestHandler):
             if self._monitor is not None:
                 session.release()  # before anybody looks at figures: the user's next session may wait for the lock
                 if session.in_exchange:
-                    self._monitor.tell_command(session, "lost", self._sender.octets)
-                self._monitor.tell_session(session, self._sender.octets)
+                    self._monitor.tell_command("lost", self._sender.octets)
+                self._monitor.tell_session(self._sender.octets)
             session.close()
         self._stream.hang_up(end)
 
@@ -231,7 +234,7 @@ class Connection(socketserver.StreamRequestHandler):
             outcome = status.partition(b" ")[0].strip().decode()
         finally:
             if not session.in_exchange:
-                monitor.tell_command(session, outcome, sender.octets_in_all)
+                monitor.tell_command(outcome, sender.octets_in_all)
 
     def _keep_pace(self) -> None:
         self._steps = 0
@@ -247,8 +250,3 @@ def refuse(request: socket.socket, text: str) -> None:
         request.setblocking(False)
         request.send(err(text, "SYS/TEMP").status)
         request.recv(READ_SIZE)  # unread input would turn the reply into a reset
-
-
-def _make_banner(hostname: str) -> str:
-    """Make APOP's timestamp (RFC 1939 section 7).  Process number and clock would repeat; random digits do not."""
-    return f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{hostname}>"

@@ -15,8 +15,6 @@ MAX_LEAVING = 100
 """Connections allowed beyond the limit for a short time.  Some have made room, and their threads are still ending.
 Others have not yet named their client by a PROXY header."""
 
-NO_ROOM = "the client had not signed in when another one needed its place"
-
 
 class Places:
     """All live connections of a server.
@@ -83,7 +81,7 @@ class Places:
             if place.waits and not (place.cut or place is newcomer or place.signed_in()):
                 self._leaving += 1
                 place.makes_room = True
-                place.end(NO_ROOM)
+                place.end("the client had not signed in when another one needed its place")
                 return True
         return False
 

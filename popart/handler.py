@@ -71,11 +71,9 @@ class MessageReader(Protocol):
         reads ``-ERR [SYS/PERM]`` and may go on.  If the first octets have left already, popart resets the connection.
         The handler is told by a `HandlerError`.  If there are more octets than announced, popart sends all of them.
         """
-        ...
 
     def close(self) -> None:
         """Let go of the message.  Called once for every reader, whether it was read to its end or not."""
-        ...
 
 
 @runtime_checkable
@@ -198,7 +196,6 @@ class SupportsListing(Protocol):
         popart makes this one call right after `Handler.lock_maildrop`, in place of one for the count and two for each
         message.  Sizes and ids must be as `Handler.get_message_size` and `Handler.get_message_id` describe them.
         """
-        ...
 
 
 class _TakesPasswords:
@@ -299,7 +296,6 @@ class SupportsTop(Protocol):
         Nobody has announced how long the beginning of a message is.  If this reader returns ``b""``, popart takes that
         for its end, so raise if your source may break off.
         """
-        ...
 
 
 @runtime_checkable
@@ -398,7 +394,6 @@ class SupportsUTF8(Protocol):
         After this call popart sends the texts of `ReportableError` in UTF-8.  User names and passwords are UTF-8
         anyway.  popart does not prepare them with SASLprep (RFC 4013).
         """
-        ...
 
 
 @runtime_checkable
@@ -412,7 +407,6 @@ class SupportsLanguages(Protocol):
         ``LANG *`` chooses the first.  ``LANG de`` chooses ``de`` if it is there, otherwise the first that begins with
         ``de-``.
         """
-        ...
 
     @abstractmethod
     def set_language(self, tag: str) -> None:
@@ -421,7 +415,6 @@ class SupportsLanguages(Protocol):
         After this call write the texts of `ReportableError` in that language: popart sends them in UTF-8.  popart's own
         few texts stay English.
         """
-        ...
 
 
 @runtime_checkable
@@ -434,7 +427,6 @@ class SupportsLoginDelay(Protocol):
     @abstractmethod
     def get_login_delay(self) -> int:
         """Return the seconds: before sign-in the most that any user must wait, then what this user must wait."""
-        ...
 
 
 @runtime_checkable
@@ -447,7 +439,6 @@ class SupportsExpire(Protocol):
 
         Before sign-in CAPA announces the *expire* of the `Server`, which should be the least of any user.
         """
-        ...
 
 
 @runtime_checkable
@@ -466,11 +457,9 @@ class SupportsMonitoring(Protocol):
 
         If a handler counts, popart sends the answers to pipelined commands one by one, otherwise together.
         """
-        ...
 
     def session_finished(self, commands: int, octets: int, seconds: float) -> None:
         """Learn that the session is over: how many commands it had, the octets of all answers, and how long it took."""
-        ...
 
 
 @runtime_checkable
@@ -479,4 +468,3 @@ class SupportsClose(Protocol):
 
     def close(self) -> None:
         """Learn that the session is over, whether the client signed in or not.  popart calls it exactly once, last."""
-        ...

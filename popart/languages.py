@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from popart.errors import HandlerError
-from popart.handler_calls import close_coroutines, show
+from popart.handler_calls import bad_type, show
 
 MAX_LANGUAGE_NAME = 64
 """Characters of a language's name: more than any has."""
@@ -20,8 +20,7 @@ def check_languages(languages: object) -> dict[str, str]:
     :raises HandlerError: it is no mapping, or a tag or a name cannot stand on the wire.
     """
     if not isinstance(languages, Mapping):
-        close_coroutines(languages)
-        raise HandlerError(f"get_languages returned {type(languages).__name__}, not a mapping of tags to names")
+        raise bad_type("get_languages", languages, "a mapping of tags to names")
     found: dict[str, str] = {}
     for tag, name in languages.items():
         if not (isinstance(tag, str) and _LANGUAGE_TAG.fullmatch(tag)):

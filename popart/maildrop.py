@@ -10,11 +10,10 @@ from contextlib import suppress
 from itertools import islice
 from operator import index
 from types import CoroutineType
-from typing import Any
 
 from popart.errors import BadCommandError, HandlerError, ReportableError
 from popart.handler import Handler, SupportsListing
-from popart.handler_calls import MAX_NUMBER, ability, check_each, close_coroutines, expect_none, expect_number
+from popart.handler_calls import MAX_NUMBER, ability, bad_type, check_each, close_coroutines, expect_none, expect_number
 from popart.unique_ids import check_id, check_ids, same_ids
 
 MAX_DIGITS = 10
@@ -52,7 +51,7 @@ class Maildrop:
         list_messages = ability(self._handler, SupportsListing, "list_messages")
         ids: list[str] | None = None
         if list_messages is not None:
-            sizes, ids = _unzip(_collect(list_messages(), max_messages))
+            sizes, ids = _read_listing(list_messages(), max_messages)
             if CoroutineType in set(map(type, ids)):
                 check_ids(ids)  # else that waits until a client wants them
         else:
@@ -148,17 +147,13 @@ def is_number(argument: str) -> bool:
     return argument.isascii() and argument.isdigit() and len(argument) <= MAX_DIGITS
 
 
-def _collect(listing: object, max_messages: int | None) -> list[Any]:
+def _read_listing(listing: object, max_messages: int | None) -> tuple[list[int], list[str]]:
+    """Return the sizes and the ids of a listing, none of them checked."""
     if not isinstance(listing, Iterable):
-        close_coroutines(listing)
-        raise HandlerError(f"list_messages returned {type(listing).__name__}, not pairs of size and id")
+        raise bad_type("list_messages", listing, "pairs of size and id")
     entries = list(islice(listing, None if max_messages is None else max_messages + 1))
     if max_messages is not None and len(entries) > max_messages:
         raise HandlerError(f"list_messages goes on after {max_messages} messages, and max_messages is {max_messages}")
-    return entries
-
-
-def _unzip(entries: list[Any]) -> tuple[list[int], list[str]]:
     sizes: list[int] = []
     ids: list[str] = []
     try:

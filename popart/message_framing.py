@@ -24,7 +24,6 @@ class Readable(Protocol):
 
     def read(self, n: int, /) -> bytes:
         """Return at most about *n* of the next octets; none (``b""``) means the end."""
-        ...
 
 
 class ShortMessageError(Exception):

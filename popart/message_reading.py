@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from popart.error_replies import explain
 from popart.errors import BrokenMessageError, HandlerError
 from popart.handler import Handler, MessageReader
-from popart.handler_calls import close_coroutines, expect_done, tell_error
+from popart.handler_calls import bad_type, close_coroutines, expect_done, tell_error
 from popart.message_framing import CHUNK_SIZE, ShortMessageError, encode_message
 from popart.replies import Reply, ok
 
@@ -52,8 +52,7 @@ class _Source:
     def read(self) -> bytes:
         chunk: object = self._reader.read(CHUNK_SIZE)
         if not isinstance(chunk, bytes):
-            close_coroutines(chunk)
-            raise HandlerError(f"the reader of message {self._number} returned {type(chunk).__name__}, not bytes")
+            raise bad_type(f"the reader of message {self._number}", chunk, "bytes")
         return chunk
 
     def encode(self, first: bytes, top: int | None, size: int) -> Generator[bytes, None, None]:

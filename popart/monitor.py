@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from popart.handler import SupportsMonitoring
-from popart.handler_calls import expect_none
-from popart.session import Session
+from popart.handler_calls import expect_none, tell_error
 
 
 class Monitor:
     """Measures one session."""
 
     def __init__(self, handler: Any) -> None:
-        self._handler: SupportsMonitoring = handler
+        self._handler = handler
         self._session_began = self._command_began = time.monotonic()
         self._commands = 0
         self._verb = ""
@@ -25,17 +23,17 @@ class Monitor:
         self._octets_before = octets
         self._command_began = time.monotonic()
 
-    def tell_command(self, session: Session, outcome: str, octets: int) -> None:
+    def tell_command(self, outcome: str, octets: int) -> None:
         self._commands += 1
         seconds = time.monotonic() - self._command_began
-        self._tell(session, "command_finished", self._verb, outcome, octets - self._octets_before, seconds)
+        self._tell("command_finished", self._verb, outcome, octets - self._octets_before, seconds)
 
-    def tell_session(self, session: Session, octets: int) -> None:
+    def tell_session(self, octets: int) -> None:
         seconds = time.monotonic() - self._session_began
-        self._tell(session, "session_finished", self._commands, octets, seconds)
+        self._tell("session_finished", self._commands, octets, seconds)
 
-    def _tell(self, session: Session, method: str, *facts: object) -> None:
+    def _tell(self, method: str, *facts: object) -> None:
         try:
             expect_none(method, getattr(self._handler, method)(*facts))
         except BaseException as error:
-            session.report(error)
+            tell_error(self._handler, error)

@@ -1,4 +1,5 @@
-"""The options of a server: the limits and the keyword arguments of `popart.Server`, and which values they take."""
+"""The options of a server: the limits and the keyword arguments of `popart.Server`, which values they take, and those
+that its sessions see."""
 
 from __future__ import annotations
 
@@ -7,18 +8,13 @@ import math
 import re
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from popart.addresses import IPNetwork
 
-COUNTS = (
-    "max_connections",
-    "max_connections_per_peer",
-    "max_bad_commands",
-    "max_failed_logins",
-    "max_messages",
-)
+COUNTS = ("max_connections", "max_connections_per_peer", "max_bad_commands", "max_failed_logins", "max_messages")
 """The limits that are whole numbers from 0 on."""
 
 TIMES = ("handshake_timeout", "login_timeout", "shutdown_grace")
@@ -31,10 +27,12 @@ LOOPBACK = ("127.0.0.0/8", "::1/128")
 """The networks of this machine alone."""
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_MAX_HOSTNAME = 255
-_IMPLEMENTATION = re.compile(r"[!-~]+( [!-~]+)*")
-_MAX_IMPLEMENTATION = 400  # a capability line has 512 octets, RFC 2449 section 5
-_EXPIRE = re.compile(r"(NEVER|[0-9]{1,9})( USER)?")
+_TEXTS = {
+    "hostname": (_HOSTNAME, 255),
+    "implementation": (re.compile(r"[!-~]+( [!-~]+)*"), 400),  # a capability line has 512 octets, RFC 2449 section 5
+    "expire": (re.compile(r"(NEVER|[0-9]{1,9})( USER)?"), len("999999999 USER")),
+}
+"""What may stand on the wire, and its most octets."""
 
 
 class LimitOptions(TypedDict, total=False):
@@ -132,6 +130,25 @@ class SocketOptions(TypedDict, total=False):
     trusted_proxies: Iterable[str]
 
 
+@dataclass(frozen=True)
+class Policy:
+    """The settings of a server for its sessions.  See `popart.Server` for their meaning; None means no limit."""
+
+    implementation: str = "popart"
+    expire: str = "NEVER"
+    banner: str | None = None
+    """The timestamp of APOP.  Without it there is no APOP."""
+
+    certificate: Mapping[str, Any] | None = None
+    """The verified certificate of the TLS client."""
+
+    allow_cleartext: bool = True
+    scram_decoy_key: bytes | None = None
+    max_bad_commands: int | None = None
+    max_failed_logins: int | None = None
+    max_messages: int | None = None
+
+
 def check_server_address(address: object) -> None:
     if not isinstance(address, tuple):
         raise ValueError(f"server_address must be a host and a port, not {address!r}")
@@ -148,7 +165,7 @@ def choose_hostname(hostname: str | None) -> str:
         hostname = socket.gethostname()
         if not _HOSTNAME.fullmatch(hostname):
             hostname = "localhost"
-    return _check_text("hostname", hostname, _HOSTNAME, _MAX_HOSTNAME)
+    return check_text("hostname", hostname)
 
 
 def check_timeout(timeout: float, minimum: float) -> float:
@@ -157,12 +174,11 @@ def check_timeout(timeout: float, minimum: float) -> float:
     return float(timeout)
 
 
-def check_implementation(implementation: str) -> str:
-    return _check_text("implementation", implementation, _IMPLEMENTATION, _MAX_IMPLEMENTATION)
-
-
-def check_expire(expire: str) -> str:
-    return _check_text("expire", expire, _EXPIRE, len("999999999 USER"))
+def check_text(name: str, value: str) -> str:
+    pattern, longest = _TEXTS[name]
+    if not (isinstance(value, str) and len(value) <= longest and pattern.fullmatch(value)):
+        raise ValueError(f"{name} cannot be {value!r}")
+    return value
 
 
 def check_context(context: ssl.SSLContext | None) -> ssl.SSLContext | None:
@@ -189,9 +205,3 @@ def check_reuse_port(reuse_port: bool) -> bool:
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         raise ValueError("reuse_port needs SO_REUSEPORT, which this system does not have")
     return reuse_port
-
-
-def _check_text(name: str, value: object, pattern: re.Pattern[str], longest: int) -> str:
-    if not (isinstance(value, str) and len(value) <= longest and pattern.fullmatch(value)):
-        raise ValueError(f"{name} cannot be {value!r}")
-    return value

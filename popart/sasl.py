@@ -22,9 +22,9 @@ from functools import partial
 from typing import Any
 
 from popart.command_lines import MAX_LINE
-from popart.errors import BadCommandError, HandlerError, ReportableError
+from popart.errors import BadCommandError, ReportableError
 from popart.handler import Handler, ScramCredentials, SupportsCertificates, SupportsScram, SupportsTokens
-from popart.handler_calls import ability, close_coroutines, expect_none
+from popart.handler_calls import ability, bad_type, expect_none
 
 Exchange = Generator[bytes, bytes, str]
 Authenticate = Callable[[str, str], object]
@@ -40,12 +40,6 @@ OAUTHBEARER_ERROR = b'{"status":"invalid_token"}'
 
 XOAUTH2_ERROR = b'{"status":"401","schemes":"bearer","scope":""}'
 """Google's form has these three keys.  Only the application knows which scope would be right."""
-
-PASSWORD_MECHANISMS = frozenset({"PLAIN", "LOGIN"})
-"""The mechanisms that call `Handler.authenticate_pass`."""
-
-CLEARTEXT_MECHANISMS = PASSWORD_MECHANISMS | {"OAUTHBEARER", "XOAUTH2"}
-"""The mechanisms in which a client shows a secret."""
 
 _DECOY_KEY = secrets.token_bytes(32)  # for this process
 
@@ -146,8 +140,7 @@ def _call(method: Callable[..., object], *arguments: object) -> object:
     try:
         return method(*arguments)
     except StopIteration as error:
-        stopped = StoppedError(error)
-    raise stopped
+        raise StoppedError(error) from None
 
 
 # Passwords.
@@ -316,8 +309,7 @@ def _ask_credentials(get_credentials: Callable[[str], object], username: str, de
             raise
         return decoy
     if not isinstance(found, ScramCredentials):
-        close_coroutines(found)
-        raise HandlerError(f"get_scram_credentials returned {type(found).__name__}, not ScramCredentials")
+        raise bad_type("get_scram_credentials", found, "ScramCredentials")
     return found
 
 

@@ -31,27 +31,15 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from popart import options
 from popart.addresses import IPNetwork, ip_address, is_trusted
-from popart.client_deadlines import Place, Watchdog
+from popart.client_deadlines import Watchdog
 from popart.client_socket import DRAIN_SECONDS
 from popart.connection import TOO_MANY, Connection, refuse
 from popart.connection_limits import Places
 from popart.fairness import Pacer
 from popart.handler import Handler
-from popart.options import (
-    LOOPBACK,
-    SocketOptions,
-    check_context,
-    check_decoy_key,
-    check_expire,
-    check_factory,
-    check_implementation,
-    check_proxies,
-    check_reuse_port,
-    check_server_address,
-    check_timeout,
-    choose_hostname,
-)
+from popart.options import LOOPBACK, SocketOptions
 from popart.server_closing import ClosingServer
 from popart.workers import Workers
 
@@ -126,24 +114,24 @@ class Server(ClosingServer):
         bind_and_activate: bool = True,
     ) -> None:
         if self.address_family == socket.AF_INET:
-            check_server_address(server_address)
+            options.check_server_address(server_address)
             if ":" in server_address[0]:
                 self.address_family: int = socket.AF_INET6
-        check_factory(on_new_connection)
+        options.check_factory(on_new_connection)
         self._check_limits()
         self.on_new_connection = on_new_connection
-        self.hostname: str = choose_hostname(hostname)
-        self.command_timeout: float = check_timeout(timeout, self.minimum_timeout)
-        self.implementation: str = check_implementation(implementation)
-        self.expire: str = check_expire(expire)
+        self.hostname: str = options.choose_hostname(hostname)
+        self.command_timeout: float = options.check_timeout(timeout, self.minimum_timeout)
+        self.implementation: str = options.check_text("implementation", implementation)
+        self.expire: str = options.check_text("expire", expire)
         self.apop = apop
-        self.ssl_context: ssl.SSLContext | None = check_context(ssl_context)
+        self.ssl_context: ssl.SSLContext | None = options.check_context(ssl_context)
         self.require_tls = require_tls
         self.allow_cleartext = allow_cleartext
-        self.scram_decoy_key: bytes | None = check_decoy_key(scram_decoy_key)
+        self.scram_decoy_key: bytes | None = options.check_decoy_key(scram_decoy_key)
         self.proxy_protocol = proxy_protocol
-        self.trusted_proxies: list[IPNetwork] = check_proxies(trusted_proxies)
-        self.reuse_port: bool = check_reuse_port(reuse_port)
+        self.trusted_proxies: list[IPNetwork] = options.check_proxies(trusted_proxies)
+        self.reuse_port: bool = options.check_reuse_port(reuse_port)
         self._begin()
         super().__init__(server_address, Connection, bind_and_activate)
 
@@ -152,7 +140,7 @@ class Server(ClosingServer):
         super()._begin()
         self._pacer = Pacer()
         self._places = Places(self, self._closing, self._changed)
-        self._workers = Workers(self._hold, self._changed, daemon=self.daemon_threads)
+        self._workers = Workers(self.process_request_thread, self._changed, daemon=self.daemon_threads)
         self._watchdog = Watchdog(self._places.all, self._closing, self._changed)
         _servers.add(self)
 
@@ -247,9 +235,6 @@ class Server(ClosingServer):
         # Late by a quarter of the smallest limit is soon enough, and looking more often would cost more.
         limits = (self.command_timeout, self.handshake_timeout, self.login_timeout, DRAIN_SECONDS)
         return max(0.01, min(limit for limit in limits if limit is not None) / 4)
-
-    def _hold(self, place: Place) -> None:
-        self.process_request_thread(place.socket, place.client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Hold a connection from its first octet to its last."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from popart.capabilities import capabilities
 from popart.command_lines import MAX_AUTH_LINE, MAX_LINE
@@ -22,6 +21,7 @@ from popart.languages import check_languages, choose_language
 from popart.maildrop import Maildrop, is_number
 from popart.maildrop_lock import MaildropLock
 from popart.message_reading import open_message
+from popart.options import Policy
 from popart.replies import Reply, ok
 from popart.sign_in import SignIn
 
@@ -74,25 +74,6 @@ def command(states: State, longest: int = MAX_LINE) -> Callable[[Callable[..., R
     return declare
 
 
-@dataclass(frozen=True)
-class Policy:
-    """The settings of a server for its sessions.  See `popart.Server` for their meaning; None means no limit."""
-
-    implementation: str = "popart"
-    expire: str = "NEVER"
-    banner: str | None = None
-    """The timestamp of APOP.  Without it there is no APOP."""
-
-    certificate: Mapping[str, Any] | None = None
-    """The verified certificate of the TLS client."""
-
-    allow_cleartext: bool = True
-    scram_decoy_key: bytes | None = None
-    max_bad_commands: int | None = None
-    max_failed_logins: int | None = None
-    max_messages: int | None = None
-
-
 class Session:
     """One client's session with one handler."""
 
@@ -103,13 +84,7 @@ class Session:
         self._handler = handler
         self._policy = policy
         self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
-        self._sign_in = SignIn(
-            handler,
-            banner=policy.banner,
-            certificate=policy.certificate,
-            allow_cleartext=policy.allow_cleartext,
-            scram_decoy_key=policy.scram_decoy_key,
-        )
+        self._sign_in = SignIn(handler, policy)
         # A command that is not taken is not in the table, so PASS's argument is not even decoded.
         self._commands = {
             keyword: found
@@ -129,11 +104,15 @@ class Session:
 
     def greet(self) -> Reply:
         """Return the greeting (RFC 1939 section 4)."""
+        banner = self._policy.banner
+        if banner is None:
+            return ok("POP3 server ready")
         try:
-            return self._greet()
+            expect_none("set_banner", self._handler.set_banner(banner))
         except BaseException as error:
             self.over = True
             return self._explain(error)
+        return ok(f"POP3 server ready {banner}")
 
     def respond(self, line: bytes) -> Reply:
         """Run one command line, given without its line end, and return the reply.  Not called once it is `over`."""
@@ -190,24 +169,17 @@ class Session:
 
     def _explain(self, error: BaseException) -> Reply:
         if isinstance(error, BadCommandError):
-            self._count_bad_command()
+            self._bad_commands += 1
+            self._sign_in.username = None  # a malformed command takes back USER
+            self._end_if_too_many("bad commands", self._bad_commands, self._policy.max_bad_commands)
         else:
             self._bad_commands = 0
         return explain(self._handler, error, utf8=self._utf8)
 
-    def _count_bad_command(self) -> None:
-        self._bad_commands += 1
-        self._sign_in.note_user(None)  # a malformed command takes back USER
-        most = self._policy.max_bad_commands
-        if most is not None and self._bad_commands >= most:
+    def _end_if_too_many(self, what: str, count: int, most: int | None) -> None:
+        if most is not None and count >= most:
             self.over = True
-            self.report(LimitError("too many bad commands"))
-
-    def _greet(self) -> Reply:
-        if self._policy.banner is None:
-            return ok("POP3 server ready")
-        expect_none("set_banner", self._handler.set_banner(self._policy.banner))
-        return ok(f"POP3 server ready {self._policy.banner}")
+            self.report(LimitError(f"too many {what}"))
 
     def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
         if keyword.upper() in COMMANDS[State.AUTHORIZATION]:
@@ -227,11 +199,10 @@ class Session:
         """RFC 2449 section 5."""
         found = capabilities(
             self._handler,
+            self._policy,
             signed_in=self.state is State.TRANSACTION,
             takes_user=not self._sign_in.why_not("USER"),
             mechanisms=self._sign_in.offered,
-            implementation=self._policy.implementation,
-            expire=self._policy.expire,
         )
         return ok("capability list follows", _join(found))
 
@@ -262,7 +233,7 @@ class Session:
     @command(State.AUTHORIZATION)
     def do_USER(self, name: str) -> Reply:
         """RFC 1939 section 7.  It accepts any name: a refusal would show which names exist (section 13)."""
-        self._sign_in.note_user(name)
+        self._sign_in.username = name
         return ok("send PASS")
 
     @command(State.AUTHORIZATION)
@@ -289,19 +260,13 @@ class Session:
         except BadCommandError:
             raise
         except ReportableError as refusal:
-            return self._refuse_login(refusal)
+            reply = self._sign_in.refuse(refusal, utf8=self._utf8)
+            self._end_if_too_many("failed logins", self._sign_in.failures, self._policy.max_failed_logins)
+            return reply
         except BaseException:
             self.over = True
             raise
         return self._open_maildrop() if challenge is None else challenge
-
-    def _refuse_login(self, refusal: ReportableError) -> Reply:
-        reply = self._sign_in.refuse(refusal, utf8=self._utf8)
-        most = self._policy.max_failed_logins
-        if most is not None and self._sign_in.failures >= most:
-            self.over = True
-            self.report(LimitError("too many failed logins"))
-        return reply
 
     def _open_maildrop(self) -> Reply:
         try:

@@ -7,22 +7,14 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping
-from typing import Any
 
 from popart.command_lines import MAX_AUTH_LINE
 from popart.errors import BadCommandError, ReportableError
 from popart.handler import Handler
 from popart.handler_calls import expect_none
+from popart.options import Policy
 from popart.replies import Reply, err
-from popart.sasl import (
-    CLEARTEXT_MECHANISMS,
-    PASSWORD_MECHANISMS,
-    Exchange,
-    StoppedError,
-    mechanisms,
-    read_base64,
-)
+from popart.sasl import Exchange, StoppedError, mechanisms, read_base64
 
 FIRST_LOGIN_DELAY = 0.25
 """Seconds to hold back the answer to a first failed login; each further one takes twice as long..."""
@@ -30,9 +22,9 @@ FIRST_LOGIN_DELAY = 0.25
 LOGIN_DELAY_DOUBLINGS = 6
 """... up to 16 seconds."""
 
-_PASSWORD_COMMANDS = {"USER", "PASS"}
-_PASSWORD_WAYS = PASSWORD_MECHANISMS | _PASSWORD_COMMANDS
-_CLEARTEXT_WAYS = CLEARTEXT_MECHANISMS | _PASSWORD_COMMANDS
+# The commands and the mechanisms that end in `Handler.authenticate_pass`, and those in which a client shows a secret.
+_PASSWORD_WAYS = {"USER", "PASS", "PLAIN", "LOGIN"}
+_CLEARTEXT_WAYS = _PASSWORD_WAYS | {"OAUTHBEARER", "XOAUTH2"}
 _BACKEND_FAILED = re.compile(r"SYS/(TEMP|PERM)(/.*)?", re.IGNORECASE)  # RFC 3206: not that the user is the wrong one
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 
@@ -44,21 +36,14 @@ class SignIn:
     refusal of the handler as it is, and `refuse` answers it.
     """
 
-    def __init__(
-        self,
-        handler: Handler,
-        *,
-        banner: str | None,
-        certificate: Mapping[str, Any] | None,
-        allow_cleartext: bool,
-        scram_decoy_key: bytes | None,
-    ) -> None:
+    def __init__(self, handler: Handler, policy: Policy) -> None:
         self._handler = handler
-        self._banner = banner
-        self._allow_cleartext = allow_cleartext
+        self._policy = policy
         self._allow_passwords = getattr(handler, "allow_passwords", True)
-        self._mechanisms = mechanisms(handler, certificate, scram_decoy_key)
-        self._username: str | None = None
+        self._mechanisms = mechanisms(handler, policy.certificate, policy.scram_decoy_key)
+        self.username: str | None = None
+        """USER's name, until PASS."""
+
         self.offered: list[str] = [name for name in self._mechanisms if not self.why_not(name)]
         """The names of AUTH's mechanisms, in CAPA's order."""
 
@@ -73,22 +58,18 @@ class SignIn:
         """Return why this connection does not take a command or a mechanism to sign in, or None if it does."""
         if way in _PASSWORD_WAYS and not self._allow_passwords:
             return "passwords are not taken here"
-        if way in _CLEARTEXT_WAYS and not self._allow_cleartext:
+        if way in _CLEARTEXT_WAYS and not self._policy.allow_cleartext:
             return "this needs TLS, from the beginning of the connection"
         return None
 
-    def note_user(self, name: str | None) -> None:
-        """Keep USER's name until PASS; None removes it."""
-        self._username = name
-
     def take_password(self, password: str) -> None:
-        username, self._username = self._username, None
+        username, self.username = self.username, None
         if username is None:
             raise BadCommandError("USER comes before PASS")
         expect_none("authenticate_pass", self._handler.authenticate_pass(username, password))
 
     def take_digest(self, name: str, digest: str) -> None:
-        if self._banner is None:
+        if self._policy.banner is None:
             raise BadCommandError("APOP is not offered here")
         if not name or not _HEX_DIGEST.fullmatch(digest):
             raise BadCommandError("APOP takes a name and an MD5 digest")
@@ -101,21 +82,16 @@ class SignIn:
             raise BadCommandError("unknown mechanism")
         if why := self.why_not(mechanism.upper()):
             raise BadCommandError(why)
-        self._username = None
+        self.username = None
         exchange = begin()
         challenge = next(exchange)
-        if response:
-            return self._continue(exchange, response.encode())
         self.exchange = exchange
-        return _make_challenge(challenge)
+        return self.take_response(response.encode()) if response else _make_challenge(challenge)
 
     def take_response(self, line: bytes) -> Reply | None:
         """Go on with the exchange that waits."""
         assert self.exchange is not None
         exchange, self.exchange = self.exchange, None
-        return self._continue(exchange, line)
-
-    def _continue(self, exchange: Exchange, line: bytes) -> Reply | None:
         response = _read_response(line)
         try:
             if isinstance(response, BadCommandError):

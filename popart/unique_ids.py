@@ -15,10 +15,7 @@ _UNIQUE_ID = re.compile(f"[!-~]{{1,{MAX_UNIQUE_ID}}}")
 
 def check_ids(ids: list[str]) -> list[str]:
     # All at once, in C: ten times as fast as matching a pattern for each of 100,000 ids.
-    if _are_legal(ids):
-        plain = ids
-    else:
-        plain = check_each(ids, check_id)
+    plain = ids if _are_legal(ids) else check_each(ids, check_id)
     if len(set(plain)) != len(plain):
         firsts: dict[str, int] = {}
         for number, identifier in enumerate(plain, 1):

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from popart.client_deadlines import Place
 
@@ -20,7 +21,7 @@ class Workers:
     The lock of *changed* guards everything here; *changed* is notified when a thread has nothing more to do.
     """
 
-    def __init__(self, hold: Callable[[Place], None], changed: threading.Condition, *, daemon: bool) -> None:
+    def __init__(self, hold: Callable[[Any, Any], None], changed: threading.Condition, *, daemon: bool) -> None:
         self._hold = hold
         self._changed = changed
         self._daemon = daemon
@@ -68,7 +69,7 @@ class Workers:
         """
         while place is not None and self._take_up(place):
             # In a context of its own: no session finds another's context variables.
-            contextvars.Context().run(self._hold, place)
+            contextvars.Context().run(self._hold, place.socket, place.client_address)
             place = self._next()
         with self._changed:
             thread = threading.current_thread()

@@ -16,8 +16,9 @@ import pytest
 import trustme
 
 import popart
+from popart.options import Policy
 from popart.server import Server
-from popart.session import Policy, Session
+from popart.session import Session
 
 PATIENCE = 10.0
 """Seconds after which a test gives up waiting for what should come at once."""

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from popart.errors import ReportableError
-from popart.handler import Handler, MessageReader, ScramCredentials, SupportsClose
+from popart.handler import BaseHandler, MessageReader, ScramCredentials, SupportsClose
 from popart.sasl import apop_digest, scram_credentials
 from popart.testing.maildrop import Maildrop
 from popart.testing.store import MailStore
 
 
-class StoredMailHandler(Handler, SupportsClose):
+class StoredMailHandler(BaseHandler, SupportsClose):
     """Serves a user's maildrop, as it was at sign-in.  It has only the abilities that were asked for."""
 
     def __init__(self, mail: MailStore) -> None:
@@ -27,18 +27,14 @@ class StoredMailHandler(Handler, SupportsClose):
         if "certificates" in mail._offers:
             self.authenticate_certificate: Callable[[str, Mapping[str, Any]], None] = self._authenticate_certificate
         self.username: str = ""
-        self._banner = ""
         self._maildrop = Maildrop()
         self._messages: list[tuple[str, bytes]] = []
-
-    def set_banner(self, banner: str) -> None:
-        self._banner = banner
 
     def authenticate_pass(self, username: str, password: str) -> None:
         self._authenticate(username, lambda secret: secret == password)
 
     def authenticate_apop(self, username: str, hexdigest: str) -> None:
-        self._authenticate(username, lambda secret: apop_digest(self._banner, secret) == hexdigest)
+        self._authenticate(username, lambda secret: apop_digest(self.banner, secret) == hexdigest)
 
     def _authenticate_token(self, username: str, token: str) -> None:
         self._authenticate(username, lambda _: self.mail.tokens.get(username) == token)
@@ -63,14 +59,8 @@ class StoredMailHandler(Handler, SupportsClose):
         self._run_or_fail("lock", self._maildrop.lock)
         self._messages = self._maildrop.snapshot()
 
-    def get_message_count(self) -> int:
-        return len(self._messages)
-
-    def get_message_size(self, number: int) -> int:
-        return len(self._messages[number - 1][1])
-
-    def get_message_id(self, number: int) -> str:
-        return self._messages[number - 1][0]
+    def list_messages(self) -> list[tuple[int, str]]:
+        return [(len(octets), unique_id) for unique_id, octets in self._messages]
 
     def get_message_reader(self, number: int) -> MessageReader:
         return io.BytesIO(self._messages[number - 1][1])
