@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from popart.handler import Handler, SupportsExpire, SupportsLanguages, SupportsLoginDelay, SupportsUTF8
 from popart.handler_calls import ability, expect_number
-from popart.options import Policy
+from popart.policy import Policy
 
 
 def capabilities(

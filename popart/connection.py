@@ -26,7 +26,7 @@ from popart.fairness import MESSAGE_STEPS, STEPS, Pace
 from popart.handler import Handler, SupportsMonitoring
 from popart.handler_calls import ability, expect_handler, tell_end
 from popart.monitor import Monitor
-from popart.options import Policy
+from popart.policy import Policy
 from popart.proxy_header import ProxyError, read_header
 from popart.replies import Reply, err
 from popart.reply_sending import Sender

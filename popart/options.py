@@ -8,8 +8,7 @@ import math
 import re
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
 from popart.addresses import IPNetwork
@@ -128,25 +127,6 @@ class SocketOptions(TypedDict, total=False):
     scram_decoy_key: bytes | None
     proxy_protocol: bool
     trusted_proxies: Iterable[str]
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The settings of a server for its sessions.  See `popart.Server` for their meaning; None means no limit."""
-
-    implementation: str = "popart"
-    expire: str = "NEVER"
-    banner: str | None = None
-    """The timestamp of APOP.  Without it there is no APOP."""
-
-    certificate: Mapping[str, Any] | None = None
-    """The verified certificate of the TLS client."""
-
-    allow_cleartext: bool = True
-    scram_decoy_key: bytes | None = None
-    max_bad_commands: int | None = None
-    max_failed_logins: int | None = None
-    max_messages: int | None = None
 
 
 def check_server_address(address: object) -> None:

@@ -21,7 +21,7 @@ from popart.languages import check_languages, choose_language
 from popart.maildrop import Maildrop, is_number
 from popart.maildrop_lock import MaildropLock
 from popart.message_reading import open_message
-from popart.options import Policy
+from popart.policy import Policy
 from popart.replies import Reply, ok
 from popart.sign_in import SignIn
 

@@ -12,7 +12,7 @@ from popart.command_lines import MAX_AUTH_LINE
 from popart.errors import BadCommandError, ReportableError
 from popart.handler import Handler
 from popart.handler_calls import expect_none
-from popart.options import Policy
+from popart.policy import Policy
 from popart.replies import Reply, err
 from popart.sasl import Exchange, StoppedError, mechanisms, read_base64
 

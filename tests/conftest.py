@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 import popart
-from popart.options import Policy
+from popart.policy import Policy
 from popart.server import Server
 from popart.session import Session
 

@@ -17,7 +17,7 @@ SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in R
 
 LAYERS = [
     {"errors"},
-    {"addresses", "command_lines", "fairness", "handler", "message_framing", "proxy_header", "system", "tls"},
+    {"addresses", "command_lines", "fairness", "handler", "message_framing", "policy", "proxy_header", "system", "tls"},
     {"client_deadlines", "handler_calls", "options", "replies"},
     {"capabilities", "client_socket", "connection_limits", "error_replies", "languages", "maildrop_lock", "sasl"},
     {"message_reading", "reply_sending", "sign_in", "unique_ids", "workers"},
@@ -73,14 +73,16 @@ def test_imports_go_downward(module: str) -> None:
 
 
 PURE = """capabilities command_lines error_replies errors handler handler_calls languages maildrop maildrop_lock
-message_framing message_reading replies sasl session sign_in unique_ids""".split()
+message_framing message_reading policy replies sasl session sign_in unique_ids""".split()
 
 
 @pytest.mark.parametrize("module", PURE)
 def test_no_sockets_threads_or_clocks(module: str) -> None:
-    """The protocol can be tested without a port, a thread or a timeout."""
+    """The protocol can be tested without a port, a thread or a timeout, and it imports no room that needs one."""
     forbidden = {"asyncio", "logging", "select", "selectors", "socket", "socketserver", "ssl", "threading", "time"}
-    assert not imports(module) & forbidden
+    found = imports(module)
+    assert not found & forbidden
+    assert {name.partition(".")[2] for name in found if name.startswith("popart.")} <= set(PURE)
 
 
 def test_no_room_grows_too_large() -> None:

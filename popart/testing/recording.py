@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine
 
-from popart.options import Policy
+from popart.policy import Policy
 from popart.replies import Reply
 from popart.session import Session, State
 from popart.testing.faults import split_command
