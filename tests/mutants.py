@@ -1,6 +1,6 @@
 """Puts small faults into popart, one at a time, and tells which of them no test finds.
 
-    python3 -m tests.mutants [-j PROCESSES] [--seconds SECONDS] [MODULE ...] >mutants.log 2>&1 &
+    python3 -m tests.mutants [-j PROCESSES] [--seconds SECONDS] [MODULE ...] > mutants.log &
 
 MODULE is a name such as wire or testing.faults; without one, all are taken.  First all tests run once, to see which
 test runs which line; build/mutants.json keeps that until a file changes.  Then the tests that run a fault's line are
@@ -54,7 +54,8 @@ NOT_COPIED = shutil.ignore_patterns(
 PRELOADED = ["freezegun", "hypothesis.strategies", "hypothesis.stateful", "scramp", "trustme"]
 """What many tests import: loaded once, before a process forks for each fault."""
 
-PYTEST = ["-q", "--assert=plain", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=0", "--hypothesis-seed=0"]
+PYTEST = ["-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=0", "--hypothesis-seed=0"]
+PYTEST += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is preloaded
 
 HANG = 5.0
 """Seconds, beside five times its own, after which a test counts as hanging."""
@@ -79,32 +80,16 @@ def module_name(file: Path, tree: Path) -> str:
 
 # The faults.
 
+_SWAPS = """
+    Lt LtE GtE, LtE Lt Gt, Gt GtE LtE, GtE Gt Lt, Eq NotEq, NotEq Eq, In NotIn, NotIn In, Is IsNot, IsNot Is,
+    Add Sub, Sub Add, Mult FloorDiv, FloorDiv Mult, Div Mult, Mod Mult, Pow Mult, LShift RShift, RShift LShift,
+    BitAnd BitOr, BitOr BitAnd, BitXor BitAnd, And Or, Or And
+"""
 SWAPS: dict[type[ast.AST], list[Any]] = {
-    ast.Lt: [ast.LtE, ast.GtE],
-    ast.LtE: [ast.Lt, ast.Gt],
-    ast.Gt: [ast.GtE, ast.LtE],
-    ast.GtE: [ast.Gt, ast.Lt],
-    ast.Eq: [ast.NotEq],
-    ast.NotEq: [ast.Eq],
-    ast.In: [ast.NotIn],
-    ast.NotIn: [ast.In],
-    ast.Is: [ast.IsNot],
-    ast.IsNot: [ast.Is],
-    ast.Add: [ast.Sub],
-    ast.Sub: [ast.Add],
-    ast.Mult: [ast.FloorDiv],
-    ast.FloorDiv: [ast.Mult],
-    ast.Div: [ast.Mult],
-    ast.Mod: [ast.Mult],
-    ast.Pow: [ast.Mult],
-    ast.LShift: [ast.RShift],
-    ast.RShift: [ast.LShift],
-    ast.BitAnd: [ast.BitOr],
-    ast.BitOr: [ast.BitAnd],
-    ast.BitXor: [ast.BitAnd],
-    ast.And: [ast.Or],
-    ast.Or: [ast.And],
+    getattr(ast, operator): [getattr(ast, other) for other in others]
+    for operator, *others in map(str.split, _SWAPS.split(","))
 }
+"""What stands in place of an operator."""
 
 REMOVED = (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Delete, ast.Raise)
 CONDITIONS = {(ast.If, "test"), (ast.While, "test"), (ast.IfExp, "test"), (ast.comprehension, "ifs")}
@@ -294,31 +279,19 @@ class Mutator:
             sum(map(len, self._lines[: line - 1])) + column
             for line, column in [(place.lineno, place.col_offset), (place.end_lineno, place.end_col_offset)]
         )
+        after = ast.unparse(other)
         if place is node:
             before = " ".join(self._source[start:end].decode().split())
-            after = ast.unparse(other)
+            new = f"({after})" if isinstance(other, ast.expr) and not isinstance(other, ast.Constant) else after
         else:
             before = ast.unparse(node)
-            after = ast.unparse(other)
             put(other)
             new = ast.unparse(place)
             put(node)
-        if place is node:
-            new = f"({after})" if isinstance(other, ast.expr) and not isinstance(other, ast.Constant) else after
         source = self._source[:start] + new.encode() + self._source[end:]
         text = self._lines[place.lineno - 1].decode().strip()
-        return Mutant(
-            module=self._module,
-            file=self._file,
-            line=place.lineno,
-            text=text,
-            operator=operator,
-            before=before,
-            after=after,
-            source=source,
-            lines=context.lines,
-            names=context.names,
-        )
+        where = (self._module, self._file, place.lineno, text)
+        return Mutant(*where, operator, before, after, source, context.lines, context.names)
 
 
 # The tests, and what each runs.
@@ -474,6 +447,7 @@ def settle(original: Path) -> None:
     shutil.copytree(original, Worker.tree)
     os.environ["PYTHONPATH"] = str(Worker.tree)
     gc.freeze()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     run_pytest(["--collect-only"], object)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
@@ -554,7 +528,8 @@ def the_map() -> Map:
 
 def passes(tests: list[str], known: Map) -> bool:
     functions = dict.fromkeys(test.partition("[")[0] for test in tests)
-    return run_pytest(["-x", *functions], lambda: Chooser(tests, known)) == 0
+    status = run_pytest(["-x", *functions], lambda: Chooser(tests, known))
+    return status in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
 
 
 # The command.
