@@ -85,12 +85,14 @@ class Session:
         self._policy = policy
         self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
         self._sign_in = SignIn(handler, policy)
-        # A command that is not taken is not in the table, so PASS's argument is not even decoded.
-        self._commands = {
-            keyword: found
-            for keyword, found in COMMANDS[self.state].items()
-            if not self._sign_in.why_not(keyword.decode())
-        }
+        self._commands = COMMANDS[self.state]
+        if self._sign_in.why_not("PASS"):
+            # So PASS's argument is not even decoded.
+            self._commands = {
+                keyword: found
+                for keyword, found in self._commands.items()
+                if not self._sign_in.why_not(keyword.decode())
+            }
         self._lock = MaildropLock(handler)
         self._maildrop = Maildrop(handler)
         self._get_top_reader = ability(handler, SupportsTop, "get_top_reader")
