@@ -60,8 +60,8 @@ class Maildrop:
                 raise HandlerError(f"the count of messages is {count}, and max_messages is {max_messages}")
             sizes = [self._handler.get_message_size(number) for number in range(1, count + 1)]
         self._hold(_check_sizes(sizes), ids)
-        keep = getattr(self._handler, "_keep_listing", None)  # a BaseHandler's, which may be behind a wrapper
-        if ids is not None and keep is not None:
+        # A BaseHandler's, which may be behind a wrapper.
+        if ids is not None and callable(keep := getattr(self._handler, "_keep_listing", None)):
             keep(self.sizes, ids)
 
     def commit(self) -> None:
