@@ -205,7 +205,7 @@ class TestUTF8:
     @each("line", [b"RETR 1", b"TOP 1 9"])
     @each("before", [[], [b"UTF8"]])
     def test_messages_pass_untouched(self, before: list[bytes], line: bytes) -> None:
-        """Each octet of a reader passes as it is, whether the client asked for UTF-8 or not (DESIGN 3).
+        """Each octet of a reader passes as it is, whether the client asked for UTF-8 or not.
 
         Not to hand out such messages unasked, as RFC 6856 section 2.1 demands, is the handler's part.
         """

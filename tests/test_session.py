@@ -407,7 +407,7 @@ class TestSignIn:
         assert handler.mail.calls[asked:] == [("get_message_id", number) for number in (3, 1, 2, 4)]
 
     def test_listing(self) -> None:
-        """With SupportsListing 100,000 messages cost one call, whatever the client asks (DESIGN 2)."""
+        """With SupportsListing 100,000 messages cost one call, whatever the client asks."""
         entries = [(number, f"id{number}") for number in range(100_000)]
         handler = altered(ListingHandler, list_messages=lambda: iter(entries))
         stat, sizes, ids, one = ask(begin(handler), b"STAT", b"LIST", b"UIDL", b"UIDL 100000")
@@ -813,7 +813,7 @@ class TestReading:
         assert sorted(map(str, handler.mail.errors)) == ["close", "read"]
 
     def test_reply_that_is_never_sent(self) -> None:
-        """The reader of a reply that nobody sends is closed with the reply (DESIGN 4)."""
+        """The reader of a reply that nobody sends is closed with the reply."""
         reader = Reader(b"a\n", b"b\n")
         handler = altered(get_message_reader=returning(reader))
         reply = begin(handler).respond(b"RETR 1")

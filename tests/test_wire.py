@@ -419,7 +419,7 @@ class TestLineReader:
     @pytest.mark.parametrize("piece", [1, 4096, 1_000_000])
     @pytest.mark.parametrize("end", [b"\r\n", b"\n"], ids=["CRLF", "LF"])
     def test_long_line(self, size: int, piece: int, end: bytes) -> None:
-        """A line beyond the limit is returned once, cut; its tail never runs and the next line is intact (DESIGN 3)."""
+        """A line beyond the limit is returned once, cut; its tail never runs and the next line is intact."""
         octets = b"x" * size + end + b"NOOP\r\n"
         lines = lines_of(octets[i : i + piece] for i in range(0, len(octets), piece))
         assert lines == [b"x" * min(size, LONGEST + 1), b"NOOP"]

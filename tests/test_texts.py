@@ -1,0 +1,205 @@
+"""What clients and handlers read, word for word.  A changed text is a decision, and this file is where it is seen."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from scramp import ScramClient
+
+import popart
+from popart.session import Session
+
+from .conftest import Mail, MemoryHandler, make_session
+from .test_session import DIGEST, SIGN_IN, altered, returning
+
+BANNER = "<1.2@localhost>"
+NEEDS_TLS = "-ERR this needs TLS, from the beginning of the connection"
+
+
+class AbleHandler(MemoryHandler):
+    """Has the abilities whose answers stand here."""
+
+    allow_sasl_login = True
+
+    def authenticate_token(self, username: str, token: str) -> None: ...
+
+    def get_scram_credentials(self, username: str) -> popart.ScramCredentials:
+        return popart.scram_credentials("secret", iterations=4096, salt=b"123456789012")
+
+    def enable_utf8(self) -> None: ...
+
+    def get_languages(self) -> Mapping[str, str]:
+        return {"de": "Deutsch"}
+
+    def set_language(self, tag: str) -> None: ...
+
+
+class TokensOnly(AbleHandler):
+    allow_passwords = False
+
+
+def auth(mechanism: str, response: bytes) -> bytes:
+    return b"AUTH %b %b" % (mechanism.encode(), b64encode(response))
+
+
+OAUTH = b"n,a=alice,\x01auth=Bearer t\x01"
+
+BEFORE_SIGN_IN = [
+    ([b"XYZZY"], "-ERR unknown command"),
+    ([b"STAT"], "-ERR sign in first"),
+    ([b"GET / HTTP/1.1"], "-ERR this is a POP3 server"),
+    ([b"USER"], "-ERR missing argument"),
+    ([b"APOP alice"], "-ERR missing argument"),
+    ([b"CAPA x"], "-ERR this command takes no argument"),
+    ([b"USER a\0b"], "-ERR a command holds neither NUL nor line ends"),
+    ([b"USER \xff"], "-ERR arguments must be UTF-8"),
+    ([b"USER " + 1020 * b"x"], "-ERR line too long"),
+    ([b"USER alice"], "+OK send PASS"),
+    ([b"PASS secret"], "-ERR USER comes before PASS"),
+    (SIGN_IN, "+OK maildrop has 2 messages (12 octets)"),
+    ([b"USER alice", b"PASS wrong"], "-ERR [AUTH] wrong name or password"),
+    ([b"APOP alice x"], "-ERR APOP takes a name and an MD5 digest"),
+    ([b"LANG xx"], "-ERR no such language here"),
+    ([b"LANG de"], "+OK de Deutsch"),
+    ([b"LANG"], "+OK languages follow"),
+    ([b"UTF8"], "+OK UTF-8 enabled"),
+    ([b"CAPA"], "+OK capability list follows"),
+    ([b"AUTH"], "+OK mechanisms follow"),
+    ([b"AUTH XYZZY"], "-ERR unknown mechanism"),
+    ([b"AUTH PLAIN", b"*"], "-ERR authentication cancelled"),
+    ([b"AUTH PLAIN", b"?"], "-ERR a response is base64"),
+    ([b"AUTH PLAIN", 12_289 * b"A"], "-ERR line too long"),
+    ([auth("PLAIN", b"x")], "-ERR PLAIN takes two identities and a password"),
+    ([auth("PLAIN", b"bob\0alice\0secret")], "-ERR [AUTH] nobody may act for another user"),
+    ([auth("PLAIN", b"\0alice\0")], "-ERR a name or a password is missing"),
+    ([auth("PLAIN", b"\0alice\0a\rb")], "-ERR names and passwords hold neither NUL nor line ends"),
+    ([auth("PLAIN", b"\0alice\0\xff")], "-ERR responses must be UTF-8"),
+    ([auth("OAUTHBEARER", b"x")], "-ERR malformed GS2 header"),
+    ([auth("OAUTHBEARER", b"p=x,,\x01auth=Bearer t\x01\x01")], "-ERR [AUTH] channel binding is not offered"),
+    ([auth("OAUTHBEARER", OAUTH + b"x")], "-ERR malformed key and value pairs"),
+    ([auth("OAUTHBEARER", OAUTH + b"auth=Bearer u\x01\x01")], "-ERR a key must not come twice"),
+    ([auth("OAUTHBEARER", b"n,a=alice,\x01auth=Basic t\x01\x01"), b""], "-ERR [AUTH] a bearer token is needed"),
+    ([auth("SCRAM-SHA-256", b"n,a=bob,n=alice,r=x")], "-ERR [AUTH] nobody may act for another user"),
+    ([auth("SCRAM-SHA-256", b"n,,n=alice,r=" + 1020 * b"x")], "-ERR SCRAM message too long"),
+    ([auth("SCRAM-SHA-256", b"n,,alice")], "-ERR malformed SCRAM message"),
+    ([auth("SCRAM-SHA-256", b"n,,n=alice,r=x"), b64encode(b"c=biws")], "-ERR [AUTH] wrong name or password"),
+    ([b"QUIT"], "+OK goodbye"),
+]
+
+SIGNED_IN = [
+    ([b"USER alice"], "-ERR you are signed in already"),
+    ([b"STAT"], "+OK 2 12"),
+    ([b"LIST"], "+OK 2 messages (12 octets)"),
+    ([b"LIST 1"], "+OK 1 6"),
+    ([b"LIST x"], "-ERR bad message number"),
+    ([b"LIST 3"], "-ERR no such message, the maildrop was opened with 2"),
+    ([b"DELE 1"], "+OK message marked as deleted"),
+    ([b"DELE 1", b"LIST"], "+OK 1 message (6 octets)"),
+    ([b"DELE 1", b"RETR 1"], "-ERR message 1 is deleted"),
+    ([b"DELE 1", b"RSET"], "+OK maildrop has 2 messages (12 octets)"),
+    ([b"UIDL"], "+OK unique-id listing follows"),
+    ([b"UIDL 2"], "+OK 2 id-2"),
+    ([b"RETR 1"], "+OK 6 octets"),
+    ([b"TOP 1"], "-ERR missing argument"),
+    ([b"TOP 1 x"], "-ERR bad number of lines"),
+    ([b"TOP 1 0"], "+OK top of message follows"),
+    ([b"NOOP"], "+OK nothing done"),
+    ([b"QUIT"], "+OK goodbye"),
+]
+
+
+def ask(session: Session, *lines: bytes) -> str:
+    """Return the first line of the last answer."""
+    text = ""
+    for line in lines:
+        reply = session.respond(line)
+        if reply.message is not None:
+            reply.message.close()
+        text = reply.status.decode().removesuffix("\r\n")
+    return text
+
+
+@pytest.mark.parametrize(("lines", "text"), BEFORE_SIGN_IN)
+def test_before_sign_in(lines: list[bytes], text: str) -> None:
+    """Each answer of the AUTHORIZATION state."""
+    session = make_session(AbleHandler(Mail(b"1234\r\n", b"5678\r\n")), banner=BANNER)
+    assert ask(session, *lines) == text
+
+
+@pytest.mark.parametrize(("lines", "text"), SIGNED_IN)
+def test_signed_in(lines: list[bytes], text: str) -> None:
+    """Each answer of the TRANSACTION state."""
+    session = make_session(AbleHandler(Mail(b"1234\r\n", b"5678\r\n")))
+    assert ask(session, *SIGN_IN, *lines) == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "line", "text"),
+    [
+        (MemoryHandler, {}, b"UTF8", "-ERR UTF8 is not offered here"),
+        (MemoryHandler, {}, b"LANG", "-ERR LANG is not offered here"),
+        (MemoryHandler, {}, b"APOP alice " + DIGEST.encode(), "-ERR APOP is not offered here"),
+        (TokensOnly, {}, b"USER alice", "-ERR passwords are not taken here"),
+        (TokensOnly, {}, b"AUTH PLAIN", "-ERR passwords are not taken here"),
+        (AbleHandler, {"allow_cleartext": False}, b"USER alice", NEEDS_TLS),
+        (AbleHandler, {"allow_cleartext": False}, b"AUTH XOAUTH2", NEEDS_TLS),
+    ],
+)
+def test_not_offered(kind: type[MemoryHandler], options: dict[str, Any], line: bytes, text: str) -> None:
+    """What a handler or a server does not take is refused with the reason."""
+    assert ask(make_session(kind(Mail()), **options), line) == text
+
+
+def test_the_last_response_of_scram() -> None:
+    """A client that has proved itself has nothing more to say (RFC 5802 section 5)."""
+    client = ScramClient(["SCRAM-SHA-256"], "alice", "secret")
+    session = make_session(AbleHandler(Mail()))
+    first = ask(session, auth("SCRAM-SHA-256", client.get_client_first().encode()))
+    client.set_server_first(b64decode(first[2:]).decode())
+    final = ask(session, b64encode(client.get_client_final().encode()))
+    assert final.startswith("+ ")
+    assert ask(session, b64encode(b"x")) == "-ERR the last response of SCRAM is empty"
+
+
+@pytest.mark.parametrize(
+    ("options", "lines", "text"),
+    [({"max_bad_commands": 1}, [b"XYZZY"], "too many bad commands"),
+     ({"max_failed_logins": 1}, [b"USER alice", b"PASS wrong"], "too many failed logins")],
+)  # fmt: skip
+def test_limits(options: dict[str, Any], lines: list[bytes], text: str) -> None:
+    """The handler is told which limit ended the session."""
+    handler = MemoryHandler(Mail())
+    ask(make_session(handler, **options), *lines)
+    assert [(type(error), str(error)) for error in handler.mail.errors] == [(popart.LimitError, text)]
+
+
+@pytest.mark.parametrize(
+    ("method", "lines"),
+    [
+        ("set_banner", []),
+        ("authenticate_pass", SIGN_IN),
+        ("authenticate_apop", [b"APOP alice " + DIGEST.encode()]),
+        ("authenticate_token", [auth("OAUTHBEARER", OAUTH + b"\x01")]),
+        ("lock_maildrop", SIGN_IN),
+        ("enable_utf8", [b"UTF8"]),
+        ("set_language", [b"LANG de"]),
+        ("delete_messages", [*SIGN_IN, b"DELE 1", b"QUIT"]),
+        ("unlock_maildrop", [*SIGN_IN, b"QUIT"]),
+    ],
+)
+def test_results_that_must_be_none(method: str, lines: list[bytes]) -> None:
+    """The report of a result that counts as an error names the method, and what came."""
+    handler = altered(AbleHandler, **{method: returning(True)})
+    session = make_session(handler, banner=BANNER)
+    session.greet()
+    ask(session, *lines)
+    assert list(map(str, handler.mail.errors)) == [f"{method} returned bool, not None"]
+
+
+def test_a_password_is_not_empty() -> None:
+    """`popart.scram_credentials` says what is wrong."""
+    with pytest.raises(ValueError, match="^a password is not empty$"):
+        popart.scram_credentials("")
