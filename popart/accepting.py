@@ -40,7 +40,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     def _begin(self) -> None:
         super()._begin()
         self._closing = Closing()
-        self._changed = threading.Condition(threading.RLock())
+        self._changed = threading.Condition()  # its lock is re-entrant: a method that holds it may call another
         self._stop_wanted = False
         self._loop: threading.Thread | None = None
         """The thread in `serve_forever`."""

@@ -88,13 +88,14 @@ class Place:
         self._last = math.inf  # the deadline of this wait as it is now
         self._alarm: threading.Event | None = None
         self._woken = False
-        # What was in the send queue, and when: see `_still_takes`.
+        # What was in the send queue, and when: see `_still_takes`.  The watchdog and the connection's own thread both
+        # write `_queued` and `_last`: at worst a wait that begins just then is measured from its next look.
         self._queued: int | None = None
         self._asked = 0.0
 
     @property
     def login_limit(self) -> float:
-        """What is left of `login_deadline`: all of it until the client has signed in, then none."""
+        """`login_deadline`, or infinity once the client has signed in."""
         return math.inf if self.signed_in() else self.login_deadline
 
     def until(self, deadline: float, period: float = 0.0, *, idle: bool = False) -> Place:
@@ -230,7 +231,7 @@ class Watchdog:
         while True:
             with self._changed:
                 if self._closing.begun:
-                    self._end_idle_sessions()
+                    self._wake_for_closing()
                     if not self._live():
                         return
                 now = time.monotonic()
@@ -239,10 +240,10 @@ class Watchdog:
             self._alarm.wait(CLOSING_PAUSE if self._closing.begun else self._pause)
             self._alarm.clear()
 
-    def _end_idle_sessions(self) -> None:
+    def _wake_for_closing(self) -> None:
         grace_is_over = self._closing.grace_over
         if grace_is_over and not self._grace_was_over:
-            # A connection that is at work now may still report the result of a commit.
+            # A thread in its handler is left alone: it may still report a commit.
             for place in self._live():
                 if place.waits:
                     place.wake()

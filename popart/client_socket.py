@@ -24,13 +24,13 @@ from popart.tls import RECORD_SIZE, TLS
 READ_SIZE = 4096
 """Octets to ask of a socket at a time.  It is small because each waiting thread holds a buffer of this size."""
 
-DRAIN_SECONDS = 2.0
+LAST_READ_SECONDS = 2.0
 """Seconds that a closing connection goes on reading: unread input would turn the last reply into a reset."""
 
-TAKEN_SECONDS = 2.0
+RESET_WAIT_SECONDS = 2.0
 """Seconds that a reset waits, at most, for everything sent before to arrive..."""
 
-TAKEN_PAUSE = 0.005
+RESET_WAIT_PAUSE = 0.005
 """... and seconds between two checks whether it has."""
 
 LAST_ANSWER_SECONDS = 2.0
@@ -55,8 +55,8 @@ class End(enum.Enum):
     """Everything sent arrives, and nothing says that it is complete."""
 
     RESET = enum.auto()
-    """In the middle of a reply: by a reset, once everything sent before has arrived, or after `TAKEN_SECONDS`.  Some
-    clients take a plain end, or over TLS one without close_notify, for the end of the message."""
+    """In the middle of a reply: by a reset, once everything sent before has arrived, or after `RESET_WAIT_SECONDS`.
+    Some clients take a plain end, or over TLS one without close_notify, for the end of the message."""
 
     RESET_AT_ONCE = enum.auto()
     """As `RESET`, but at once: the client has gone or does not read."""
@@ -201,9 +201,9 @@ class Stream:
         """End the connection in this way.  The server closes the socket."""
         if end is End.RESET:
             # No system tells when everything sent has arrived.
-            deadline = deadline_in(TAKEN_SECONDS)
+            deadline = deadline_in(RESET_WAIT_SECONDS)
             while system.unsent(self.socket) and time.monotonic() < deadline:
-                time.sleep(TAKEN_PAUSE)
+                time.sleep(RESET_WAIT_PAUSE)
         if end in (End.RESET, End.RESET_AT_ONCE):
             system.reset(self.socket)
         elif end in (End.COMPLETE, End.CUT):
@@ -215,9 +215,9 @@ class Stream:
             self.write(self.tls.close_notify())
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
-        deadline = deadline_in(DRAIN_SECONDS)
+        deadline = deadline_in(LAST_READ_SECONDS)
         while True:
-            with self._place.until(deadline, DRAIN_SECONDS, idle=True):
+            with self._place.until(deadline, LAST_READ_SECONDS, idle=True):
                 if not self.socket.recv_into(_NOWHERE):
                     return
             self._pace.begin()  # to read what nobody wants is work too

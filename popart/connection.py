@@ -86,7 +86,7 @@ class Connection(socketserver.StreamRequestHandler):
             self._came_by_tls = end.value.tls
             if end.value.address is not None:
                 self.client_address: Any = end.value.address
-        if self.server._places.name(self._place, self.client_address):
+        if self.server._places.count_client(self._place, self.client_address):
             return True
         if self.server.tls_context is None:
             refuse(self.request, TOO_MANY)

@@ -19,8 +19,7 @@ Others have not yet named their client by a PROXY header."""
 class Places:
     """All live connections of a server.
 
-    The lock of *changed* guards every change here, and is held only for moments; *changed* is notified when a
-    connection has gone.
+    `popart.server` says what guards them.
     """
 
     def __init__(self, limits: Limits, closing: Closing, changed: threading.Condition) -> None:
@@ -40,22 +39,22 @@ class Places:
     def find(self, request: socket.socket) -> Place | None:
         return self._live.get(request)
 
-    def admit(self, request: socket.socket, client_address: Any, *, named: bool) -> Place | None:
+    def admit(self, request: socket.socket, client_address: Any, *, address_known: bool) -> Place | None:
         """Give a connection a place, or return None if there is none.
 
-        If the client is not *named* yet, `name` counts it as a peer later, and others make room for it then.
+        If the client is not *named* yet, `count_client` counts it as a peer later, and others make room for it then.
         """
         place = Place(request, client_address, self._closing)
         with self._changed:
             most = self._limits.max_connections
             if self._closing.begun or (most is not None and len(self._live) >= most + MAX_LEAVING):
                 return None
-            if named and not self.name(place, client_address):
+            if address_known and not self.count_client(place, client_address):
                 return None
             self._live[request] = place
             return place
 
-    def name(self, place: Place, client_address: Any) -> bool:
+    def count_client(self, place: Place, client_address: Any) -> bool:
         """Count a connection for its peer.  Return False if the peer has too many, or if there is no place.
 
         When all places are taken, the oldest connection that has not signed in and whose handler is not at work makes

@@ -44,7 +44,7 @@ class BadCommandError(ReportableError):
 
 
 class SessionError(Exception):
-    """Base of the errors that popart itself gives to ``handle_session_error``."""
+    """Base of popart's own errors.  ``handle_session_error`` is given those that this package exports."""
 
 
 class HandlerError(SessionError):

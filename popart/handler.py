@@ -230,8 +230,7 @@ class BaseHandler(Handler, SupportsListing):
     If a subclass or a handler sets it, that holds.
     """
 
-    __sizes: Sequence[int] = ()
-    __ids: Sequence[str] = ()
+    __listing: tuple[Sequence[int], Sequence[str]] | None = None
     __is_kept = False
     __told_of_apop = False
 
@@ -259,29 +258,26 @@ class BaseHandler(Handler, SupportsListing):
     def get_message_count(self) -> int:
         """Return how many messages the session's listing has."""
         if not self.__is_kept:
-            self.__list()
-        return len(self.__sizes)
+            self.__listing = None
+        return len(self.__known()[0])
 
     def get_message_size(self, number: int) -> int:
         """Return the size that the session's listing gives message *number*."""
-        if not self.__sizes:
-            self.__list()
-        return self.__sizes[number - 1]
+        return self.__known()[0][number - 1]
 
     def get_message_id(self, number: int) -> str:
         """Return the unique-id that the session's listing gives message *number*."""
-        if not self.__ids:
-            self.__list()
-        return self.__ids[number - 1]
+        return self.__known()[1][number - 1]
 
-    def __list(self) -> None:
-        listing = list(self.list_messages())
-        self.__sizes = [size for size, _ in listing]
-        self.__ids = [unique_id for _, unique_id in listing]
+    def __known(self) -> tuple[Sequence[int], Sequence[str]]:
+        if self.__listing is None:
+            listing = list(self.list_messages())
+            self.__listing = [size for size, _ in listing], [unique_id for _, unique_id in listing]
+        return self.__listing
 
     def _keep_listing(self, sizes: Sequence[int], ids: Sequence[str]) -> None:
         """Keep what popart has made of the listing at sign-in: another listing might number other messages."""
-        self.__sizes, self.__ids, self.__is_kept = sizes, ids, True
+        self.__listing, self.__is_kept = (sizes, ids), True
 
 
 @runtime_checkable

@@ -70,7 +70,7 @@ def expect_number(what: str, value: object) -> int:
 
 
 def check_each(values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
-    """Check one value after another, by its message's number.  If one is wrong, Python must not print anything."""
+    """Check one value after another, by its message's number.  If one is wrong, close those that are coroutines."""
     try:
         return [check(number, value) for number, value in enumerate(values, 1)]
     except HandlerError:

@@ -34,12 +34,17 @@ def check_languages(languages: object) -> dict[str, str]:
 
 
 def choose_language(wanted: str, tags: Iterable[str]) -> str | None:
-    """Return the tag that a client's language range stands for: itself, or else the first that it begins.
+    """Return the tag that a client's language range stands for (RFC 4647 section 3.3.1).
 
-    ``*`` is the first of all.  None if there is none (RFC 4647 section 3.3.1).
+    That is the tag itself if it is there, otherwise the first that begins with it and a hyphen.  ``*`` is the first of
+    all.  None if there is none.
     """
-    if wanted == "*":
-        return next(iter(tags), None)
-    prefix = wanted.encode().lower() + b"-"  # bytes: str.lower knows letters beyond ASCII
-    matching = [tag for tag in tags if f"{tag}-".encode().lower().startswith(prefix)]
-    return min(matching, key=lambda tag: len(tag) > len(wanted), default=None)
+    prefix = wanted.encode().lower()  # bytes: str.lower knows letters beyond ASCII
+    found = None
+    for tag in tags:
+        lower = tag.encode().lower()
+        if wanted == "*" or lower == prefix:
+            return tag
+        if found is None and lower.startswith(prefix + b"-"):
+            found = tag
+    return found

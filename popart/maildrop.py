@@ -28,7 +28,7 @@ class Maildrop:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
-        self._ask_id = handler.get_message_id
+        self._ask_id = handler.get_message_id  # if this attribute fails, it fails before the greeting
         self._hold([], [])
 
     def _hold(self, sizes: list[int], ids: list[str] | None) -> None:
@@ -53,7 +53,7 @@ class Maildrop:
         if list_messages is not None:
             sizes, ids = _read_listing(list_messages(), max_messages)
             if CoroutineType in set(map(type, ids)):
-                check_ids(ids)  # else that waits until a client wants them
+                check_ids(ids)  # now, because Python prints that they were never awaited if no client asks for ids
         else:
             count = expect_number("the count of messages", self._handler.get_message_count())
             if max_messages is not None and count > max_messages:

@@ -30,7 +30,7 @@ class ShortMessageError(Exception):
     """A message ended with fewer octets than were announced."""
 
     def __init__(self, octets: int) -> None:
-        super().__init__(f"the message ended after {octets} octets")
+        super().__init__(octets)
         self.octets = octets
 
 

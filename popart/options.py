@@ -1,5 +1,5 @@
-"""The options of a server: the limits and the keyword arguments of `popart.Server`, which values they take, and those
-that its sessions see."""
+"""The options of a server: the limits and the keyword arguments of `popart.Server`, and which values
+they take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TEXTS = {
 
 
 class LimitOptions(TypedDict, total=False):
-    """All of them, for code that takes them as keyword arguments."""
+    """The limits that `popart.testing.MailServer` takes as keyword arguments."""
 
     max_connections: int | None
     max_connections_per_peer: int | None

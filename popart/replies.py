@@ -1,4 +1,4 @@
-"""Replies: what a command answers, and what the client reads when something was raised."""
+"""Replies: what a command answers, and how replies are cut into pieces."""
 
 from __future__ import annotations
 

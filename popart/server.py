@@ -1,23 +1,32 @@
-"""The server: its options and its listening socket, and the thread that each connection is given.
+"""The server: its options, its listening socket, the thread that each connection is given, and all its threads.
 
 The threads of a server::
 
-    the caller's            a signal handler's, a test's ...
-      serve_forever           shutdown, drain, server_close
-        |  accepts              |  say it in Closing, wake the others, wait until no connection is left
-        v                       v
-      Places  <---------------  one Place for each live connection: what it waits for, until when
-        |                       ^
-        |  Workers.take         |  Watchdog: one thread that looks at all places, cuts who is late,
-        v                       |  and wakes the idle ones when the server closes
-      a worker thread each      |
-        Connection  ------------+  says in its Place what it waits for, reads, asks the session, writes
-          Session, Handler         in this thread alone
+    who                        runs                                    starts          ends
+    -------------------------  --------------------------------------  --------------  ---------------------------------
+    the caller's               serve_forever or handle_request: they   -               shutdown, server_close
+                               accept, and find a place and a worker
+    the watchdog               Watchdog: cuts who is late, wakes the   with the first  when the server closes and no
+                               idle ones when the server closes        connection      connection is left
+    a worker a connection      Connection, Session, the handler        when it must    a second after its connection, or
+                                                                                       at once when the server closes
+    any, or a signal handler   shutdown, drain, server_close           -               -
 
-One lock, that of ``_changed``, guards the lists of `Places` and `Workers`, and what the watchdog does to a `Place`.  It
-is held for moments, and never while a handler or a client is waited for.  ``_changed`` is notified when a connection
-has gone, a worker has nothing more to do, or `serve_forever` has returned.  `Closing`, and what a `Place` says, are
-plain values that one thread sets and any may read: a signal handler can take no lock.  `Pacer` has a lock of its own.
+What they share, and what guards it.  "The lock" is that of ``_changed``.  It is held for moments, never while a handler
+or a client is waited for, and a thread that has it may take it again::
+
+    what                               written by                           guard
+    ---------------------------------  -----------------------------------  --------------------------------------------
+    Places, Workers: their lists       accepting and worker threads         the lock; len() and find() are single reads
+    Place: what it waits for           its worker                           none: single values, read by the watchdog
+    Place: its cut, its wake-up        the watchdog, who makes room         the lock
+    Closing                            server_close                         none: a signal handler can take no lock
+    _stop_wanted                       shutdown, drain, the loop's end      none, for the same reason
+    _doors, _operations, ..._threads   the threads in these methods         none: single operations of a set or a dict
+    Pacer.busy                         workers                              a lock of its own
+
+``_changed`` is notified when a connection has gone, a worker has ended, or `serve_forever` has returned.  Who waits for
+that looks every `SIGNAL_PAUSE` all the same: a signal handler cannot notify.  A forked child makes all of it anew.
 """
 
 from __future__ import annotations
@@ -34,7 +43,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from popart import options
 from popart.addresses import IPNetwork, ip_address, is_trusted
 from popart.client_deadlines import Watchdog
-from popart.client_socket import DRAIN_SECONDS
+from popart.client_socket import LAST_READ_SECONDS
 from popart.connection import TOO_MANY, Connection, refuse
 from popart.connection_limits import Places
 from popart.fairness import Pacer
@@ -146,6 +155,7 @@ class Server(ClosingServer):
 
     def _begin_in_child(self) -> None:
         """Close the copies that a fork made: the parent's sessions and threads go on in the parent."""
+        # A child that was forked in serve_forever, by a hook, would accept on a socket that its parent closes.
         within_loop = self._loop is threading.current_thread()
         for place in self._places.all():
             place.socket.close()
@@ -159,7 +169,7 @@ class Server(ClosingServer):
         cls: type[AnyServer],
         listener: socket.socket,
         on_new_connection: Callable[[Any], Handler | None],
-        **options: Unpack[SocketOptions],
+        **arguments: Unpack[SocketOptions],
     ) -> AnyServer:
         """Make a server of a stream socket that is already bound, and may be listening: TCP or UNIX.
 
@@ -173,7 +183,7 @@ class Server(ClosingServer):
         address = listener.getsockname()
         if listener.type != socket.SOCK_STREAM or not address or (isinstance(address, tuple) and not address[1]):
             raise ValueError(f"listener must be a bound stream socket, not {listener!r}")
-        server = cls(("", 0), on_new_connection, **options, bind_and_activate=False)
+        server = cls(("", 0), on_new_connection, **arguments, bind_and_activate=False)
         server.socket.close()
         server.socket = listener
         server.address_family = listener.family
@@ -215,7 +225,7 @@ class Server(ClosingServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or refuse it when a limit is reached or no thread can start."""
         try:
-            place = self._places.admit(request, client_address, named=not self.proxy_protocol)
+            place = self._places.admit(request, client_address, address_known=not self.proxy_protocol)
             if place is not None:
                 self._watchdog.start(self._watch_pause())
                 self._workers.take(place)
@@ -228,12 +238,13 @@ class Server(ClosingServer):
             if place is not None and not place.held:
                 self._places.leave(request)
                 self._refuse(request, "short of resources, please try again later")
+            # Want of threads or memory has been answered.  What a signal handler raised, for one, goes on.
             if not isinstance(error, (RuntimeError, MemoryError)):
-                raise  # a signal handler's
+                raise
 
     def _watch_pause(self) -> float:
         # Late by a quarter of the smallest limit is soon enough, and looking more often would cost more.
-        limits = (self.command_timeout, self.handshake_timeout, self.login_timeout, DRAIN_SECONDS)
+        limits = (self.command_timeout, self.handshake_timeout, self.login_timeout, LAST_READ_SECONDS)
         return max(0.01, min(limit for limit in limits if limit is not None) / 4)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:

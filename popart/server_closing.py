@@ -40,9 +40,9 @@ class ClosingServer(Limits, AcceptingServer):
         self._stop_wanted = True  # serve_forever has nothing to serve any more
         self.socket.close()
         with self._changed:
-            while len(self._places) and time.monotonic() < deadline and not self._closing_wanted.get(me):
+            while len(self._places) and time.monotonic() < deadline and not self._operations.get(me):
                 self._changed.wait(min(SIGNAL_PAUSE, max(0.0, deadline - time.monotonic())))
-            return not (len(self._places) or self._closing_wanted.get(me))
+            return not (len(self._places) or self._operations.get(me))
 
     def _accept_queue(self, deadline: float) -> None:
         for _ in range(LONGEST_QUEUE):
@@ -73,8 +73,8 @@ class ClosingServer(Limits, AcceptingServer):
         me = threading.get_ident()
         if me in self._closing_threads:
             self._closing.impatient = True
-        elif me in self._closing_wanted:
-            self._closing_wanted[me] = True
+        elif me in self._operations:
+            self._operations[me] = True
             self._knock()
         else:
             try:

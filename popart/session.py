@@ -117,7 +117,7 @@ class Session:
         return ok(f"POP3 server ready {banner}")
 
     def respond(self, line: bytes) -> Reply:
-        """Run one command line, given without its line end, and return the reply.  Not called once it is `over`."""
+        """Run one line, a command or a response to AUTH, without its line end.  Not called once it is `over`."""
         try:
             if self._sign_in.exchange is not None:
                 reply = self._admit(self._sign_in.take_response, line)
@@ -125,7 +125,7 @@ class Session:
                 keyword, _, rest = line.partition(b" ")
                 found = self._commands.get(keyword.upper())
                 if found is None:
-                    raise self._explain_unknown(line, keyword)
+                    raise self._unknown_command(line, keyword)
                 if rest:
                     reply = found.run(self, *_arguments(found, line, rest))
                 elif found.fewest:
@@ -183,7 +183,7 @@ class Session:
             self.over = True
             self.report(LimitError(f"too many {what}"))
 
-    def _explain_unknown(self, line: bytes, keyword: bytes) -> BadCommandError:
+    def _unknown_command(self, line: bytes, keyword: bytes) -> BadCommandError:
         if keyword.upper() in COMMANDS[State.AUTHORIZATION]:
             why = self._sign_in.why_not(keyword.upper().decode()) if self.state is State.AUTHORIZATION else None
             return BadCommandError(why or "you are signed in already")

@@ -101,7 +101,7 @@ class SignIn:
         except StopIteration:
             return None
         except StoppedError as stopped:
-            error = stopped.error
+            error = stopped.error  # raised below: a handler's own exception must not get this one as its context
         else:
             self.exchange = exchange
             return _make_challenge(challenge)
@@ -121,7 +121,7 @@ def _make_challenge(octets: bytes) -> Reply:
 
 
 def _read_response(line: bytes) -> bytes | BadCommandError:
-    """Return the octets of a line that answers a challenge, or the error if it is not an answer."""
+    """Return the octets of a line that answers a challenge, or the error to throw into the mechanism if it does not."""
     if line == b"*":
         return BadCommandError("authentication cancelled")
     if line == b"=":

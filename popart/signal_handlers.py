@@ -20,21 +20,21 @@ class Interruptible:
     """Which of a server's methods run in which thread, by the threads' identifiers."""
 
     def _begin(self) -> None:
-        self._closing_wanted: dict[int, bool] = {}
+        self._operations: dict[int, bool] = {}
         """For each thread in an `operation`: whether a signal handler has asked it to close the server."""
 
         self._closing_threads: set[int] = set()
         """The threads within `server_close`."""
 
     def _interrupts(self) -> bool:
-        """Return whether the caller has interrupted a method of the server, as a signal handler does, or is its
+        """Return whether this thread is already within a method of the server: the caller is a signal handler or a
         hook."""
         me = threading.get_ident()
-        return me in self._closing_threads or me in self._closing_wanted
+        return me in self._closing_threads or me in self._operations
 
     def _forget_thread(self) -> None:
         """Forget what this thread was doing.  If a signal handler raised, the method may not have cleared it."""
-        self._closing_wanted.pop(threading.get_ident(), None)
+        self._operations.pop(threading.get_ident(), None)
         self._closing_threads.discard(threading.get_ident())
 
     def server_close(self) -> None: ...
@@ -51,10 +51,10 @@ def operation(
             return method(server, *arguments, **options)
         me = threading.get_ident()
         try:
-            server._closing_wanted[me] = False
+            server._operations[me] = False
             return method(server, *arguments, **options)
         finally:
-            if server._closing_wanted.pop(me, False):
+            if server._operations.pop(me, False):
                 server.server_close()
 
     return run

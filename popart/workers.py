@@ -18,7 +18,7 @@ SPARE_SECONDS = 1.0
 class Workers:
     """The threads that hold a server's connections.
 
-    The lock of *changed* guards everything here; *changed* is notified when a thread has nothing more to do.
+    `popart.server` says what guards them.
     """
 
     def __init__(self, hold: Callable[[Any, Any], None], changed: threading.Condition, *, daemon: bool) -> None:
@@ -38,9 +38,10 @@ class Workers:
     def take(self, place: Place) -> None:
         """Let a thread hold a connection.
 
-        :raises RuntimeError: no thread can start.
+        If none takes it up, because no thread can start or because a signal handler raises here, ``place.held`` is
+        False.
 
-        Where that, or whatever a signal handler raises here, keeps it from a thread, ``place.held`` is False.
+        :raises RuntimeError: no thread can start.
         """
         thread = None
         try:

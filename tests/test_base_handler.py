@@ -380,3 +380,17 @@ def test_the_handler_counts_as_its_session_does(wrap: Callable[[popart.Handler],
         assert client.ask(b"QUIT").startswith(b"+OK")
     assert handler.deleted == [(2, 6, "id-2")]
     assert mail.count("list_messages") == 1
+
+
+def test_an_empty_listing_is_kept() -> None:
+    """A maildrop that was empty at sign-in stays so for its session, whatever mail comes."""
+    mail = Mail()
+    handler = PasswordMail(mail)
+    with serve(handler) as server, signed_in(server):
+        mail.messages.append(b"new\r\n")
+        assert handler.get_message_count() == 0
+        for ask in ASK:
+            with pytest.raises(IndexError):
+                ask(handler)
+        assert handler.get_message_count() == 0
+    assert mail.count("list_messages") == 1

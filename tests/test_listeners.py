@@ -935,7 +935,7 @@ def test_connections_per_client(header: Callable[[str], bytes], contexts: tuple[
 
 def test_refused_connections_take_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client beyond its limit takes no place from others: what it is refused does not count in max_connections."""
-    monkeypatch.setattr(popart.client_socket, "DRAIN_SECONDS", 60.0)
+    monkeypatch.setattr(popart.client_socket, "LAST_READ_SECONDS", 60.0)
     monkeypatch.setattr(conftest, "PATIENCE", 1.0)
     server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()), proxy_protocol=True)
     server.max_connections_per_peer = 1
