@@ -6,7 +6,7 @@ MODULE is a name such as wire or testing.faults; without one, all are taken.  Fi
 test runs which line; build/mutants.json keeps that until a file changes.  Then the tests that run a fault's line are
 run on it, quick ones that run little else first, until one fails or hangs.  A constant or a default is tried with
 the tests that run a line which names it, and a line that no test runs in its own process with the tests that start
-others.  Where such tests need more than SECONDS (30) together, only the first are run: the survivor's line says so.
+others.  Where such tests need more than SECONDS (20) together, only the first are run: the survivor's line says so.
 Tests that fail without a fault are named and left out.
 
 tests/mutants.txt lists the survivors that are no fault of the tests, with the reasons.  The exit status is 1 if a
@@ -58,7 +58,7 @@ PYTEST = ["-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=0", "--hyp
 PYTEST += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is preloaded
 
 HANG = 5.0
-"""Seconds, beside five times its own, after which a test counts as hanging."""
+"""Seconds, beside five times their own, after which a test or those that run together count as hanging."""
 
 LONGEST = 60.0
 """Seconds after which a test without a fault counts as hanging, or the import of the tests with one."""
@@ -414,10 +414,18 @@ class Chooser:
         self._known = known.seconds.keys() | set(known.failed)
         self._seconds = known.seconds
         self._nowhere = open(os.devnull, "w")
+        self._end = time.monotonic() + LONGEST
         self._wait(LONGEST)
 
+    def _patience(self, tests: Iterable[str]) -> float:
+        return HANG + 5 * sum(self._seconds.get(test, 1.0) for test in tests)
+
     def _wait(self, seconds: float) -> None:
+        seconds = max(0.001, min(seconds, self._end - time.monotonic()))
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._nowhere)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._end = time.monotonic() + self._patience(item.nodeid for item in session.items)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -426,7 +434,7 @@ class Chooser:
         items[:] = sorted(chosen, key=lambda item: self._order.get(item.nodeid, -1))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._wait(HANG + 5 * self._seconds.get(nodeid, 1.0))
+        self._wait(self._patience([nodeid]))
 
 
 # Processes: each worker has a copy of the project, and forks for each run of pytest.
@@ -580,7 +588,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.mutants", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as wire or testing.faults; default: all")
     parser.add_argument("-j", dest="processes", type=int, default=os.cpu_count(), help="default: one per processor")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of tests for one mutant; default: 30")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of tests for one mutant; default: 20")
     options = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
