@@ -2,15 +2,19 @@
 
     python3 -m tests.mutants [-j PROCESSES] [--seconds SECONDS] [MODULE ...] > mutants.log &
 
-MODULE is a name such as wire or testing.faults; without one, all are taken.  First all tests run once, to see which
-test runs which line; build/mutants.json keeps that until a file changes.  Then the tests that run a fault's line are
-run on it, quick ones that run little else first, until one fails or hangs.  A constant or a default is tried with
-the tests that run a line which names it, and a line that no test runs in its own process with the tests that start
-others.  Where such tests need more than SECONDS (20) together, only the first are run: the survivor's line says so.
-Tests that fail without a fault are named and left out.
+MODULE is a name such as sasl or testing.faults.  Without one, all are taken, which needs two hours on two cores.
+
+First all tests run once, to see which test runs which line; build/mutants.json keeps that until a file changes.  Then
+the tests that run a fault's line are run on it, quick ones that run little else first, until one fails or hangs.  A
+constant or a default is tried with the tests that run a line which names it, and a line that no test runs in its own
+process with the tests that start others.  Where such tests need more than SECONDS (20) together, only the first are
+run: the survivor's line says so.  Tests that fail without a fault are named and left out.
 
 tests/mutants.txt lists the survivors that are no fault of the tests, with the reasons.  The exit status is 1 if a
 survivor is not in that list, or an entry of it has become wrong.
+
+Of the tools that exist, cosmic-ray 8.7 runs one command for all faults, and cannot choose tests; mutmut 3.8 changes the
+source so that tests/test_architecture.py fails, and leaves decorated methods alone, which all commands are.
 """
 
 from __future__ import annotations
@@ -586,7 +590,7 @@ def read_accepted(text: str) -> dict[tuple[str, str, str], str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.mutants", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as wire or testing.faults; default: all")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as sasl or testing.faults; default: all")
     parser.add_argument("-j", dest="processes", type=int, default=os.cpu_count(), help="default: one per processor")
     parser.add_argument("--seconds", type=float, default=20.0, help="of tests for one mutant; default: 20")
     options = parser.parse_args()
