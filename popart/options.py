@@ -99,13 +99,13 @@ class Limits:
         for name in COUNTS:
             most = getattr(self, name)
             if most is not None and not (isinstance(most, int) and most >= 0):
-                raise ValueError(f"{name} must be a number or None, and a whole one from 0 on: {most!r}")
+                raise ValueError(f"{name} must be a number or None, a whole one and at least 0, not {most!r}")
         for name in TIMES:
             seconds = getattr(self, name)
             if seconds is not None and not is_time(seconds):
-                raise ValueError(f"{name} must be a number or None, and of seconds from 0 on: {seconds!r}")
+                raise ValueError(f"{name} must be a number or None, and at least 0 seconds, not {seconds!r}")
         if not is_time(self.minimum_timeout):
-            raise ValueError(f"minimum_timeout must be a number of seconds from 0 on: {self.minimum_timeout!r}")
+            raise ValueError(f"minimum_timeout must be a number, and at least 0 seconds, not {self.minimum_timeout!r}")
 
 
 def is_time(value: object) -> bool:
@@ -150,7 +150,7 @@ def choose_hostname(hostname: str | None) -> str:
 
 def check_timeout(timeout: float, minimum: float) -> float:
     if not (is_time(timeout) and minimum <= timeout <= MAX_TIMEOUT):
-        raise ValueError(f"timeout must be {minimum} to {MAX_TIMEOUT} seconds, not {timeout!r}")
+        raise ValueError(f"timeout must be {minimum} seconds, the minimum_timeout, to {MAX_TIMEOUT}, not {timeout!r}")
     return float(timeout)
 
 

@@ -833,7 +833,7 @@ def test_the_commands_for_contributors() -> None:
             assert re.search(rf"(^    | && ){re.escape(command)}( && |$)", readme, re.MULTILINE)
     named = re.findall(r"\.ci/run ([a-z ]+)", text)
     assert {name for names in named for name in names.split()} <= steps()
-    for module in re.findall(r"python3 -m (tests[\w.]+)", text):
+    for module in re.findall(r"python3? -m (tests\.[\w.]+)", text):
         assert importlib.util.find_spec(module) is not None
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import popart
-from popart.options import COUNTS, TIMES
+from popart.options import COUNTS, TIMES, LimitOptions, Limits
 from tests.conftest import PATIENCE, Mail, MemoryHandler, connected, signed_in
 
 README = Path(__file__).parent.parent.joinpath("README.rst").read_text(encoding="utf-8")
@@ -162,8 +162,14 @@ def test_the_table_of_limits_is_the_servers() -> None:
     """Each limit stands in the README with the default that the class has, and none is missing."""
     rows = re.findall(r"^``(\w+)``\s+([\d,]+)\s", README, re.MULTILINE)
     table = {name: figure.replace(",", "") for name, figure in rows}
-    limits = ["minimum_timeout", *COUNTS, *TIMES]
+    limits = list(Limits.__annotations__)
     assert table == {name: str(getattr(popart.Server, name)) for name in limits}
+
+
+def test_each_limit_is_checked_and_may_be_named() -> None:
+    """A limit is a count or a time, which says how it is checked, and the test kit takes each by its name."""
+    limits = [name for name in Limits.__annotations__ if name != "minimum_timeout"]
+    assert sorted(limits) == sorted([*COUNTS, *TIMES]) == sorted(LimitOptions.__annotations__)
 
 
 def test_all_python_of_the_readme_is_executed() -> None:
