@@ -40,7 +40,10 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     def _begin(self) -> None:
         super()._begin()
         self._closing = Closing()
-        self._changed = threading.Condition()  # its lock is re-entrant: a method that holds it may call another
+        # Who takes the lock by the condition runs Python code after it is taken: what a signal handler raised there
+        # would leave it taken for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._stop_wanted = False
         self._loop: threading.Thread | None = None
         """The thread in `serve_forever`."""
@@ -63,7 +66,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
                     self.service_actions()
         finally:
             self._stop_wanted = False
-            with self._changed:
+            with self._lock:
                 self._loop = None
                 self._changed.notify_all()
 
@@ -80,7 +83,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
     @operation
     def _wait_for_loop(self) -> None:
-        with self._changed:
+        with self._lock:
             while self._loop not in (None, threading.current_thread()):
                 self._changed.wait(SIGNAL_PAUSE)
 

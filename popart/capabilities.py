@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from popart.handler import Handler, SupportsExpire, SupportsLanguages, SupportsLoginDelay, SupportsUTF8
+from popart.handler import Handler, SupportsExpire, SupportsLoginDelay
 from popart.handler_calls import ability, expect_number
 from popart.policy import Policy
 
 
 def capabilities(
-    handler: Handler, policy: Policy, *, signed_in: bool, takes_user: bool, mechanisms: Sequence[str]
+    handler: Handler,
+    policy: Policy,
+    *,
+    signed_in: bool,
+    takes_user: bool,
+    mechanisms: Sequence[str],
+    utf8: bool,
+    languages: bool,
 ) -> list[str]:
-    """Return the same list before and after sign-in, but for what may be known of the user then.
+    """Return CAPA's lines.  Before and after sign-in they differ only in what depends on the user.
 
-    :raises HandlerError: the handler's days or seconds are none.
+    :raises HandlerError: the handler's days or seconds are not numbers.
     """
     found = ["TOP", "UIDL"]
     if takes_user:
@@ -22,9 +29,9 @@ def capabilities(
     found += ["PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
     if mechanisms:
         found.append(f"SASL {' '.join(mechanisms)}")
-    if ability(handler, SupportsUTF8, "enable_utf8") is not None:
+    if utf8:
         found.append("UTF8 USER")
-    if ability(handler, SupportsLanguages, "get_languages") is not None:
+    if languages:
         found.append("LANG")
     # What differs from user to user is marked so until one has signed in.
     mark = "" if signed_in else " USER"

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
@@ -196,13 +197,13 @@ def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
 class Watchdog:
     """One thread that watches the live connections until the server has closed and no connection is left.
 
-    *live* returns them; it is called with the lock of *changed*.
+    *live* returns them; it is called with *lock*.
     """
 
-    def __init__(self, live: Callable[[], list[Place]], closing: Closing, changed: threading.Condition) -> None:
+    def __init__(self, live: Callable[[], list[Place]], closing: Closing, lock: AbstractContextManager[bool]) -> None:
         self._live = live
         self._closing = closing
-        self._changed = changed
+        self._lock = lock
         self._alarm = threading.Event()
         self._thread: threading.Thread | None = None
         self._grace_was_over = False
@@ -211,7 +212,7 @@ class Watchdog:
     def start(self, pause: float) -> None:
         """Start the thread, unless it is running; it looks every *pause* seconds."""
         self._pause = pause
-        with self._changed:
+        with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._watch, daemon=True)
                 thread.start()
@@ -229,7 +230,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 if self._closing.begun:
                     self._wake_for_closing()
                     if not self._live():

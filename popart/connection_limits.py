@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
+from contextlib import AbstractContextManager
 from typing import Any
 
 from popart.addresses import peer_of
@@ -22,9 +23,12 @@ class Places:
     `popart.server` says what guards them.
     """
 
-    def __init__(self, limits: Limits, closing: Closing, changed: threading.Condition) -> None:
+    def __init__(
+        self, limits: Limits, closing: Closing, lock: AbstractContextManager[bool], changed: threading.Condition
+    ) -> None:
         self._limits = limits
         self._closing = closing
+        self._lock = lock
         self._changed = changed
         self._live: dict[socket.socket, Place] = {}  # the oldest first
         self._peers: Counter[str] = Counter()
@@ -45,7 +49,7 @@ class Places:
         If the client is not *named* yet, `count_client` counts it as a peer later, and others make room for it then.
         """
         place = Place(request, client_address, self._closing)
-        with self._changed:
+        with self._lock:
             most = self._limits.max_connections
             if self._closing.begun or (most is not None and len(self._live) >= most + MAX_LEAVING):
                 return None
@@ -61,7 +65,7 @@ class Places:
         room.  Otherwise clients could shut everybody out by keeping all places, without a password.
         """
         peer = peer_of(client_address)
-        with self._changed:
+        with self._lock:
             most = self._limits.max_connections_per_peer
             if peer is not None and most is not None and self._peers[peer] >= most:
                 return False
@@ -86,7 +90,7 @@ class Places:
 
     def leave(self, request: socket.socket) -> None:
         """Take a connection off the list, if it is there."""
-        with self._changed:
+        with self._lock:
             place = self._live.pop(request, None)
             if place is None:
                 return

@@ -12,7 +12,7 @@ from operator import index
 from types import CoroutineType
 
 from popart.errors import BadCommandError, HandlerError, ReportableError
-from popart.handler import Handler, SupportsListing
+from popart.handler import BaseHandler, Handler, SupportsListing
 from popart.handler_calls import MAX_NUMBER, ability, bad_type, check_each, close_coroutines, expect_none, expect_number
 from popart.unique_ids import check_id, check_ids, same_ids
 
@@ -28,10 +28,12 @@ class Maildrop:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
-        self._ask_id = handler.get_message_id  # if this attribute fails, it fails before the greeting
         self._hold([], [])
 
     def _hold(self, sizes: list[int], ids: list[str] | None) -> None:
+        # Looked up before the greeting, where a property may fail, and again at sign-in, when a handler that delegates
+        # knows to whom.
+        self._ask_id = self._handler.get_message_id
         self.sizes = sizes
         self._all_count = len(sizes)
         self._all_octets = sum(sizes)
@@ -60,9 +62,9 @@ class Maildrop:
                 raise HandlerError(f"the count of messages is {count}, and max_messages is {max_messages}")
             sizes = [self._handler.get_message_size(number) for number in range(1, count + 1)]
         self._hold(_check_sizes(sizes), ids)
-        # A BaseHandler's, which may be behind a wrapper.
-        if ids is not None and callable(keep := getattr(self._handler, "_keep_listing", None)):
-            keep(self.sizes, ids)
+        lister = getattr(list_messages, "__self__", None)  # a wrapper may have handed on another handler's method
+        if ids is not None and isinstance(lister, BaseHandler):
+            lister._keep_listing(self.sizes, ids)
 
     def commit(self) -> None:
         """Have the handler delete the marked messages, if there are any (RFC 1939 section 6)."""

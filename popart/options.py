@@ -37,6 +37,7 @@ _TEXTS = {
 class LimitOptions(TypedDict, total=False):
     """The limits that `popart.testing.MailServer` takes as keyword arguments."""
 
+    minimum_timeout: float
     max_connections: int | None
     max_connections_per_peer: int | None
     max_bad_commands: int | None

@@ -266,7 +266,7 @@ def _read_name(mechanism: Any, message: str) -> str:
 
     def note_name(name: str) -> tuple[bytes, bytes, bytes, int]:
         names.append(name)
-        return b"", b"", b"", 0  # nobody looks at these
+        return b"", b"", b"", 1  # scramp looks at the last alone, the iterations: some versions want 1 or more
 
     with suppress(ScramException):
         mechanism.make_server(note_name).set_client_first(message)

@@ -12,8 +12,8 @@ The threads of a server::
                                                                                        at once when the server closes
     any, or a signal handler   shutdown, drain, server_close           -               -
 
-What they share, and what guards it.  "The lock" is that of ``_changed``.  It is held for moments, never while a handler
-or a client is waited for, and a thread that has it may take it again::
+What they share, and what guards it.  "The lock" is ``_lock``.  It is held for moments, never while a handler or a
+client is waited for, and a thread that has it may take it again::
 
     what                               written by                           guard
     ---------------------------------  -----------------------------------  --------------------------------------------
@@ -35,6 +35,7 @@ import contextlib
 import os
 import socket
 import ssl
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -52,7 +53,9 @@ from popart.options import LOOPBACK, SocketOptions
 from popart.server_closing import ClosingServer
 from popart.workers import Workers
 
-if TYPE_CHECKING:
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
 AnyServer = TypeVar("AnyServer", bound="Server")
@@ -148,9 +151,15 @@ class Server(ClosingServer):
         """Make the parts of a running server: at the start, and again in a forked child, where they are missing."""
         super()._begin()
         self._pacer = Pacer()
-        self._places = Places(self, self._closing, self._changed)
-        self._workers = Workers(self.process_request_thread, self._changed, daemon=self.daemon_threads)
-        self._watchdog = Watchdog(self._places.all, self._closing, self._changed)
+        self._places = Places(self, self._closing, self._lock, self._changed)
+        # Looked up for each connection, as every hook of `socketserver`.
+        self._workers = Workers(
+            lambda request, client_address: self.process_request_thread(request, client_address),
+            self._lock,
+            self._changed,
+            daemon=self.daemon_threads,
+        )
+        self._watchdog = Watchdog(self._places.all, self._closing, self._lock)
         _servers.add(self)
 
     def _begin_in_child(self) -> None:

@@ -39,7 +39,7 @@ class ClosingServer(Limits, AcceptingServer):
         self._accept_queue(deadline)
         self._stop_wanted = True  # serve_forever has nothing to serve any more
         self.socket.close()
-        with self._changed:
+        with self._lock:
             while len(self._places) and time.monotonic() < deadline and not self._operations.get(me):
                 self._changed.wait(min(SIGNAL_PAUSE, max(0.0, deadline - time.monotonic())))
             return not (len(self._places) or self._operations.get(me))
@@ -92,7 +92,7 @@ class ClosingServer(Limits, AcceptingServer):
         self._watchdog.look()
         if self._workers.one_calls:
             return
-        with self._changed:
+        with self._lock:
             while len(self._places) or not self._workers.all_done:
                 self._changed.wait(SIGNAL_PAUSE)
         self._workers.join()

@@ -205,6 +205,8 @@ class Session:
             signed_in=self.state is State.TRANSACTION,
             takes_user=not self._sign_in.why_not("USER"),
             mechanisms=self._sign_in.offered,
+            utf8=self._enable_utf8 is not None,
+            languages=self._get_languages is not None,
         )
         return ok("capability list follows", _join(found))
 
@@ -262,9 +264,12 @@ class Session:
         except BadCommandError:
             raise
         except ReportableError as refusal:
-            reply = self._sign_in.refuse(refusal, utf8=self._utf8)
-            self._end_if_too_many("failed logins", self._sign_in.failures, self._policy.max_failed_logins)
-            return reply
+            before = self._sign_in.failures
+            try:
+                return self._sign_in.refuse(refusal, utf8=self._utf8)
+            finally:  # also if the text of the refusal cannot be written
+                if self._sign_in.failures > before:
+                    self._end_if_too_many("failed logins", self._sign_in.failures, self._policy.max_failed_logins)
         except BaseException:
             self.over = True
             raise

@@ -6,6 +6,7 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -21,8 +22,16 @@ class Workers:
     `popart.server` says what guards them.
     """
 
-    def __init__(self, hold: Callable[[Any, Any], None], changed: threading.Condition, *, daemon: bool) -> None:
+    def __init__(
+        self,
+        hold: Callable[[Any, Any], None],
+        lock: AbstractContextManager[bool],
+        changed: threading.Condition,
+        *,
+        daemon: bool,
+    ) -> None:
         self._hold = hold
+        self._lock = lock
         self._changed = changed
         self._daemon = daemon
         self._threads: set[threading.Thread] = set()
@@ -45,7 +54,7 @@ class Workers:
         """
         thread = None
         try:
-            with self._changed:
+            with self._lock:
                 if self._spare:
                     self._spare -= 1
                     self._queue.put(place)
@@ -56,7 +65,7 @@ class Workers:
                 self._threads.add(thread)
             thread.start()
         except BaseException:
-            with self._changed:
+            with self._lock:
                 if place.held is None:
                     place.held = False
                     if thread is not None:
@@ -72,27 +81,27 @@ class Workers:
             # In a context of its own: no session finds another's context variables.
             contextvars.Context().run(self._hold, place.socket, place.client_address)
             place = self._next()
-        with self._changed:
+        with self._lock:
             thread = threading.current_thread()
             self._done.append(thread)
             self._threads.discard(thread)
             self._changed.notify_all()
 
     def _take_up(self, place: Place) -> bool:
-        with self._changed:
+        with self._lock:
             if place.held is None:
                 place.held = True
             return place.held
 
     def _next(self) -> Place | None:
-        with self._changed:
+        with self._lock:
             if self._dismissed:
                 return None
             self._spare += 1
         try:
             return self._queue.get(timeout=SPARE_SECONDS)
         except Empty:
-            with self._changed:
+            with self._lock:
                 if self._spare:
                     self._spare -= 1
                     return None
@@ -100,7 +109,7 @@ class Workers:
 
     def dismiss(self) -> None:
         """Let the spare threads end now, and the others when their connections have ended."""
-        with self._changed:
+        with self._lock:
             self._dismissed = True
             for _ in range(self._spare):
                 self._queue.put(None)

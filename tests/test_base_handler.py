@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import popart
-from tests.conftest import Client, Mail, connected, running, signed_in
+from tests.conftest import Client, Mail, MemoryHandler, connected, running, signed_in
 
 LEFT = [
     "lock_maildrop",
@@ -394,3 +394,45 @@ def test_an_empty_listing_is_kept() -> None:
                 ask(handler)
         assert handler.get_message_count() == 0
     assert mail.count("list_messages") == 1
+
+
+def test_a_wrapper_that_numbers_anew() -> None:
+    """A wrapper that lists for itself has numbers of its own, and the handler in it keeps the ones that it knows."""
+
+    class Deleting(PasswordMail):
+        def delete_messages(self, numbers: Sequence[int]) -> None:
+            self.mail.calls.append(("deleted", [self.get_message_id(number) for number in numbers]))
+
+    class WithoutTheFirst(Wrapper):
+        def list_messages(self) -> Iterable[tuple[int, str]]:
+            return list(self._handler.list_messages())[1:]  # type: ignore[attr-defined]
+
+        def get_message_reader(self, number: int) -> popart.MessageReader:
+            return self._handler.get_message_reader(number + 1)
+
+        def delete_messages(self, numbers: Sequence[int]) -> None:
+            self._handler.delete_messages([number + 1 for number in numbers])
+
+    mail = Mail(b"spam\r\n", b"b\r\n", b"c\r\n")
+    with serve(WithoutTheFirst(Deleting(mail))) as server, signed_in(server) as client:
+        assert client.ask(b"UIDL 1") == b"+OK 1 id-2\r\n"
+        assert client.ask(b"DELE 1").startswith(b"+OK")
+        assert client.ask(b"QUIT").startswith(b"+OK")
+    assert ("deleted", ["id-2"]) in mail.calls
+
+
+def test_a_method_of_the_same_name() -> None:
+    """What popart tells a `BaseHandler` of its listing, it tells no other handler."""
+
+    class Keeping(MemoryHandler, popart.SupportsListing):
+        def list_messages(self) -> Iterable[tuple[int, str]]:
+            return [(3, "a")]
+
+        def _keep_listing(self) -> None:
+            raise AssertionError("it is not popart's to call")
+
+    handler = Keeping(Mail(b"a\r\n"))
+    with serve(handler) as server, signed_in(server) as client:
+        assert client.ask(b"UIDL 1") == b"+OK 1 a\r\n"
+        assert client.ask(b"QUIT").startswith(b"+OK")
+    assert not handler.mail.errors

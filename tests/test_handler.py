@@ -571,3 +571,39 @@ def test_socket_that_fails_to_close() -> None:
                 assert client.line().startswith(b"+OK") and client.ask(b"QUIT").startswith(b"+OK")
                 assert client.rest() == b""
     assert [handler.mail.calls for handler in handlers] == [[("close",)]] * 2
+
+
+class Choosing:
+    """Delegates to one handler before sign-in, and to another after it."""
+
+    def __init__(self, before: MemoryHandler, after: MemoryHandler) -> None:
+        self.inner = before
+        self._after = after
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        self.inner = self._after
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_a_handler_that_delegates_to_another_after_sign_in() -> None:
+    """The messages are those of the user's handler, and the abilities stay as they were announced."""
+
+    class Other(MemoryHandler):
+        def enable_utf8(self) -> None: ...
+
+        def get_languages(self) -> dict[str, str]:
+            return {"en": "English"}
+
+        def set_language(self, tag: str) -> None: ...
+
+        def get_message_id(self, number: int) -> str:
+            return f"other-{number}"
+
+    session = make_session(Choosing(MemoryHandler(Mail()), Other(Mail(b"a\r\n"))))  # type: ignore[arg-type]
+    session.respond(b"USER alice")
+    session.respond(b"PASS secret")
+    assert session.respond(b"UIDL 1").head() == b"+OK 1 other-1\r\n"
+    assert b"\r\nLANG\r\n" not in session.respond(b"CAPA").head()
+    assert session.respond(b"LANG *").head().startswith(b"-ERR")

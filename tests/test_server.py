@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import typing
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -27,6 +28,7 @@ import popart
 import popart.workers
 from popart.addresses import peer_of
 from popart.server import Server
+from popart.testing import MailServer
 from tests.conftest import (
     PATIENCE,
     Client,
@@ -903,3 +905,26 @@ def test_arguments_of_the_wrong_kind(address: Any, options: Any, limits: Any, te
     """A mistake in an argument or a limit is told at once, by its name."""
     with pytest.raises(ValueError, match=text):
         type("Subclass", (Server,), limits)(address, lambda peer: None, **options)
+
+
+def test_a_hook_that_is_replaced_on_a_server() -> None:
+    """A hook of `socketserver` is looked up for each connection."""
+    called = []
+    with running(Server(HOST, lambda peer: MemoryHandler(Mail()))) as server:
+        process = server.process_request_thread
+
+        def replaced(request: Any, client_address: Any) -> None:
+            called.append(client_address)
+            process(request, client_address)
+
+        server.process_request_thread = replaced  # type: ignore[method-assign]
+        with signed_in(server):
+            pass
+    assert len(called) == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.Unpack is not there")
+def test_type_hints_can_be_had() -> None:
+    """What a framework asks of a function, `typing.get_type_hints` answers."""
+    assert "arguments" in typing.get_type_hints(Server.from_socket)
+    assert "server_options" in typing.get_type_hints(MailServer.__init__)

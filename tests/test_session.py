@@ -1003,6 +1003,21 @@ class TestLimits:
         session.close()
         assert len(handler.mail.errors) == 1 and handler.mail.count("unlock_maildrop") == 1
 
+    def test_failed_logins_whose_refusals_cannot_be_written(self) -> None:
+        """A refusal counts as one though its text cannot be written."""
+
+        class Unwritable:
+            def __format__(self, spec: str) -> str:
+                raise OSError("secret")
+
+        refusal = ReportableError("no")
+        refusal.text = Unwritable()  # type: ignore[assignment]
+        handler = altered(authenticate_pass=raising(refusal))
+        session = make_session(handler, max_failed_logins=2)
+        assert ask(session, *SIGN_IN)[1] == INTERNAL and not session.over
+        assert ask(session, *SIGN_IN)[1] == INTERNAL and session.over
+        assert kinds(handler.mail.errors) == [OSError, LimitError, OSError]
+
     @pytest.mark.parametrize(
         ("state", "line"),
         [

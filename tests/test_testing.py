@@ -1383,3 +1383,9 @@ def test_shell_errors(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[st
     out, err = capfd.readouterr()
     assert out == ""
     assert re.fullmatch(r"python3 -m popart\.testing: [^\n]+\n", err)
+
+
+def test_minimum_timeout() -> None:
+    """The test kit takes each limit by its name, the smallest timeout too."""
+    with pytest.raises(ValueError, match="timeout must be 5 seconds"), MailServer(minimum_timeout=5, timeout=1):
+        pass

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import ssl
+import sys
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from popart.connection import Connection
 from popart.handler import Handler
-from popart.options import COUNTS, TIMES, LimitOptions, SocketOptions
+from popart.options import LimitOptions, SocketOptions
 from popart.server import Server
 from popart.testing.certificates import Certificates, needed_by
 from popart.testing.handler import StoredMailHandler
 from popart.testing.recording import RecordingSession
 from popart.testing.store import MailStore
 
-if TYPE_CHECKING:
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
 AnyMailServer = TypeVar("AnyMailServer", bound="MailServer")
@@ -165,7 +168,7 @@ class _Server(Server):
     shutdown_grace = 0.1
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        for name in {*COUNTS, *TIMES} & options.keys():
+        for name in LimitOptions.__annotations__.keys() & options.keys():
             setattr(self, name, options.pop(name))
         super().__init__(*arguments, **options)
         self.RequestHandlerClass = _Connection
