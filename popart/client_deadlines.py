@@ -73,8 +73,7 @@ class Place:
         """True while its thread waits for the client or pauses: the handler is not at work."""
 
         self.idle: bool = False
-        """True while its thread waits for something that a client need not send: a command, or the end of its
-        stream."""
+        """True while its thread waits for what a client need not send: a command, or the end of its stream."""
 
         self.deadline: float = math.inf
         """On the monotonic clock: when the client must have sent what its thread waits for."""
@@ -89,8 +88,7 @@ class Place:
         self._last = math.inf  # the deadline of this wait as it is now
         self._alarm: threading.Event | None = None
         self._woken = False
-        # What was in the send queue, and when: see `_still_takes`.  The watchdog and the connection's own thread both
-        # write `_queued` and `_last`: at worst a wait that begins just then is measured from its next look.
+        # What was in the send queue, and when: see `_still_takes`.
         self._queued: int | None = None
         self._asked = 0.0
 
@@ -164,7 +162,10 @@ class Place:
         return not system.unsent(self.socket)
 
     def watch(self, now: float) -> None:
-        """Cut the connection if it is late."""
+        """Cut the connection if it is late.
+
+        Its own thread may begin another wait meanwhile: then that is measured from the next look.
+        """
         deadline, (_, period) = self.deadline, self._wait
         if not self.waits or deadline == math.inf:
             return
