@@ -65,7 +65,7 @@ class ClosingServer(Limits, AcceptingServer):
         If a handler's method calls it, it does not wait, because that session would wait for itself.  A signal handler
         may call it at any moment.  If that interrupts `serve_forever`, `handle_request`, `shutdown` or `drain`, the
         call returns at once, and the interrupted method closes the server and returns soon.  If it interrupts
-        `server_close` itself, it ends the grace.
+        `server_close` itself, or the method has been asked to close the server already, it ends the grace.
 
         In a forked child it closes the child's copies of the sockets, and leaves the parent's sessions alone.
         """
@@ -74,14 +74,19 @@ class ClosingServer(Limits, AcceptingServer):
         if me in self._closing_threads:
             self._closing.impatient = True
         elif me in self._operations:
+            self._closing.impatient = self._operations[me]  # it has been asked for already
             self._operations[me] = True
             self._knock()
         else:
-            try:
-                self._closing_threads.add(me)
-                self._close()
-            finally:
-                self._closing_threads.discard(me)
+            self._close_here()
+
+    def _close_here(self) -> None:
+        me = threading.get_ident()
+        try:
+            self._closing_threads.add(me)
+            self._close()
+        finally:
+            self._closing_threads.discard(me)
 
     def _close(self) -> None:
         self._knock()

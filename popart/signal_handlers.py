@@ -37,7 +37,7 @@ class Interruptible:
         self._operations.pop(threading.get_ident(), None)
         self._closing_threads.discard(threading.get_ident())
 
-    def server_close(self) -> None: ...
+    def _close_here(self) -> None: ...
 
 
 def operation(
@@ -54,7 +54,9 @@ def operation(
             server._operations[me] = False
             return method(server, *arguments, **options)
         finally:
+            if server._operations.get(me):
+                server._closing_threads.add(me)  # from here on a signal ends the grace
             if server._operations.pop(me, False):
-                server.server_close()
+                server._close_here()
 
     return run

@@ -196,3 +196,30 @@ def test_a_signal_is_heard_though_nothing_interrupts_the_wait(method: str) -> No
             server.serve_forever(poll_interval=60) if method == "serve_forever" else server.handle_request()
             assert time.monotonic() - signalled.result() < 20
         assert refused(server)
+
+
+@pytest.mark.parametrize("method", ["serve_forever", "handle_request", "drain"])
+def test_a_further_signal_before_the_first_was_heeded(method: str) -> None:
+    """Two signals that come before the interrupted method returns are two: the second ends the grace."""
+
+    def close_twice() -> None:
+        server.server_close()
+        assert not server._closing.impatient
+        server.server_close()
+
+    def signal_main() -> None:
+        main = threading.main_thread().ident or 0
+        wait_until(lambda: main in server._operations)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()))
+    with contextlib.ExitStack() as stack:
+        if method == "drain":
+            stack.enter_context(running(server))
+            stack.enter_context(signed_in(server))
+        stack.enter_context(on_signal(close_twice))
+        other = stack.enter_context(ThreadPoolExecutor(1)).submit(signal_main)
+        getattr(server, method)()
+        other.result()
+        assert server._closing.impatient
+    assert refused(server)
