@@ -29,6 +29,7 @@ with atheris.instrument_imports(include=["popart"]):
     from popart.command_lines import MAX_AUTH_LINE, LineReader
     from popart.errors import BrokenMessageError
     from popart.message_framing import ShortMessageError, encode_message
+    from popart.policy import Policy
     from popart.replies import MAX_REPLY_LINE
     from popart.session import Session
 
@@ -131,9 +132,8 @@ def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
         handle_session_error=errors.append,
     )
     certificate = {"subject": ()}
-    session = Session(
-        handler, implementation="x", expire="0 USER", banner="<1.2@x>", certificate=certificate, max_bad_commands=50
-    )
+    policy = Policy("x", "0 USER", banner="<1.2@x>", certificate=certificate, max_bad_commands=50)
+    session = Session(handler, policy)
     for line in read_lines(cut(octets, lengths)):
         reply = session.respond(line)
         head = reply.head()
