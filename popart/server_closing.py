@@ -74,7 +74,8 @@ class ClosingServer(Limits, AcceptingServer):
         if me in self._closing_threads:
             self._closing.impatient = True
         elif me in self._operations:
-            self._closing.impatient = self._operations[me]  # it has been asked for already
+            if self._operations[me]:  # it has been asked for already
+                self._closing.impatient = True
             self._operations[me] = True
             self._knock()
         else:

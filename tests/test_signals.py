@@ -223,3 +223,16 @@ def test_a_further_signal_before_the_first_was_heeded(method: str) -> None:
         other.result()
         assert server._closing.impatient
     assert refused(server)
+
+
+def test_impatience_is_not_taken_back() -> None:
+    """A hook that asks for the end for the first time does not renew a grace that a signal has ended."""
+
+    class Closing(QuickServer):
+        def service_actions(self) -> None:
+            self._closing.impatient = True  # as a second signal in another thread leaves it
+            self.server_close()
+
+    with Closing(HOST, lambda peer: MemoryHandler(Mail())) as server:
+        server.serve_forever(poll_interval=0.01)
+        assert server._closing.impatient
