@@ -25,6 +25,7 @@ from tests.conftest import (
     is_bare_end,
     running,
     signed_in,
+    wait_until,
 )
 from tests.test_server import HOST, MESSAGE, Held, TalkingServer
 
@@ -317,6 +318,7 @@ def test_octets_that_are_no_record(server_context: ssl.SSLContext, authority: tr
         client.sock.sendall(b"\x17\x03\x03\x00\x20" + b"x" * 32)
         with pytest.raises(ssl.SSLError, match="(?i)bad record mac"):
             client.wait_for(client.tls.read, 100)
+        wait_until(lambda: bool(mail.errors))  # a server that closes tells of nobody who has gone
     assert [type(error) for error in mail.errors] == [popart.ClientGoneError]
     assert mail.count("unlock_maildrop") == 1
 
