@@ -147,6 +147,11 @@ def batches(maildrop: Maildrop) -> dict[str, list[Exchange]]:
     }
 
 
+def paths(maildrop: Maildrop, root: Path) -> list[Path]:
+    """Return the files of `write_maildir`, by message number."""
+    return [root / maildrop.name / "cur" / f"{identifier}:2,S" for _, identifier in maildrop.listing()]
+
+
 def write_maildir(maildrop: Maildrop, root: Path) -> None:
     """Write a maildrop as the Maildir *root*/*name*.  Files of equal content are links to one."""
     directory = root / maildrop.name
@@ -154,8 +159,7 @@ def write_maildir(maildrop: Maildrop, root: Path) -> None:
         (directory / part).mkdir(parents=True)
     # In some file systems a file has at most 65,000 links; far fewer messages share a content.
     first: dict[int, Path] = {}
-    for n, (_, identifier) in enumerate(maildrop.listing()):
-        path = directory / "cur" / f"{identifier}:2,S"
+    for n, path in enumerate(paths(maildrop, root)):
         kind = n % len(maildrop.contents)
         if kind in first:
             path.hardlink_to(first[kind])

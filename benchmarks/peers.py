@@ -38,6 +38,9 @@ class Setting:
     pem: Path | None
     """A certificate and its key; None for plain TCP."""
 
+    handler: tuple[str, ...] = ()
+    """How popart's handler differs."""
+
 
 class Peer:
     """A kind of server.  Its *name* heads a column."""
@@ -74,6 +77,17 @@ class PythonPeer(Peer):
     def command(self, port: int, setting: Setting, scratch: Path) -> list[str]:
         tls = ["--tls", str(setting.pem)] if setting.pem else []
         return [*self._start, str(port), setting.maildrop.name, *tls, *self._last]
+
+
+class PopartPeer(PythonPeer):
+    needs_store = True  # for the rows with mail in files
+
+    def __init__(self, name: str, *last: str) -> None:
+        super().__init__(name, "popart_server.py", last=last)
+
+    def command(self, port: int, setting: Setting, scratch: Path) -> list[str]:
+        handler = [*setting.handler, "--store", str(setting.store)]
+        return [*super().command(port, setting, scratch), *handler]
 
 
 class CeilingPeer(PythonPeer):

@@ -46,15 +46,15 @@ class Harness:
         self.results = report.Results()
 
     def run_rows(self, rows: list[Row]) -> None:
-        """Run rows of one maildrop.  Each server is started once for all of them."""
-        maildrop, tls = rows[0].maildrop, rows[0].tls
+        """Run rows of one maildrop and one handler.  Each server is started once for all of them."""
+        maildrop, tls, handler = rows[0].maildrop, rows[0].tls, rows[0].handler
         with contextlib.ExitStack() as stack:
             servers: dict[str, peers.Running] = {}
             for peer in self._able(tls):
                 if peer.name == "popart x2" and not any(row.two_processes for row in rows):
                     continue
                 try:
-                    servers[peer.name] = stack.enter_context(self._running(peer, maildrop, tls))
+                    servers[peer.name] = stack.enter_context(self._running(peer, maildrop, tls, handler))
                 except (OSError, peers.CannotStartError) as error:
                     for row in rows:
                         self.results.fail(row.key, row.title, row.unit, peer.name, error)
@@ -139,11 +139,13 @@ class Harness:
                 yield peer
 
     @contextlib.contextmanager
-    def _running(self, peer: peers.Peer, name: str, tls: bool) -> Iterator[peers.Running]:
+    def _running(
+        self, peer: peers.Peer, name: str, tls: bool, handler: tuple[str, ...] = ()
+    ) -> Iterator[peers.Running]:
         maildrop = self._maildrop(name)
         if peer.needs_store and not (self._store / name).exists():
             data.write_maildir(maildrop, self._store)
-        setting = peers.Setting(maildrop, self._store, self._pem if tls else None)
+        setting = peers.Setting(maildrop, self._store, self._pem if tls else None, handler)
         self._starts += 1
         server = peers.Running(peer, setting, self._scratch / f"server-{self._starts}")
         try:
@@ -225,13 +227,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _candidates(options: argparse.Namespace) -> list[peers.Peer]:
     found: list[peers.Peer] = [
-        peers.PythonPeer("popart", "popart_server.py"),
-        peers.PythonPeer("popart pinned", "popart_server.py", last=("--pin",)),
-        peers.PythonPeer("popart x2", "popart_server.py", last=("--processes", "2")),
+        peers.PopartPeer("popart"),
+        peers.PopartPeer("popart pinned", "--pin"),
+        peers.PopartPeer("popart x2", "--processes", "2"),
     ]
     if options.baseline:
         path = str(Path(options.baseline).resolve())
-        found.append(peers.PythonPeer("baseline", "popart_server.py", last=("--popart", path)))
+        found.append(peers.PopartPeer("baseline", "--popart", path))
     found.append(peers.PythonPeer(report.FLOOR, "canned_server.py", "threads"))
     for name in filter(None, options.peers.split(",")):
         if name == "twisted":
@@ -281,9 +283,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"skipped: all rows over TLS: {harness.no_tls}")
             chosen = [row for row in chosen if not row.tls]
             idle = [key for key in idle if key != "tls-idle"]
-        groups: dict[tuple[str, bool], list[Row]] = {}
+        groups: dict[tuple[str, bool, tuple[str, ...]], list[Row]] = {}
         for row in chosen:
-            groups.setdefault((row.maildrop, row.tls), []).append(row)
+            groups.setdefault((row.maildrop, row.tls, row.handler), []).append(row)
         for rows in groups.values():
             harness.run_rows(rows)
         for key in idle:

@@ -1,4 +1,4 @@
-"""A popart server with a maildrop in memory, as one process or as several on one port."""
+"""A popart server with a maildrop in memory or in files, as one process or as several on one port."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("port", type=int)
 parser.add_argument("maildrop")
 parser.add_argument("--tls", metavar="PEM", help="a file with a certificate and its key")
+parser.add_argument("--mail", choices=["memory", "fileio", "open"], default="memory", help="where messages are")
+parser.add_argument("--store", type=Path, help="the directory of Maildirs")
+parser.add_argument("--no-listing", action="store_true", help="have popart ask about each message by itself")
 parser.add_argument("--processes", type=int, default=1)
 parser.add_argument("--pin", action="store_true", help="run on one processor, the last one")
 parser.add_argument("--popart", default=str(HERE.parent.parent), help="the directory that popart is imported from")
@@ -29,6 +32,7 @@ import popart  # noqa: E402
 
 MAILDROP = data.make_maildrop(arguments.maildrop)
 LISTING = MAILDROP.listing()
+PATHS = [] if arguments.mail == "memory" else data.paths(MAILDROP, arguments.store)
 
 
 class BenchmarkHandler(popart.Handler):
@@ -44,9 +48,6 @@ class BenchmarkHandler(popart.Handler):
 
     def lock_maildrop(self) -> None: ...
 
-    def list_messages(self) -> list[tuple[int, str]]:
-        return LISTING
-
     def get_message_count(self) -> int:
         return len(LISTING)
 
@@ -57,13 +58,22 @@ class BenchmarkHandler(popart.Handler):
         return LISTING[number - 1][1]
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
-        return io.BytesIO(MAILDROP.message(number))
+        if arguments.mail == "memory":
+            return io.BytesIO(MAILDROP.message(number))
+        return open(PATHS[number - 1], "rb", buffering=0 if arguments.mail == "fileio" else -1)
 
     def delete_messages(self, numbers: Sequence[int]) -> None: ...
 
     def unlock_maildrop(self) -> None: ...
 
     def handle_session_error(self, error: BaseException) -> None: ...
+
+
+class ListingHandler(BenchmarkHandler):
+    """Lists its maildrop at once."""
+
+    def list_messages(self) -> list[tuple[int, str]]:
+        return LISTING
 
 
 class BenchmarkServer(popart.Server):
@@ -88,7 +98,8 @@ def main() -> None:
         if os.fork() == 0:
             break
     address = ("127.0.0.1", arguments.port)
-    with BenchmarkServer(address, lambda peer: BenchmarkHandler(), ssl_context=context) as server:
+    kind = BenchmarkHandler if arguments.no_listing else ListingHandler
+    with BenchmarkServer(address, lambda peer: kind(), ssl_context=context) as server:
         server.serve_forever()
 
 
