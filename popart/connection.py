@@ -211,7 +211,7 @@ class Connection(socketserver.StreamRequestHandler):
                 sender.flush()
             if self._monitor is None:
                 reply = session.respond(line)
-                self._steps += 1 if reply.message is None else MESSAGE_STEPS
+                self._steps += 1 if reply.lines is None and reply.message is None else MESSAGE_STEPS
                 sender.send(reply)
             else:
                 self._answer_monitored(session, line, self._monitor)

@@ -15,7 +15,7 @@ STEPS = 25
 NOOP would be 4 % slower."""
 
 MESSAGE_STEPS = 6
-"""What a message counts as: to read one from a file lets go of the interpreter as often."""
+"""What a message or a listing counts as: to read one from a file lets go of the interpreter as often."""
 
 ALLOWANCE = 0.001
 """Seconds of processor time that a session may use for pipelined commands before it counts as busy, once."""

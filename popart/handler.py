@@ -56,15 +56,18 @@ from popart.errors import HandlerError, ReportableError
 class MessageReader(Protocol):
     """A message's octets, read piece by piece.  Any binary file object will do.
 
+    Open files with ``open(path, "rb", buffering=0)``.  popart asks for large pieces, so a buffer costs time and saves
+    nothing.
+
     Line ends may be LF or CRLF, or both: the client receives CRLF.  Everything else arrives as you return it.
     """
 
     def read(self, n: int, /) -> bytes:
         """Return up to *n* of the next octets.  Fewer is fine, more costs memory, and none (``b""``) means the end.
 
-        popart makes the first call before it sends ``+OK``, so if it raises, the client reads ``-ERR``.  If a later
-        call raises, popart resets the connection before the final dot, and the client knows that the message is cut
-        off.
+        popart makes the first call before it sends ``+OK``, so if it raises, the client reads ``-ERR``.  If the first
+        call returns less than 32,768 octets, the same holds for the second.  If a later call raises, popart resets the
+        connection before the final dot, and the client knows that the message is cut off.
 
         popart believes an end only if the announced size has been reached, because many sources return ``b""`` when
         their peer dies.  With fewer octets, counted as `popart.wire_size` does, the message is broken.  The client then
@@ -143,8 +146,8 @@ class Handler(Protocol):
 
         An id has 1 to 70 characters from ``!`` to ``~``.  No two ids in a maildrop are alike.  A message has the same
         id in each session for as long as it exists, and no other message ever gets that id: clients use it to know what
-        they have fetched already.  popart asks when a client first needs the id, once for each message, unless the
-        handler satisfies `SupportsListing`.
+        they have fetched already.  popart asks for it once, when a client first needs it, and for all ids when a client
+        lists them.  It does not ask a handler that satisfies `SupportsListing`.
         """
 
     @abstractmethod

@@ -5,7 +5,7 @@ A handler is somebody else's code.  A wrong answer becomes a `HandlerError` here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from operator import index
@@ -69,10 +69,10 @@ def expect_number(what: str, value: object) -> int:
     return number
 
 
-def check_each(values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
+def check_each(numbers: Iterable[int], values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
     """Check one value after another, by its message's number.  If one is wrong, close those that are coroutines."""
     try:
-        return [check(number, value) for number, value in enumerate(values, 1)]
+        return list(map(check, numbers, values))
     except HandlerError:
         close_coroutines(*values)
         raise

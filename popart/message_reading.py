@@ -9,14 +9,16 @@ from popart.error_replies import explain
 from popart.errors import BrokenMessageError, HandlerError
 from popart.handler import Handler, MessageReader
 from popart.handler_calls import bad_type, close_coroutines, expect_done, tell_error
-from popart.message_framing import CHUNK_SIZE, ShortMessageError, encode_message
-from popart.replies import Reply, ok
+from popart.message_framing import CHUNK_SIZE, ShortMessageError, encode_message, frame_message
+from popart.replies import GATHER_SIZE, Reply, ok
 
 
 def open_message(
     handler: Handler, number: int, reader: MessageReader, text: str, *, top: int | None = None, size: int = 0
 ) -> Reply:
     """Start reading a message, so that a message that cannot be read is refused before ``+OK``.
+
+    A small message is read to its end: its first octets would wait for more to send anyway.
 
     With *top* the reply holds at most that many lines of the body.  *size* is the announced size; 0 is not checked.
 
@@ -27,16 +29,20 @@ def open_message(
         raise HandlerError(f"the reader of message {number} cannot be a {type(reader).__name__}")
     source = _Source(handler, number, reader)
     try:
-        first = source.read()
-        if not first and size:
-            raise source.ended_early(0, size)
+        chunks = [source.read()]
+        if 0 < len(chunks[0]) < GATHER_SIZE:
+            chunks.append(source.read())
+        if not chunks[-1]:
+            lines = frame_message(chunks[0], top, size)
+            source.close()
+            return ok(text, lines)
+    except ShortMessageError as error:
+        source.close()
+        raise source.ended_early(error.octets, size) from None
     except BaseException:
         source.close()
         raise
-    if not first:
-        source.close()
-        return ok(text, b"")  # as lines, since as a message its final dot would be a piece of its own
-    message = source.encode(first, top, size)
+    message = source.encode(chunks, top, size)
     next(message)  # a generator that never starts never cleans up
     return ok(text, message=message)
 
@@ -55,7 +61,7 @@ class _Source:
             raise bad_type(f"the reader of message {self._number}", chunk, "bytes")
         return chunk
 
-    def encode(self, first: bytes, top: int | None, size: int) -> Generator[bytes, None, None]:
+    def encode(self, first: list[bytes], top: int | None, size: int) -> Generator[bytes, None, None]:
         """Yield nothing (``b""``) at the start, then the message as it is sent; close the reader in any case."""
         try:
             yield b""
@@ -71,14 +77,17 @@ class _Source:
         finally:
             self.close()
 
-    def _chunks(self, chunk: bytes) -> Iterator[bytes]:
-        while chunk:
-            yield chunk
+    def _chunks(self, first: list[bytes]) -> Iterator[bytes]:
+        yield from first
+        while True:
             try:
                 chunk = self.read()
             except BaseException as error:
                 tell_error(self._handler, error)
                 raise BrokenMessageError("the message's reader failed") from None
+            if not chunk:
+                return
+            yield chunk
 
     def ended_early(self, octets: int, size: int) -> HandlerError:
         return HandlerError(f"message {self._number} ended after {octets} octets, its size was said to be {size}")

@@ -14,17 +14,21 @@ MAX_REPLY_LINE = 512
 MIN_LAST_PIECE = len(CRLF + TERMINATOR)
 """Octets of a reply's last piece: some clients misread a final dot that comes without the line end before it."""
 
+GATHER_SIZE = 32_768
+"""Octets of replies to gather before sending.  It is less than a chunk of a message, so a chunk is never copied."""
+
 _CONTROLS_TO_SPACES = bytes(0x20 if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
 
 
 class Reply(NamedTuple):
-    """What a command answers: a status line, and either nothing more, finished lines, or a message."""
+    """What a command answers: a status line, and either nothing more, finished lines, or a message in pieces."""
 
     status: bytes
     """The first line, with its CRLF."""
 
     lines: bytes | None = None
-    """The further lines of a multi-line reply, each with its CRLF, without the final dot."""
+    """The further lines of a multi-line reply, such as those of a small message, each with its CRLF, dot-stuffed, and
+    without the final dot."""
 
     message: Generator[bytes, None, None] | None = None
     """A message's octets, final dot included, piece by piece.  Whoever sends the reply closes the generator."""

@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from popart.client_deadlines import Place
 from popart.client_socket import Stream
 from popart.errors import BrokenMessageError
-from popart.replies import Reply
-
-GATHER_SIZE = 32_768
-"""Octets of replies to gather before sending.  It is less than a chunk of a message, so a chunk is never copied."""
+from popart.replies import GATHER_SIZE, Reply
 
 
 class Sender:

@@ -764,10 +764,14 @@ class TestReading:
             (ReportableError("it is on tape", code="SYS/TEMP"), b"-ERR [SYS/TEMP] it is on tape\r\n"),
         ],
     )
+    @each("before", [[], [b"A: b\n"], [b"x" * 32_767]])
     @each("line", [b"RETR 1", b"TOP 1 1"])
-    def test_fails_first(self, line: bytes, failure: object, status: bytes) -> None:
-        """What fails before the first octet is -ERR, the reader is closed, and the session goes on (promise 1)."""
-        reader = Reader(failure)
+    def test_fails_first(self, line: bytes, before: list[bytes], failure: object, status: bytes) -> None:
+        """What fails before the first octet is -ERR, the reader is closed, and the session goes on (promise 1).
+
+        So does the second read, if the first gave less than 32,768 octets: they would have waited for more anyway.
+        """
+        reader = Reader(*before, failure)
         handler = altered(get_message_reader=returning(reader))
         session = begin(handler)
         assert ask(session, line) == [status] and goes_on(session) and reader.closed == 1
@@ -779,7 +783,7 @@ class TestReading:
     @each(
         "failure", [OSError(), ConnectionResetError(), KeyboardInterrupt(), SystemExit(), StopIteration(), None, "text"]
     )
-    @each("before", [[b"A: b\n"], [b"A: b\n", b"\none\ntwo\r"]])
+    @each("before", [[b"x" * 32_768], [b"A: b\n", b"\none\ntwo\r"]])
     @each("line", [b"RETR 1", b"TOP 1 5"])
     def test_fails_midway(self, line: bytes, before: list[bytes], failure: object) -> None:
         """A reader that fails after +OK ends the message without its final dot, and is reported once (promise 1)."""

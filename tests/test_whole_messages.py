@@ -336,7 +336,7 @@ def test_response_whose_server_died(body: bytes) -> None:
 
 def test_counters() -> None:
     """A short message is no bad command, and like any answer of a broken mailbox it ends a row of those."""
-    handler = SizesHandler(b"A: b\n", 100)
+    handler = SizesHandler(b"A: b\n", 100, most=3)
     session = make_session(handler, max_bad_commands=3)
     for line in (b"USER alice", b"PASS secret", b"XYZZY", b"XYZZY"):
         session.respond(line)
@@ -362,12 +362,28 @@ def test_failure_of_the_encoder(make_error: Callable[[], Exception], monkeypatch
         raise error
 
     monkeypatch.setattr("popart.message_reading.encode_message", encode)
-    handler = SizesHandler(GOOD, len(GOOD))
+    handler = SizesHandler(GOOD, len(GOOD), most=3)
     with serving(handler) as client:
         client.send(b"RETR 1\r\nNOOP\r\n")
         assert rest(client) in (b"+OK 29 octets\r\nA: b\r\n", b"")
         wait_until(lambda: not handler.mail.locked)
     assert handler.mail.errors == [error] and handler.readers[0].closed == 1
+
+
+@pytest.mark.parametrize("make_error", [MemoryError, lambda: OSError(5, "x"), lambda: RuntimeError("x")])
+def test_failure_at_a_whole_message(make_error: Callable[[], Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing has left by then, the client reads an error, and the session goes on."""
+    error = make_error()
+
+    def frame(*arguments: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr("popart.message_reading.frame_message", frame)
+    handler = SizesHandler(GOOD, len(GOOD))
+    with serving(handler) as client:
+        assert client.ask(b"RETR 1") == b"-ERR [SYS/TEMP] internal error, please try again later\r\n"
+        assert client.ask(b"NOOP").startswith(b"+OK")
+        assert handler.mail.errors == [error] and handler.readers[0].closed == 1
 
 
 class TestMaxMessages:
