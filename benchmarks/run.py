@@ -99,7 +99,7 @@ class Harness:
         title = f"{IDLE[key]}, of {count:,}"
         for peer in self._able(tls):
             # An epoll loop in Python, and a second process, would show nothing more.
-            if peer.name in ("client ceiling", "popart pinned", "popart x2"):
+            if peer.name in ("client ceiling", "popart pinned", "popart one", "popart x2"):
                 continue
             number = min(count, peer.most_sessions)
             with self._failing(key, title, "KB", peer.name), self._running(peer, "small", tls) as server:
@@ -229,7 +229,8 @@ def _candidates(options: argparse.Namespace) -> list[peers.Peer]:
     found: list[peers.Peer] = [
         peers.PopartPeer("popart"),
         peers.PopartPeer("popart pinned", "--pin"),
-        peers.PopartPeer("popart x2", "--processes", "2"),
+        peers.PopartPeer("popart one", "--processor"),
+        peers.PopartPeer("popart x2", "--processor", "--processes", "2"),
     ]
     if options.baseline:
         path = str(Path(options.baseline).resolve())

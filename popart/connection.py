@@ -27,6 +27,7 @@ from popart.handler import Handler, SupportsMonitoring
 from popart.handler_calls import ability, expect_handler, tell_end
 from popart.monitor import Monitor
 from popart.policy import Policy
+from popart.processor import Processor
 from popart.proxy_header import ProxyError, read_header
 from popart.replies import Reply, err
 from popart.reply_sending import Sender
@@ -54,6 +55,9 @@ class Connection(socketserver.StreamRequestHandler):
         self._closing = self._place.closing
         self._came_by_tls = False
         self._had_command = False
+        self._processor: Processor | None = self.server._processor
+        if self._processor is not None:
+            self._processor.stay()
         self._steps = 0  # since the last look at the pace
 
     def finish(self) -> None:
@@ -210,7 +214,7 @@ class Connection(socketserver.StreamRequestHandler):
             if session.is_quit(line):
                 sender.flush()
             if self._monitor is None:
-                reply = session.respond(line)
+                reply = self._respond(session, line)
                 self._steps += 1 if reply.lines is None and reply.message is None else MESSAGE_STEPS
                 sender.send(reply)
             else:
@@ -223,13 +227,18 @@ class Connection(socketserver.StreamRequestHandler):
         if pipelined:
             self._keep_pace()
 
+    def _respond(self, session: Session, line: bytes) -> Reply:
+        if self._processor is None or self._place.signed_in():
+            return session.respond(line)
+        return self._processor.sign_in(lambda: session.respond(line), self._place.signed_in)
+
     def _answer_monitored(self, session: Session, line: bytes, monitor: Monitor) -> None:
         sender = self._sender
         if not session.in_exchange:
             monitor.begin_command(session.verb(line), sender.octets)
         outcome = "lost"
         try:
-            status = sender.send(session.respond(line))
+            status = sender.send(self._respond(session, line))
             sender.flush()
             outcome = status.partition(b" ")[0].strip().decode()
         finally:

@@ -9,8 +9,9 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
+from popart import system
 from popart.addresses import IPNetwork
 
 COUNTS = ("max_connections", "max_connections_per_peer", "max_bad_commands", "max_failed_logins", "max_messages")
@@ -126,6 +127,7 @@ class SocketOptions(TypedDict, total=False):
     require_tls: bool
     allow_cleartext: bool
     scram_decoy_key: bytes | None
+    processor: int | Literal["current"] | None
     proxy_protocol: bool
     trusted_proxies: Iterable[str]
 
@@ -168,6 +170,22 @@ def check_context(context: ssl.SSLContext | None) -> ssl.SSLContext | None:
     if context is not None and context.protocol == ssl.PROTOCOL_TLS_CLIENT:
         raise ValueError("ssl_context is one for clients; a server's is made with ssl.Purpose.CLIENT_AUTH")
     return context
+
+
+def choose_processor(processor: int | str | None) -> int | None:
+    """Return the number of a processor on which this process may run, or None where the system does not offer that."""
+    if processor is None:
+        return None
+    if processor != "current" and (not isinstance(processor, int) or isinstance(processor, bool)):
+        raise ValueError(f'processor must be a number, "current" or None, not {processor!r}')
+    allowed = system.processors()
+    if not allowed:
+        return None
+    if processor == "current":
+        return system.current_processor()
+    if processor not in allowed:
+        raise ValueError(f"processor must be one of {allowed}, on which this process may run, not {processor}")
+    return processor
 
 
 def check_decoy_key(key: bytes | None) -> bytes | None:

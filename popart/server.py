@@ -39,7 +39,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from popart import options
 from popart.addresses import IPNetwork, ip_address, is_trusted
@@ -50,6 +50,7 @@ from popart.connection_limits import Places
 from popart.fairness import Pacer
 from popart.handler import Handler
 from popart.options import LOOPBACK, SocketOptions
+from popart.processor import Processor
 from popart.server_closing import ClosingServer
 from popart.workers import Workers
 
@@ -91,13 +92,20 @@ class Server(ClosingServer):
     connection without a word if the header is missing or bad, or comes from elsewhere.  With *reuse_port* several
     processes may listen on one port, and the system deals new connections out among them (SO_REUSEPORT).
 
+    With *processor* the threads of all sessions stay on one processor of the machine: the one with this number, or for
+    ``"current"`` the one that makes the server.  Many sessions at once then take about half the processor time (the
+    performance page says when).  A sign-in that takes a millisecond of processor time or more is not held up: the ones
+    after it run on all processors of the process in turn.  Threads and processes that a handler starts inherit the one
+    processor.  Where the system has no such call (`os.sched_setaffinity`) the option does nothing.
+
     A connection has a thread to itself, but that thread may have served others before: data that an application keeps
     in thread-local variables stays there.
 
     :raises ValueError: a *hostname*, *implementation* or *expire* that is not valid on the wire, a *timeout* below
         `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
         *trusted_proxies* that are not networks, a listener that *require_tls* refuses, *reuse_port* on a system without
-        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a limit that is not a number.
+        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may not use, a limit that is
+        not a number.
     :raises OSError: the address cannot be bound.
     """
 
@@ -120,6 +128,7 @@ class Server(ClosingServer):
         require_tls: bool = False,
         allow_cleartext: bool = True,
         scram_decoy_key: bytes | None = None,
+        processor: int | Literal["current"] | None = None,
         proxy_protocol: bool = False,
         trusted_proxies: Iterable[str] = LOOPBACK,
         reuse_port: bool = False,
@@ -141,6 +150,7 @@ class Server(ClosingServer):
         self.require_tls = require_tls
         self.allow_cleartext = allow_cleartext
         self.scram_decoy_key: bytes | None = options.check_decoy_key(scram_decoy_key)
+        self.processor: int | None = options.choose_processor(processor)
         self.proxy_protocol = proxy_protocol
         self.trusted_proxies: list[IPNetwork] = options.check_proxies(trusted_proxies)
         self.reuse_port: bool = options.check_reuse_port(reuse_port)
@@ -151,6 +161,7 @@ class Server(ClosingServer):
         """Make the parts of a running server: at the start, and again in a forked child, where they are missing."""
         super()._begin()
         self._pacer = Pacer()
+        self._processor = None if self.processor is None else Processor(self.processor)
         self._places = Places(self, self._closing, self._lock, self._changed)
         # Looked up for each connection, as every hook of `socketserver`.
         self._workers = Workers(

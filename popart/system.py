@@ -6,6 +6,7 @@ Linux comes first.  If another system lacks something, the function says what it
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -20,6 +21,27 @@ except ImportError:  # Windows
 _AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none: there a send may block
 _RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 _SO_NWRITE = 0x1024  # macOS, sys/socket.h
+
+
+def processors() -> list[int]:
+    """Return the numbers of the processors that this thread may run on; none where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def run_on(processor: int) -> None:
+    """Let this thread run on one processor only, if the system can do that and still has it."""
+    if hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {processor})
+
+
+def current_processor() -> int:
+    """Return the number of the processor that this thread runs on.
+
+    :raises OSError: the system does not tell.
+    """
+    with open("/proc/thread-self/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[36])
 
 
 def wake_reader(sock: socket.socket) -> None:

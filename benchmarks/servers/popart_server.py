@@ -22,6 +22,7 @@ parser.add_argument("--store", type=Path, help="the directory of Maildirs")
 parser.add_argument("--no-listing", action="store_true", help="have popart ask about each message by itself")
 parser.add_argument("--processes", type=int, default=1)
 parser.add_argument("--pin", action="store_true", help="run on one processor, the last one")
+parser.add_argument("--processor", action="store_true", help="sessions on one processor; processes on one each")
 parser.add_argument("--popart", default=str(HERE.parent.parent), help="the directory that popart is imported from")
 arguments = parser.parse_args()
 sys.path[:0] = [arguments.popart, str(HERE.parent)]
@@ -94,12 +95,16 @@ def main() -> None:
     if arguments.tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(arguments.tls)
-    for _ in range(arguments.processes - 1):
-        if os.fork() == 0:
-            break
+    number = 0
+    while number < arguments.processes - 1 and os.fork():
+        number += 1
+    own = {}
+    if arguments.processor:
+        processors = sorted(os.sched_getaffinity(0), reverse=True)
+        own["processor"] = processors[number % len(processors)]
     address = ("127.0.0.1", arguments.port)
     kind = BenchmarkHandler if arguments.no_listing else ListingHandler
-    with BenchmarkServer(address, lambda peer: kind(), ssl_context=context) as server:
+    with BenchmarkServer(address, lambda peer: kind(), ssl_context=context, **own) as server:
         server.serve_forever()
 
 

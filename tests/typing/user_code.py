@@ -328,6 +328,7 @@ def serve(context: ssl.SSLContext) -> None:
         require_tls=True,
         allow_cleartext=False,
         scram_decoy_key=bytes(32),
+        processor="current",
         proxy_protocol=True,
         trusted_proxies=["192.0.2.0/24"],
         reuse_port=True,

@@ -1,0 +1,49 @@
+"""One processor for the threads of all sessions, where the system can do that.
+
+Python runs one thread at a time.  If the threads are on several processors, the interpreter's lock travels between them
+at each call that lets go of it, and a session costs about twice the processor time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from popart import system
+
+SLOW_SIGN_IN = 0.001
+"""Seconds of processor time that make a sign-in slow, so that the next one runs on any processor.  A password's hash
+that takes 40 ms lets go of the interpreter, so several processors can work at it.  To move a thread takes 0.05 ms."""
+
+Result = TypeVar("Result")
+
+
+class Processor:
+    """The processor on which a server's sessions run."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._all = itertools.cycle(system.processors())  # next() is a single operation, for any number of threads
+        self._sign_in_is_slow = False
+
+    def stay(self) -> None:
+        """Run this thread on the processor from now on."""
+        system.run_on(self._number)
+
+    def sign_in(self, attempt: Callable[[], Result], signed_in: Callable[[], bool]) -> Result:
+        """Run a command of the AUTHORIZATION state: on each of the processors in turn, if sign-ins are slow."""
+        begun = time.thread_time()
+        moved = self._sign_in_is_slow
+        if moved:
+            system.run_on(next(self._all))
+        try:
+            return attempt()
+        finally:
+            if moved:
+                self.stay()
+            if time.thread_time() - begun >= SLOW_SIGN_IN:
+                self._sign_in_is_slow = True
+            elif signed_in():
+                self._sign_in_is_slow = False
