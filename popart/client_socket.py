@@ -156,7 +156,7 @@ class Stream:
         # In the middle of a message this is not needed, but does no harm.
         pieces = cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE)
         while group := list(islice(pieces, RECORDS)):
-            self.write(b"".join(map(self.tls.encrypt, group)))
+            self.write(self.tls.encrypt(group))
 
     def write(self, octets: bytes, deadline: float = math.inf) -> None:
         """Hand octets to the system as they are, whenever the client makes room for them.

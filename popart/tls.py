@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 RECORD_SIZE = 16_384
@@ -70,9 +70,10 @@ class TLS:
             pieces.append(piece)
         return b"".join(pieces)
 
-    def encrypt(self, octets: bytes | memoryview) -> bytes:
-        """Return octets as a record, after TLS's own records."""
-        self._object.write(octets)
+    def encrypt(self, pieces: Iterable[memoryview]) -> bytes:
+        """Return a record of each piece, after TLS's own records."""
+        for piece in pieces:
+            self._object.write(piece)
         return self._outgoing.read()
 
     def close_notify(self) -> bytes:
