@@ -17,7 +17,13 @@ PANEL_GAP = 14
 MOST_FLOOR = 1.5
 """The floor's bar may be this many times as long as the longest other bar."""
 
-_COLOURS = {"popart": "#c0392b", "popart pinned": "#d4695d", "popart x2": "#e08e84", FLOOR: "#b8bcc2"}
+_COLOURS = {
+    "popart": "#c0392b",
+    "popart pinned": "#cc5a4d",
+    "popart one": "#d67a70",
+    "popart x2": "#e29b93",
+    FLOOR: "#b8bcc2",
+}
 _OTHER = "#5b7ea6"
 
 

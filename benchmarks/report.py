@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,7 +112,7 @@ class Results:
                     number(cell.value),
                     _times(line.ratio(name, FLOOR)),
                     _times(line.ratio("popart", name)),
-                    f"{statistics.median(cell.server_cpu):,.1f} us" if cell.server_cpu else "",
+                    f"{_cpu(cell)} us" if cell.server_cpu else "",
                     _percent(cell.client_busy),
                     _percent(cell.others_busy),
                     ", ".join(f"{key} {value:,.4g}" for key, value in others.items()),
@@ -127,24 +128,31 @@ class Results:
             print("  " + "  ".join(cells).rstrip(), flush=True)
 
     def print_summary(self) -> None:
-        """Print one table of all rows, as reStructuredText: values, and in brackets popart's figure divided by them."""
+        """Print two tables of all rows, as reStructuredText: the figures, and the CPU that the servers used."""
+        print("\nIn brackets: popart's figure, divided by this one.\n")
+        self._print_table(lambda line: f"{line.title}, {line.unit}", self._show_value)
+        print("\nMicroseconds of the server's CPU for one session, message or command.\n")
+        self._print_table(lambda line: line.title, lambda line, name: _cpu(line.cells[name]))
+
+    def _show_value(self, line: Line, name: str) -> str:
+        ratio = None if name == "popart" else line.ratio("popart", name)
+        return number(line.cells[name].value) + (f" ({ratio:.2f})" if ratio is not None else "")
+
+    def _print_table(self, title: Callable[[Line], str], show: Callable[[Line, str], str]) -> None:
         names = self.names
         rows = [["work", *names]]
         for line in self.lines.values():
-            row = [f"{line.title}, {line.unit}"]
+            row = [title(line)]
             for name in names:
                 cell = line.cells.get(name)
                 if cell is None:
                     row.append("-")
-                elif cell.error is not None:
-                    row.append(cell.verdict)
                 else:
-                    ratio = None if name == "popart" else line.ratio("popart", name)
-                    row.append(number(cell.value) + (f" ({ratio:.2f})" if ratio is not None else ""))
-            rows.append(row)
+                    row.append(cell.verdict or show(line, name))
+            if set(row[1:]) != {"-"}:
+                rows.append(row)
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         rule = "  ".join("=" * width for width in widths)
-        print("\nIn brackets: popart's figure, divided by this one.\n")
         for i, row in enumerate(rows):
             if i < 2:
                 print(rule)
@@ -193,6 +201,10 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _cpu(cell: Cell) -> str:
+    return number(statistics.median(cell.server_cpu)) if cell.server_cpu else "-"
 
 
 def _times(ratio: float | None) -> str:
