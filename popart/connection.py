@@ -62,7 +62,7 @@ class Connection(socketserver.StreamRequestHandler):
 
     def finish(self) -> None:
         """No longer count as busy.  The server closes the socket."""
-        self._pace.rest()
+        self._pace.end()
 
     def handle(self) -> None:
         """Hold the whole connection."""
@@ -204,6 +204,10 @@ class Connection(socketserver.StreamRequestHandler):
         self._had_command = True
         if len(commands) > 1:
             self._pace.begin()
+        elif seconds := self._pace.turn():
+            self._place.pause(seconds)
+            if self._closing.begun:
+                return []
         return commands
 
     def _answer(self, session: Session, commands: list[bytes]) -> None:
@@ -216,7 +220,8 @@ class Connection(socketserver.StreamRequestHandler):
             if self._monitor is None:
                 reply = self._respond(session, line)
                 self._steps += 1 if reply.lines is None and reply.message is None else MESSAGE_STEPS
-                sender.send(reply)
+                if sender.send(reply).startswith(b"-"):
+                    self._pace.refused()
             else:
                 self._answer_monitored(session, line, self._monitor)
             if session.over or self._closing.begun:

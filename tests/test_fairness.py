@@ -16,6 +16,7 @@ import pytest
 
 import popart
 from popart import system
+from popart.client_deadlines import Place
 from popart.fairness import Pace, Pacer
 from popart.server import Server
 from tests.conftest import (
@@ -107,6 +108,124 @@ def test_what_counts_as_used(clock: Clock) -> None:
     pace.begin()
     clock.now += 0.02
     assert pace.counts and pace.pause() == pytest.approx(0.04)
+
+
+class Turns(Clock):
+    """The same for sessions whose commands come one by one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sessions: int) -> None:
+        super().__init__(monkeypatch)
+        self.wall = 0.0
+        monkeypatch.setattr("time.monotonic", lambda: self.wall)
+        self.pacer = Pacer()
+        self.others = [self.session() for _ in range(sessions)]
+
+    def session(self) -> Pace:
+        self.now = 0.0
+        return Pace(self.pacer)
+
+    def work(self, pace: Pace, seconds: float) -> float:
+        """Let a session work, and return how long it pauses before its next command."""
+        self.now = self.used[pace] + seconds
+        self.used[pace] = self.now  # type: ignore[assignment]
+        return pace.turn()
+
+    def crowd(self) -> None:
+        for other in self.others:
+            self.work(other, 0.002)
+
+
+def test_a_crowd_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If more than 32 sessions are busy with single commands, each pauses for twice what the others need."""
+    turns = Turns(monkeypatch, 32)
+    turns.crowd()
+    pace = turns.session()
+    assert turns.work(pace, 0.0015) == pytest.approx(0)
+    assert turns.work(pace, 0.0001) == pytest.approx(2 * 32 * 0.0001)
+    turns.others[0].end()
+    assert turns.work(pace, 0.0001) == 0
+
+
+def test_32_sessions_are_no_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 32 sessions, which all want all they can get, never pause as long as they wait for each answer."""
+    turns = Turns(monkeypatch, 32)
+    assert [turns.work(pace, 1.0) for _ in range(3) for pace in turns.others] == [0] * 96
+    turns.pacer.add(1)  # a session that pipelines is one more
+    assert turns.work(turns.others[0], 0.0001) == pytest.approx(2 * 32 * 0.0001)
+
+
+def test_a_short_session_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session may use 1.5 ms for single commands before it counts.  A refused command costs 1 ms more."""
+    turns = Turns(monkeypatch, 40)
+    turns.crowd()
+    pace = turns.session()
+    assert turns.work(pace, 0.0014) == 0
+    assert turns.work(pace, 0.0003) == pytest.approx(2 * 40 * 0.0002)  # what is beyond
+    pace = turns.session()
+    assert turns.work(pace, 0.0003) == 0
+    pace.refused()
+    assert turns.work(pace, 0.0003) == pytest.approx(2 * 41 * 0.0001)
+
+
+def test_first_pauses_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session pauses for a tenth of a second at most, then for two tenths, and so on to five seconds."""
+    turns = Turns(monkeypatch, 1000)
+    turns.crowd()
+    pace = turns.session()
+    assert [turns.work(pace, 1.0) for _ in range(8)] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+
+
+def test_who_is_silent_leaves_the_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session counts for half a second after its last command."""
+    turns = Turns(monkeypatch, 40)
+    turns.crowd()
+    pace = turns.session()
+    turns.wall = 0.4
+    assert turns.work(pace, 0.002) > 0
+    turns.wall = 0.6
+    assert turns.work(pace, 0.002) == 0
+
+
+def test_turns_of_real_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that ask one by one without end pause in a crowd, and a new one does not."""
+    monkeypatch.setattr("popart.fairness.CROWD", 1)
+    monkeypatch.setattr("popart.fairness.TURN_ALLOWANCE", 0.02)
+    pauses: dict[socket.socket, list[float]] = {}
+
+    def pause(place: Place, seconds: float) -> None:
+        pauses.setdefault(place.socket, []).append(seconds)
+
+    monkeypatch.setattr(Place, "pause", pause)
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)))) as server:
+        with signed_in(server) as first, signed_in(server) as second:
+            one, two = (place.socket for place in server._places.all())
+            while not (one in pauses and two in pauses):
+                assert first.ask(b"NOOP") == second.ask(b"NOOP") == b"+OK nothing done\r\n"
+            with signed_in(server) as third:
+                third.ask(b"NOOP")
+                assert set(pauses) == {one, two}
+                # Twenty refusals are 0.02 s.
+                for _ in range(20):
+                    assert third.ask(b"XYZZY").startswith(b"-ERR")
+                first.ask(b"NOOP")
+                third.ask(b"NOOP")
+                assert len(pauses) == 3
+        wait_until(lambda: not server._pacer._crowd)
+
+
+def test_a_turn_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command for which its session paused when the server closed is not begun: QUIT deletes nothing (promise 2)."""
+    turns = iter([0.0, 0.0, 0.0, 60.0])  # USER, PASS, DELE, QUIT
+    monkeypatch.setattr(Pace, "turn", lambda pace: next(turns))
+    mail = Mail(MESSAGE)
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(mail))) as server, signed_in(server) as client:
+        assert client.ask(b"DELE 1").startswith(b"+OK")
+        client.send(b"QUIT\r\n")
+        wait_until(lambda: any(place.waits and not place.idle for place in server._places.all()))
+        with ThreadPoolExecutor() as others:
+            others.submit(server.server_close).result(PATIENCE)
+        assert client.rest() == b""
+    assert not mail.locked and not mail.count("delete_messages") and mail.errors == []
 
 
 NOOPS = b"NOOP\r\n" * 2000
