@@ -59,7 +59,7 @@ class SignIn:
 
         *own* is a mechanism of the handler's: it may show a secret.
         """
-        if way in _PASSWORD_WAYS and not self._allow_passwords:
+        if not own and way in _PASSWORD_WAYS and not self._allow_passwords:
             return "passwords are not taken here"
         if (own or way in _CLEARTEXT_WAYS) and not self._policy.allow_cleartext:
             return "this needs TLS, from the beginning of the connection"
@@ -71,8 +71,9 @@ class SignIn:
         :raises HandlerError: the handler's own mechanisms are not as they must be.
         """
         names = [name for name in self._mechanisms if not self.why_not(name)]
-        names += [name for name in self._own_mechanisms() if not self.why_not(name, own=True)]
-        return sorted(names, key=_CLEARTEXT_WAYS.__contains__)
+        proofs = [name for name in names if name not in _CLEARTEXT_WAYS]
+        own = [name for name in self._own_mechanisms() if not self.why_not(name, own=True)]
+        return [*proofs, *own, *names[len(proofs) :]]
 
     def _own_mechanisms(self) -> dict[str, Callable[[], Exchange]]:
         return {} if self._get_mechanisms is None else check_mechanisms(self._get_mechanisms())
