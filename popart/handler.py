@@ -392,7 +392,8 @@ class SupportsMechanisms(Protocol):
         An exchange is a generator.  It yields the server's challenges and is sent the client's responses, as octets:
         popart does base64.  If the client speaks first in the mechanism, the first challenge is ``b""``, and may never
         leave, as the client may send its response with AUTH.  If the first challenge is not empty, popart refuses such
-        an initial response (RFC 5034 section 4).  A challenge has at most 9,216 octets, and so has a response.
+        an initial response (RFC 5034 section 4).  A challenge has at most 9,216 octets, and so has a response.  popart
+        does not check what is in them.
 
         To let the user in, return the user's name, which is not empty and holds no NUL, CR or LF.  Keep it yourself:
         `Handler.lock_maildrop`, which comes next, is not told.  To refuse, raise `ReportableError`.  What
@@ -417,9 +418,10 @@ class SupportsAuthorization(Protocol):
         """Return if *username* may act as *identity*, otherwise raise.
 
         popart asks after *username* has signed in by AUTH PLAIN or SCRAM-SHA-256, if the client named another identity
-        than that.  If this method returns, the session is *identity*'s: keep that name, as `Handler.lock_maildrop`,
-        which comes next, is not told.  Everything said about `Handler.authenticate_pass` holds here too: a
-        `ReportableError` without a code is answered with AUTH, and counts as a failed login.
+        than that.  *identity* is as the client sent it, and never empty.  If this method returns, the session is
+        *identity*'s: keep that name, as `Handler.lock_maildrop`, which comes next, is not told.  Everything said about
+        `Handler.authenticate_pass` holds here too: a `ReportableError` without a code is answered with AUTH, and counts
+        as a failed login.
 
         popart refuses other identities of a handler without this method, and does not ask for the password first.
         OAUTHBEARER and EXTERNAL have one name only: `SupportsTokens` and `SupportsCertificates` decide about it.

@@ -8,7 +8,7 @@ from functools import partial
 
 from popart.command_lines import MAX_AUTH_LINE
 from popart.errors import HandlerError
-from popart.handler_calls import bad_type, show
+from popart.handler_calls import bad_type, close_coroutines, show
 from popart.sasl import BUILT_IN, FORBIDDEN, Exchange
 
 MAX_NAMES = 400
@@ -29,14 +29,15 @@ def check_mechanisms(mechanisms: object) -> dict[str, Callable[[], Exchange]]:
     if not isinstance(mechanisms, Mapping):
         raise bad_type("get_mechanisms", mechanisms, "a mapping of names to functions")
     found: dict[str, Callable[[], Exchange]] = {}
-    for name, begin in mechanisms.items():
-        if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            raise HandlerError(f"a mechanism's name has 1 to 20 of A to Z, 0 to 9, hyphen, underscore: {show(name)}")
+    for key, begin in mechanisms.items():
+        if not (isinstance(key, str) and _NAME.fullmatch(key)):
+            raise HandlerError(f"a mechanism's name has 1 to 20 of A to Z, 0 to 9, hyphen, underscore: {show(key)}")
+        name = str.__str__(key)  # a subclass could look another way on the wire
         if name in BUILT_IN:
-            raise HandlerError(f"{show(name)} is a mechanism of popart's own")
+            raise HandlerError(f"{name} is a mechanism of popart's own")
         if not callable(begin):
-            raise bad_type(f"get_mechanisms, for {show(name)},", begin, "a function")
-        found[str.__str__(name)] = partial(_begin, str.__str__(name), begin)  # a subclass could look another way
+            raise bad_type(f"get_mechanisms, for {name},", begin, "a function")
+        found[name] = partial(_begin, name, begin)
     if sum(len(name) + 1 for name in found) > MAX_NAMES:
         raise HandlerError(f"the mechanisms' names have more than {MAX_NAMES} octets in all")
     return found
@@ -60,7 +61,8 @@ def _check(name: str, exchange: Generator[object, bytes | None, object]) -> Exch
                 username = end.value
                 break
             if not isinstance(challenge, bytes):
-                raise bad_type(f"mechanism {name}, as a challenge,", challenge, "bytes")
+                close_coroutines(challenge)
+                raise HandlerError(f"mechanism {name} yielded {type(challenge).__name__}, not bytes")
             if len(challenge) > MAX_CHALLENGE:
                 raise HandlerError(f"mechanism {name}: a challenge has {len(challenge)} octets, not {MAX_CHALLENGE}")
             response = yield challenge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import gc
 import socket
@@ -279,7 +280,7 @@ class TestFaults:
             session = make_session(handler)
             assert ask(session, b"AUTH OWN", b"")[number] == BROKEN and session.over and not session.in_exchange
             kind = type(steps[0]).__name__
-            assert errors_of(handler)[0] == f"HandlerError: mechanism OWN, as a challenge, returned {kind}, not bytes"
+            assert errors_of(handler)[0] == f"HandlerError: mechanism OWN yielded {kind}, not bytes"
 
     def test_challenge_too_long(self) -> None:
         """So is one of more than 9,216 octets: no client would take it."""
@@ -451,6 +452,18 @@ class TestNames:
         assert "a mechanism's name has 1 to 20" in str(handler.mail.errors[0])
         assert ask(session, b"USER alice", b"PASS secret")[1] == SIGNED_IN
 
+    def test_subclass_of_text(self) -> None:
+        """A name is its letters, however a subclass of str prints itself."""
+
+        class Name(str, enum.Enum):
+            OWN = "OWN"
+
+        handler = make()
+        handler.mechanisms = {Name.OWN: handler.own}
+        session = make_session(handler)
+        assert ask(session, b"AUTH")[0].split(b"\r\n")[1:-2] == [b"OWN", b"PLAIN"]
+        assert ask(session, *RIGHT)[-1] == SIGNED_IN
+
     def test_reserved(self) -> None:
         """popart's own names are all that popart can offer."""
         assert list(BUILT_IN) == list(mechanisms(make_handler(), CERTIFICATE)) == ALL
@@ -462,7 +475,7 @@ class TestNames:
             handler.mechanisms = {name: of("alice")}
             session = make_session(handler, certificate=CERTIFICATE)
             assert ask(session, b"CAPA") == [BROKEN]
-            assert errors_of(handler) == [f"HandlerError: {name!r} is a mechanism of popart's own"]
+            assert errors_of(handler) == [f"HandlerError: {name} is a mechanism of popart's own"]
             assert not ask(session, b"AUTH " + name.encode())[0].startswith(b"+OK")
 
     @each("result", [None, [], ["OWN"], "OWN", {"OWN"}, 7, True])
@@ -484,7 +497,7 @@ class TestNames:
         """A value that cannot be called is a HandlerError."""
         handler = make(OTHER=begin)
         assert ask(make_session(handler), b"CAPA") == [BROKEN]
-        assert "for 'OTHER', returned" in str(handler.mail.errors[0])
+        assert "for OTHER, returned" in str(handler.mail.errors[0])
 
     def test_too_many(self) -> None:
         """CAPA's line has 512 octets at most, so all names have 400, with their spaces (RFC 2449 section 5)."""
@@ -717,14 +730,15 @@ def test_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     class Recording(MailServer):
         def record_command(self, command: tuple[str, ...]) -> None:
             super().record_command(command)
-            assert len(self.commands) < 6
+            assert len(self.commands) != 6
 
     with Recording() as server, socket.create_connection((server.host, server.port)) as sock:
         client = Client(sock)
         for line in (b"", b"AUTH OWN " + SECRET, *RIGHT[:2], b"*", b"AUTH OWN", b64(b"alice")):
             answer = client.ask(line) if line else client.line()
+        assert client.ask(b"QUIT") == b"+OK goodbye\r\n"
         client.file.close()
-        assert server.commands == [
+        assert server.commands[:-1] == [
             ("", "AUTH", "OWN", "***"), ("", "AUTH", "OWN"), ("", "***"), ("", "***"), ("", "AUTH", "OWN"), ("", "***"),
         ]  # fmt: skip
         assert answer == INTERNAL and len(handler.ended) == 3
