@@ -309,6 +309,10 @@ class TestFaults:
             session = make_session(handler)
             assert ask(session, b"AUTH OWN") == [BROKEN] and session.over
             assert errors_of(handler) == [f"HandlerError: mechanism OWN returned {kind}, not a generator"]
+        handler = make(of(coroutine(), "alice"))
+        assert ask(make_session(handler), b"AUTH OWN") == [BROKEN]
+        assert errors_of(handler) == ["HandlerError: mechanism OWN yielded coroutine, not bytes"]
+        del handler
         gc.collect()
 
     @each("error", [OSError("s3cr3t"), KeyboardInterrupt(), SystemExit(1), GeneratorExit(), StopAsyncIteration()])
