@@ -136,6 +136,7 @@ class Connection(socketserver.StreamRequestHandler):
         # APOP's timestamp (RFC 1939 section 7).  Process number and clock would repeat; random digits do not.
         banner = f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{server.hostname}>" if server.apop else None
         return Policy(
+            greeting=server.greeting,
             implementation=server.implementation,
             expire=server.expire,
             banner=banner,

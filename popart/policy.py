@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 class Policy(NamedTuple):
     """The settings of a server for its sessions.  See `popart.Server` for their meaning; None means no limit."""
 
+    greeting: str = "POP3 server ready"
     implementation: str = "popart"
     expire: str = "NEVER"
     banner: str | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
+import hmac
 import importlib.util
 import os
 import poplib
@@ -148,7 +149,7 @@ def test_an_answer_that_is_not_printed_is_found(tmp_path: Path, monkeypatch: pyt
 @pytest.fixture
 def mail_db(tmp_path: Path) -> Path:
     """A directory with the second part's files, and alice's three messages."""
-    copy_examples(tmp_path, "mailstore.py", "mail_in_sqlite.py", "serve_tls.py", "systemd_sockets.py")
+    copy_examples(tmp_path, "mailstore.py", "mail_in_sqlite.py", "serve_tls.py", "two_ports.py", "systemd_sockets.py")
     copy_examples(tmp_path, "behind_haproxy.py", "one_of_many.py")
     run(tmp_path, sys.executable, "mailstore.py")
     return tmp_path
@@ -318,6 +319,30 @@ def test_a_certificate_is_renewed(mail_db: Path, authority: trustme.CA) -> None:
         server.send_signal(signal.SIGHUP)
         assert line_of(server).startswith("certificate not renewed: ")
         assert certificates.serial(connect()) == certificates.serial(new)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_ports(mail_db: Path, authority: trustme.CA, number: signal.Signals) -> None:
+    """howto-tls: a plain port and a TLS port serve the same mail under one lock, and one signal closes both."""
+    certificates = Certificates(authority, mail_db)
+    certificates.issue()
+    with ExitStack() as stack:
+        server = stack.enter_context(process(mail_db, sys.executable, "two_ports.py"))
+        clients = []
+        for context in (None, certificates.context):
+            sock = socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE)
+            if context is not None:
+                sock = context.wrap_socket(sock, server_hostname="localhost")
+            clients.append(stack.enter_context(closing(Client(sock))))
+            assert clients[-1].line() == b"+OK POP3 server ready\r\n"
+        plain, tls = clients
+        plain.sign_in()
+        assert tls.ask(b"USER alice").startswith(b"+OK")
+        assert tls.ask(b"PASS secret").startswith(b"-ERR [IN-USE]")
+        ports = [client.sock.getpeername()[1] for client in clients]
+        server.send_signal(number)
+        assert [client.rest() for client in clients] == [b"", b""]
+        assert server.wait(PATIENCE) == 0 and all(map(is_refused, ports))
 
 
 def test_a_context_in_use_is_spoilt_by_files_that_do_not_fit(authority: trustme.CA, tmp_path: Path) -> None:
@@ -556,7 +581,8 @@ def test_a_second_sigterm_ends_the_grace(mail_db: Path) -> None:
 
 def test_a_second_signal_in_each_example() -> None:
     """The first signal of an example that drains is shutdown(); each other one is server_close()."""
-    examples = [path.read_text("utf-8") for path in EXAMPLES.rglob("*.py") if "SIGTERM" in path.read_text("utf-8")]
+    paths = (path for path in EXAMPLES.rglob("*.py") if path.name != "two_ports.py")  # it has several servers
+    examples = [text for path in paths if "SIGTERM" in (text := path.read_text("utf-8"))]
     assert len(examples) == 7
     for text in examples:
         wishes = re.findall(r"signal\.SIGTERM, lambda \*_: server\.(\w+)\(\)", text)
@@ -613,6 +639,37 @@ def test_apop_sign_in(monkeypatch: pytest.MonkeyPatch) -> None:
         assert refused(client, b"APOP alice " + hashlib.md5(banner.encode() + b"wrong").hexdigest().encode())
         assert refused(client, b"APOP bob " + hashlib.md5(banner.encode()).hexdigest().encode())
         assert client.ask(b"APOP alice " + hashlib.md5(banner.encode() + b"secret").hexdigest().encode())[:3] == b"+OK"
+
+
+def test_cram_md5_sign_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """howto-sign-in: who knows the password signs in by CRAM-MD5 (RFC 2195), and nobody else; no challenge repeats."""
+
+    class MyHandler(load_example("cram_md5", monkeypatch).CramMD5SignIn, MemoryHandler): ...
+
+    challenges = set()
+
+    def sign_in(client: Client, user: bytes, password: bytes, cut: int | None = None) -> bytes:
+        challenge = base64.b64decode(client.ask(b"AUTH CRAM-MD5")[2:])
+        challenges.add(challenge)
+        assert re.fullmatch(rb"<\d+@mail\.example\.org>", challenge)
+        digest = hmac.new(password, challenge, "md5").hexdigest()[:cut].encode()
+        return client.ask(base64.b64encode(user + b" " + digest))
+
+    class Patient(popart.Server):
+        max_failed_logins = None
+
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
+    with running(Patient(("127.0.0.1", 0), lambda peer: MyHandler(Mail()))) as server, connected(server) as client:
+        assert client.line().startswith(b"+OK")
+        client.send(b"CAPA\r\n")
+        assert b"\r\nSASL CRAM-MD5 PLAIN\r\n" in client.lines()
+        for user, password in ((b"alice", b"wrong"), (b"bob", b""), (b"bob", b"secret"), (b"\xff", b""), (b"", b"")):
+            assert sign_in(client, user, password).startswith(b"-ERR [AUTH] wrong name or password")
+        assert sign_in(client, b"alice", b"secret", -1).startswith(b"-ERR [AUTH]")
+        assert client.ask(b"AUTH CRAM-MD5").startswith(b"+ ")
+        assert refused(client, base64.b64encode("alice é".encode()))
+        assert sign_in(client, b"alice", b"secret").startswith(b"+OK")
+    assert len(challenges) == 7
 
 
 def test_token_sign_in(monkeypatch: pytest.MonkeyPatch) -> None:

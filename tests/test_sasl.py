@@ -573,6 +573,16 @@ def test_rfc_7628_failed_exchange() -> None:
     assert challenges == [b"", INVALID_TOKEN] and not isinstance(refusal, BadCommandError)
 
 
+@each(("mechanism", "name"), [("PLAIN", b"bob"), ("SCRAM-SHA-256", b"bob"), ("PLAIN", b"alice")])
+def test_acting_as_another(mechanism: str, name: bytes) -> None:
+    """Where the handler lets alice act as bob, the name that the exchange returns is bob."""
+    handler = make_handler(authorize=lambda *names: None)
+    if mechanism == "PLAIN":
+        assert converse(mechanism, handler, name + b"\0alice\0" + SECRET.encode())[1] == name.decode()
+    else:
+        assert sign_in_by_scram(ScramClient(b"alice", b"pencil", b"n,a=" + name + b","), handler) == name.decode()
+
+
 def sign_in_by_scram(client: ScramClient, handler: popart.Handler) -> str:
     """Hold a whole SCRAM exchange as a client that checks the server's signature; return the user's name."""
     exchange, _ = begin("SCRAM-SHA-256", handler)

@@ -9,7 +9,7 @@ import http.client
 import io
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from email.message import EmailMessage
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -80,6 +80,8 @@ class Able(
     popart.SupportsTokens,
     popart.SupportsScram,
     popart.SupportsCertificates,
+    popart.SupportsMechanisms,
+    popart.SupportsAuthorization,
     popart.SupportsUTF8,
     popart.SupportsLanguages,
     popart.SupportsLoginDelay,
@@ -107,6 +109,18 @@ class Able(
     def authenticate_certificate(self, identity: str, certificate: Mapping[str, Any]) -> None:
         if identity not in dict(certificate["subject"][0]).values():
             raise popart.ReportableError("not your certificate")
+
+    def get_mechanisms(self) -> dict[str, Callable[[], Generator[bytes, bytes, str]]]:
+        return {"X-ASK": self.ask, "X-ASK-TWICE": functools.partial(self.ask, 2)}
+
+    def ask(self, times: int = 1) -> Generator[bytes, bytes, str]:
+        answer = b""
+        for _ in range(times):
+            answer = yield b"who?"
+            assert_type(answer, bytes)
+        return answer.decode()
+
+    def authorize(self, username: str, identity: str) -> None: ...
 
     def enable_utf8(self) -> None: ...
 
@@ -321,6 +335,7 @@ def serve(context: ssl.SSLContext) -> None:
         make,
         hostname="mail.example.org",
         timeout=600,
+        greeting="mail.example.org",
         implementation="mine",
         expire="30 USER",
         apop=True,
@@ -343,7 +358,7 @@ def serve(context: ssl.SSLContext) -> None:
         assert_type(server.drain(30), bool)
         server.server_close()
     server = CountingServer(0, timeout=700.0, apop=True)
-    assert_type(server.hostname, str)
+    assert_type(server.hostname + server.greeting, str)
     assert_type(server.command_timeout, float)
     assert_type(popart.Server.max_failed_logins, "int | None")
     print(server.connections, server.server_address[1])
@@ -352,7 +367,7 @@ def serve(context: ssl.SSLContext) -> None:
 def serve_inherited(listener: socket.socket) -> None:
     server = MyServer.from_socket(listener, make, timeout=700, apop=True, trusted_proxies=())
     assert_type(server, MyServer)
-    popart.Server.from_socket(listener, lambda peer: Structural(), scram_decoy_key=None)
+    popart.Server.from_socket(listener, lambda peer: Structural(), greeting="here", scram_decoy_key=None)
 
 
 # The test kit.
