@@ -38,7 +38,8 @@ whether from its class, from a property or from ``__getattr__``.  Two attributes
 ``allow_sasl_login = True``
     AUTH LOGIN is offered, for old clients that know no other AUTH.
 
-Names, passwords and tokens are UTF-8, and hold no NUL, CR or LF, in every way to sign in.
+Names, passwords and tokens are UTF-8, and hold no NUL, CR or LF, in every way to sign in, but for mechanisms that a
+handler brings along.
 
 A handler may block: only its own client waits.  popart cannot interrupt it, so give your backends their own timeouts.
 If the server closes, it waits for running calls.
