@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from popart.client_deadlines import Closing, deadline_in
 from popart.client_socket import READ_SIZE
+from popart.command_deadlines import Closing, deadline_in
 from popart.signal_handlers import Interruptible, operation
 
 ACCEPT_PAUSE = 0.1

@@ -15,7 +15,7 @@ import time
 from itertools import accumulate, islice
 
 from popart import system
-from popart.client_deadlines import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
+from popart.command_deadlines import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
 from popart.errors import ClientGoneError, ClientTimeoutError, SessionError
 from popart.fairness import Pace
 from popart.replies import cut

@@ -10,8 +10,8 @@ from typing import Any
 
 from popart import system
 from popart.addresses import is_trusted
-from popart.client_deadlines import Place, deadline_in
 from popart.client_socket import READ_SIZE, End, Stream
+from popart.command_deadlines import Place, deadline_in
 from popart.command_lines import LineReader
 from popart.error_replies import explain
 from popart.errors import (

@@ -43,8 +43,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from popart import options
 from popart.addresses import IPNetwork, ip_address, is_trusted
-from popart.client_deadlines import Watchdog
 from popart.client_socket import LAST_READ_SECONDS
+from popart.command_deadlines import Watchdog
 from popart.connection import TOO_MANY, Connection, refuse
 from popart.connection_limits import Places
 from popart.fairness import Pacer

@@ -6,7 +6,7 @@ import threading
 import time
 
 from popart.accepting import SHORTAGE, SIGNAL_PAUSE, AcceptingServer
-from popart.client_deadlines import Watchdog, deadline_in
+from popart.command_deadlines import Watchdog, deadline_in
 from popart.connection_limits import Places
 from popart.options import Limits
 from popart.signal_handlers import operation

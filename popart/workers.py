@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from popart.client_deadlines import Place
+from popart.command_deadlines import Place
 
 SPARE_SECONDS = 1.0
 """Seconds that a thread waits for another connection after its own has ended."""

@@ -18,7 +18,7 @@ SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in R
 FLOORS = [
     {"addresses", "command_lines", "errors", "fairness", "message_framing", "policy", "signal_handlers", "system",
      "tls"},
-    {"client_deadlines", "handler", "options", "processor", "proxy_header", "replies"},
+    {"command_deadlines", "handler", "options", "processor", "proxy_header", "replies"},
     {"client_socket", "connection_limits", "handler_calls", "workers"},
     {"accepting", "capabilities", "error_replies", "languages", "maildrop_lock", "monitor", "reply_sending", "sasl",
      "unique_ids"},

@@ -16,7 +16,7 @@ import pytest
 
 import popart
 from popart import system
-from popart.client_deadlines import Place
+from popart.command_deadlines import Place
 from popart.fairness import Pace, Pacer
 from popart.server import Server
 from tests.conftest import (

@@ -26,7 +26,7 @@ import pytest
 import popart
 import popart.connection
 from popart.addresses import is_trusted
-from popart.client_deadlines import Place
+from popart.command_deadlines import Place
 from popart.errors import ClientTimeoutError
 from popart.proxy_header import Address, ProxyError, read_header
 from popart.server import Server
