@@ -266,7 +266,7 @@ def test_another_process_makes_the_socket_blocking() -> None:
         assert answer_of(server.server_address) == REFUSED
         acted.clear()
         try:
-            assert acted.wait(3)
+            assert acted.wait(PATIENCE)
         finally:
             other.setblocking(False)
             assert answer_of(server.server_address) == REFUSED
