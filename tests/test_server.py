@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from statistics import median
 from typing import Any
 
@@ -892,6 +893,36 @@ def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, number:
         with suppress(ConnectionResetError):
             client.rest()
         wait_until(lambda: threading.active_count() == threads)
+
+
+def test_ctrl_c_while_a_spare_thread_is_given_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spare thread that was to get a connection, when a signal handler raised, ends all the same."""
+
+    interrupted = threading.Event()
+
+    class Queue(SimpleQueue[Any]):
+        def put(self, *arguments: Any) -> None:
+            interrupted.set()
+            raise KeyboardInterrupt
+
+        def get(self, *arguments: Any, timeout: float | None = None) -> Any:
+            if timeout is not None:
+                assert interrupted.wait(PATIENCE)
+                raise Empty
+            return super().get()
+
+    with QuickServer(HOST, lambda peer: MemoryHandler(Mail())) as server:
+        monkeypatch.setattr(server._workers, "_queue", Queue())
+        with connected(server) as client:
+            server.handle_request()
+            assert client.ask(b"QUIT").startswith(b"+OK")
+        wait_until(lambda: server._workers._spare == 1)
+        with connected(server) as client:
+            with pytest.raises(KeyboardInterrupt):
+                server.handle_request()
+            assert client.rest().startswith(b"-ERR [SYS/TEMP]")
+        with ThreadPoolExecutor() as others:
+            others.submit(server.server_close).result(PATIENCE)
 
 
 @pytest.mark.parametrize(
