@@ -21,7 +21,7 @@ from popart.policy import Policy
 from popart.server import Server
 from popart.session import Session
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds after which a test gives up waiting for what should come at once."""
 
 # A busy machine may take its time for one example, or for making some.

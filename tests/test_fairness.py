@@ -224,6 +224,9 @@ def deaf(client: Client, server: Server) -> None:
         waits.append(time.monotonic() - begin)
 
     silent(client, server)
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    for place in server._places.all():
+        place.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(system, "wait_for_room", noting)
         client.sock.settimeout(0.1)

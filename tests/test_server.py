@@ -83,7 +83,7 @@ def no_hang() -> Iterator[None]:
         raise AssertionError("it hangs")
 
     before = signal.signal(signal.SIGALRM, fail)
-    signal.setitimer(signal.ITIMER_REAL, 12 * PATIENCE, 1)  # again and again, for the clean-up may hang too
+    signal.setitimer(signal.ITIMER_REAL, 6 * PATIENCE, 1)  # again and again, for the clean-up may hang too
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
