@@ -14,14 +14,19 @@ from typing import Any
 
 import pytest
 import trustme
+from hypothesis import HealthCheck, settings
 
 import popart
 from popart.policy import Policy
 from popart.server import Server
 from popart.session import Session
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds after which a test gives up waiting for what should come at once."""
+
+# A busy machine may take its time for one example, or for making some.
+settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 class Mail:

@@ -136,10 +136,10 @@ def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
 def test_an_answer_that_is_not_printed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The follower of the tutorial does not take any answer for the right one."""
     page = tmp_path / "page.rst"
-    monkeypatch.setattr(follow_tutorial, "PATIENCE", 0.5)
     with follow_tutorial.Reader(tmp_path, {}) as reader, MailServer() as server:
         page.write_text(".. code-block:: console\n\n   $ echo yes\n   no\n   $ true\n")
-        with pytest.raises(AssertionError, match="should have said:\nno"):
+        with monkeypatch.context() as impatient, pytest.raises(AssertionError, match="should have said:\nno"):
+            impatient.setattr(follow_tutorial, "PATIENCE", 0.5)
             reader.follow(page)
         page.write_text(f".. code-block:: pop3\n\n   $ telnet 127.0.0.1 {server.port}\n   S: +OK hello\n")
         with pytest.raises(AssertionError, match="POP3 server ready"):

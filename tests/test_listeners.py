@@ -30,7 +30,6 @@ from popart.command_deadlines import Place
 from popart.errors import ClientTimeoutError
 from popart.proxy_header import Address, ProxyError, read_header
 from popart.server import Server
-from tests import conftest
 from tests.conftest import PATIENCE, Client, Mail, MemoryHandler, QuickServer, connected, running, signed_in, wait_until
 from tests.test_server import HOST, MESSAGE, TalkingServer, refused
 from tests.test_server import no_hang as no_hang
@@ -267,7 +266,7 @@ def test_another_process_makes_the_socket_blocking() -> None:
         assert answer_of(server.server_address) == REFUSED
         acted.clear()
         try:
-            assert acted.wait(3)
+            assert acted.wait(PATIENCE)
         finally:
             other.setblocking(False)
             assert answer_of(server.server_address) == REFUSED
@@ -936,7 +935,6 @@ def test_connections_per_client(header: Callable[[str], bytes], contexts: tuple[
 def test_refused_connections_take_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client beyond its limit takes no place from others: what it is refused does not count in max_connections."""
     monkeypatch.setattr(popart.client_socket, "LAST_READ_SECONDS", 60.0)
-    monkeypatch.setattr(conftest, "PATIENCE", 1.0)
     server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()), proxy_protocol=True)
     server.max_connections_per_peer = 1
     with running(server), proxied(server, v1("192.0.2.1")) as first, proxied(server, v1("192.0.2.1")) as second:
@@ -985,7 +983,7 @@ def test_a_connection_without_a_header_makes_room(contexts: tuple[Any, Any]) -> 
     with running(server), proxied(server, v1("192.0.2.1"), contexts[1]) as client, connected(server) as silent:
         assert client.line().startswith(b"+OK")
         client.sign_in()
-        wait_until(lambda: len(server._places) == 2)
+        wait_until(lambda: sum(place.waits for place in server._places.all()) == 2)
         assert is_welcome(server, v1("192.0.2.3"), contexts[1])
         assert silent.rest() == b""
         assert client.ask(b"NOOP").startswith(b"+OK")

@@ -107,7 +107,7 @@ Another module, which is not tried now.
 
 def run(directory: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "tests.mutants", "-j", "2", *arguments]
-    done = subprocess.run(command, cwd=directory, capture_output=True, timeout=120)
+    done = subprocess.run(command, cwd=directory, capture_output=True, timeout=600)
     assert done.returncode == 1, done.stderr.decode()
     return done.stdout.decode()
 

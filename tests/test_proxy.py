@@ -331,7 +331,7 @@ def test_cannot_say_tls(octets: bytes) -> None:
 
 @pytest.mark.parametrize("start", [b"", b"PROXY ", b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN", SIGNATURE])
 @given(st.data())
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100, database=None)
 def test_junk(start: bytes, data: st.DataObject) -> None:
     """Whatever comes is an address, None or a ProxyError, and no more than a header's octets are asked for."""
     text = st.text("0123456789abcdef.:% \r\n").map(str.encode)
@@ -352,7 +352,7 @@ def test_junk(start: bytes, data: st.DataObject) -> None:
     st.integers(0, 65535),
     st.binary(max_size=300),
 )
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100, database=None)
 def test_any_address(source: object, port: int, tlvs: bytes) -> None:
     """Both versions tell the same of every address and port."""
     text = str(source)

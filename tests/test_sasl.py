@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import scramp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import popart
@@ -990,7 +990,6 @@ WELL_FORMED: dict[str, Callable[..., bool]] = {
 
 
 @each("mechanism", ALL)
-@settings(deadline=None)
 @given(responses=st.lists(RESPONSES, min_size=4, max_size=4))
 def test_arbitrary_responses(mechanism: str, responses: list[bytes]) -> None:
     """Whatever a client sends is accepted or refused, and only what is well-formed reaches the handler, unchanged."""
@@ -1008,7 +1007,6 @@ def test_arbitrary_responses(mechanism: str, responses: list[bytes]) -> None:
     assert len(handler.mail.calls) <= 1
 
 
-@settings(deadline=None)
 @given(cut=st.integers(0, 120), junk=RESPONSES.filter(lambda junk: junk.strip(b"=")))
 def test_tampered_last_message(cut: int, junk: bytes) -> None:
     """Nothing can be put into a client's last message, which is proved by what is in it (RFC 5802 section 3)."""

@@ -950,13 +950,13 @@ def test_drop_after_octets_of_other_answers(command: bytes, expected: bytes) -> 
 
 def test_delay_is_no_part_of_the_login() -> None:
     """After sign-in an answer is delayed as long as was asked for, whatever the login timeout."""
-    with MailServer(login_timeout=0.2) as server, contextlib.closing(poplib.POP3(server.host, server.port)) as client:
+    with MailServer(login_timeout=0.6) as server, contextlib.closing(poplib.POP3(server.host, server.port)) as client:
         client.user("alice")
         client.pass_("secret")
-        server.delay("NOOP", 0.4)
+        server.delay("NOOP", 0.9)
         before = time.monotonic()
         client.noop()
-        assert time.monotonic() - before >= 0.4
+        assert time.monotonic() - before >= 0.9
         client.quit()
 
 
@@ -977,7 +977,7 @@ def test_answer_to_quit_is_lost() -> None:
     """With a delayed QUIT the messages are deleted, though the client has no answer."""
     with MailServer() as server:
         server.deliver("alice", MESSAGE)
-        server.delay("QUIT", 0.3)
+        server.delay("QUIT", 1)
         with pop(server) as client:
             client.dele(1)
             client.sock.settimeout(0.05)
@@ -1176,7 +1176,7 @@ def test_bad_options(options: dict[str, Any], error: type[Exception]) -> None:
 
 def test_short_timeout() -> None:
     """A client can be logged out in a test's time."""
-    with MailServer(timeout=0.3) as server, connected(server) as client:
+    with MailServer(timeout=0.6) as server, connected(server) as client:
         client.send(b"USER alice\r\n")
         assert client.rest() == b"+OK send PASS\r\n"
         server.wait_for_session_end()
