@@ -364,8 +364,8 @@ def test_failure_of_the_encoder(make_error: Callable[[], Exception], monkeypatch
     monkeypatch.setattr("popart.message_reading.encode_message", encode)
     handler = SizesHandler(GOOD, len(GOOD), most=3)
     with serving(handler) as client:
-        client.send(b"RETR 1\r\nNOOP\r\n")
-        assert rest(client) in (b"+OK 29 octets\r\nA: b\r\n", b"")
+        client.send(b"STAT\r\nRETR 1\r\nNOOP\r\n")
+        assert rest(client) == b"+OK 2 58\r\n+OK 29 octets\r\nA: b\r\n"
         wait_until(lambda: not handler.mail.locked)
     assert handler.mail.errors == [error] and handler.readers[0].closed == 1
 
