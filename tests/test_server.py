@@ -18,7 +18,7 @@ import typing
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ import pytest
 import popart
 import popart.workers
 from popart.addresses import peer_of
+from popart.client_deadlines import Closing, Place
 from popart.server import Server
 from popart.testing import MailServer
+from popart.workers import Workers
 from tests.conftest import (
     PATIENCE,
     Client,
@@ -392,6 +394,56 @@ def test_finished_threads_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None
             wait_until(has_ended)
         gc.collect()
         assert not any(thread() for thread in threads[:-1])
+
+
+def test_a_signal_while_a_thread_is_chosen() -> None:
+    """What a signal handler raises then goes on, and no thread takes up the connection any more."""
+
+    class Interrupted(AbstractContextManager[bool]):
+        def __init__(self) -> None:
+            self.entered = 0
+
+        def __enter__(self) -> bool:
+            self.entered += 1
+            if self.entered == 1:
+                raise KeyboardInterrupt
+            return True
+
+        def __exit__(self, *error: object) -> None: ...
+
+    workers = Workers(lambda *connection: None, Interrupted(), threading.Condition(), daemon=False)
+    with socket.socket() as sock:
+        place = Place(sock, ("192.0.2.1", 1), Closing())
+        with pytest.raises(KeyboardInterrupt):
+            workers.take(place)
+    assert place.held is False and workers.all_done
+
+
+def test_closing_waits_for_the_last_steps_of_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that no longer counts as one at work may still run: it is joined all the same."""
+    threads, last_steps, go_on = [], threading.Event(), threading.Event()
+    join = threading.Thread.join
+
+    def let_go_and_join(thread: threading.Thread, timeout: float | None = None) -> None:
+        go_on.set()
+        join(thread, timeout)
+
+    class Changed(threading.Condition):
+        def notify_all(self) -> None:
+            threads.append(threading.current_thread())
+            last_steps.set()
+            go_on.wait(PATIENCE)
+
+    workers = Workers(lambda *connection: None, nullcontext(True), Changed(), daemon=False)
+    workers.dismiss()
+    with socket.socket() as sock:
+        workers.take(Place(sock, ("192.0.2.1", 1), Closing()))
+        assert last_steps.wait(PATIENCE) and workers.all_done
+        monkeypatch.setattr(threading.Thread, "join", let_go_and_join)
+        workers.join()
+        was_alive = threads[0].is_alive()
+        let_go_and_join(threads[0])
+    assert not was_alive
 
 
 # The watch over deadlines.
