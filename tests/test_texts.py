@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import socket
 import ssl
+import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,10 +16,24 @@ from scramp import ScramClient
 
 import popart
 from popart.proxy_header import ProxyError, read_header
+from popart.server import Server
 from popart.session import Session
+from popart.system import reset
 from popart.tls import TLS
 
-from .conftest import Mail, MemoryHandler, make_session
+from .conftest import (
+    PATIENCE,
+    Client,
+    ClosingHandler,
+    Mail,
+    MemoryHandler,
+    QuickServer,
+    connected,
+    make_session,
+    running,
+    signed_in,
+    wait_until,
+)
 from .test_session import DIGEST, SIGN_IN, altered, raising, returning
 
 BANNER = "<1.2@localhost>"
@@ -300,6 +317,113 @@ def test_types(function: Callable[[Any], object], text: str) -> None:
     with pytest.raises(TypeError) as failure:
         function("text")
     assert str(failure.value) == text
+
+
+def make_server(limits: Mapping[str, object] = MappingProxyType({}), /, **options: Any) -> object:
+    host = options.pop("host", "127.0.0.1")
+    return type("Limited", (Server,), dict(limits))((host, 0), lambda peer: None, **options)
+
+
+def wrong(value: object) -> Any:
+    return value
+
+
+A_CLIENTS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Server(wrong("host"), lambda peer: None), "server_address must be a host and a port, not 'host'"),
+        (lambda: Server(("", 0), wrong(5)), "on_new_connection must be callable, not 5"),
+        (lambda: make_server(hostname="a b"), "hostname cannot be 'a b'"),
+        (lambda: make_server(implementation=""), "implementation cannot be ''"),
+        (lambda: make_server(expire="never"), "expire cannot be 'never'"),
+        (lambda: make_server(timeout=1), "timeout must be 600 seconds, the minimum_timeout, to 86400.0, not 1"),
+        (lambda: make_server(ssl_context=5), "ssl_context must be an SSLContext, not 5"),
+        (
+            lambda: make_server(ssl_context=A_CLIENTS),
+            "ssl_context is one for clients; a server's is made with ssl.Purpose.CLIENT_AUTH",
+        ),
+        (lambda: make_server(scram_decoy_key=b""), "scram_decoy_key must be bytes, and not empty"),
+        (lambda: make_server(trusted_proxies="::1"), "trusted_proxies must be several: ['::1']"),
+        (lambda: make_server(processor="x"), """processor must be a number, "current" or None, not 'x'"""),
+        (
+            lambda: make_server({"max_messages": -1}),
+            "max_messages must be a number or None, a whole one and at least 0, not -1",
+        ),
+        (
+            lambda: make_server({"login_timeout": -1}),
+            "login_timeout must be a number or None, and at least 0 seconds, not -1",
+        ),
+        (
+            lambda: make_server({"minimum_timeout": None}),
+            "minimum_timeout must be a number, and at least 0 seconds, not None",
+        ),
+        (
+            lambda: make_server(host="0.0.0.0", require_tls=True),
+            "require_tls: 0.0.0.0 is not loopback, so this server needs an ssl_context",
+        ),
+    ],
+)
+def test_options(make: Callable[[], object], text: str) -> None:
+    """What a server says of an option or a limit."""
+    with pytest.raises(ValueError) as failure:
+        make()
+    assert str(failure.value) == text
+
+
+def test_options_that_depend_on_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says of a listener, of a processor that is not there, and where a system lacks something."""
+    with socket.socket() as unbound, pytest.raises(ValueError) as failure:
+        Server.from_socket(unbound, lambda peer: None)
+    assert str(failure.value).startswith("listener must be a bound stream socket, not <socket.socket fd=")
+    monkeypatch.setattr("popart.system.processors", lambda: [0, 1])
+    with pytest.raises(ValueError) as failure:
+        make_server(processor=7)
+    assert str(failure.value) == "processor must be one of [0, 1], on which this process may run, not 7"
+    monkeypatch.delattr("socket.SO_REUSEPORT", raising=False)
+    with pytest.raises(ValueError) as failure:
+        make_server(reuse_port=True)
+    assert str(failure.value) == "reuse_port needs SO_REUSEPORT, which this system does not have"
+
+
+def test_who_is_no_proxy() -> None:
+    """What `handle_error` of a server is told of a client that comes past the proxy."""
+    told = []
+
+    class Telling(Server):
+        def handle_error(self, request: object, client_address: object) -> None:
+            told.append(str(sys.exc_info()[1]))
+
+    server = Telling(("127.0.0.1", 0), lambda peer: None, proxy_protocol=True, trusted_proxies=["192.0.2.0/24"])
+    with running(server), connected(server) as client:
+        assert client.rest() == b""
+        wait_until(lambda: bool(told))
+    assert told == ["a client that is no trusted proxy"]
+
+
+def vanish(client: Client) -> None:
+    client.file.close()
+    reset(client.sock)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "leave", "report"),
+    [
+        (600, lambda client: client.sock.shutdown(socket.SHUT_WR), "ClientGoneError('the client left without QUIT')"),
+        (600, vanish, "ClientGoneError('the connection broke')"),
+        (1.0, lambda client: None, "ClientTimeoutError('the client was too slow')"),
+    ],
+)
+def test_ends_of_sessions(timeout: float, leave: Callable[[Client], None], report: str) -> None:
+    """What the handler is told of a client that did not say QUIT."""
+    handler = ClosingHandler(Mail())
+    with running(QuickServer(("127.0.0.1", 0), lambda peer: handler, timeout=timeout)) as server:
+        with signed_in(server) as client:
+            leave(client)
+            assert handler.closed.wait(PATIENCE)
+    assert list(map(repr, handler.mail.errors)) == [report]
 
 
 TCP4 = b"PROXY TCP4 192.0.2.1 192.0.2.2 "
