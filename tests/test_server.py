@@ -814,6 +814,38 @@ def test_closing_before_serving_and_twice() -> None:
     assert refused(server)
 
 
+@pytest.mark.parametrize("method", ["shutdown", "server_close"])
+def test_closing_waits_for_the_loop(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither returns before serve_forever has: it may still be in a hook of the application."""
+    server = QuickServer(HOST, lambda peer: None)
+    held = Held(server, "service_actions")
+    wait = server._changed.wait
+
+    def let_go_and_wait(timeout: float | None = None) -> bool:
+        held.go_on.set()
+        return wait(timeout)
+
+    with server, ThreadPoolExecutor(1) as other:
+        serving = other.submit(server.serve_forever, 0.01)
+        try:
+            assert held.entered.wait(PATIENCE)
+            monkeypatch.setattr(server._changed, "wait", let_go_and_wait)
+            getattr(server, method)()
+            assert server._loop is None
+        finally:
+            held.go_on.set()
+            server.shutdown()
+            serving.result(PATIENCE)
+
+
+def test_closing_again_is_no_impatience() -> None:
+    """A call of server_close() ends the grace only if it interrupts another, not if it follows it."""
+    with QuickServer(HOST, lambda peer: None) as server:
+        server.server_close()
+        server.server_close()
+        assert not server._closing.impatient and not server._interrupts()
+
+
 def test_closing_from_many_threads_at_once() -> None:
     """server_close() from several threads at once: each returns when all sessions are over."""
     mail = Mail(MESSAGE)
