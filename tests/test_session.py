@@ -758,6 +758,14 @@ class TestReading:
         assert ask(begin(handler), b"RETR 1") == [b"+OK 0 octets\r\n.\r\n"]
         assert reader.closed == 1 and handler.mail.errors == [result]
 
+    @each("octets", [b"", b"x\r\n", b"x" * 32_766 + b"\r\n"])
+    def test_not_read_beyond_its_end(self, octets: bytes) -> None:
+        """A reader that has returned b"" is not asked again: not all say so twice."""
+        reader = Reader(*filter(None, [octets]), b"", AssertionError("read on"))
+        handler = altered(get_message_reader=returning(reader), get_message_size=returning(len(octets)))
+        assert ask(begin(handler), b"RETR 1")[0].endswith(b" octets\r\n" + octets + b".\r\n")
+        assert reader.closed == 1 and not handler.mail.errors
+
     @each(("kind", "method"), [(MemoryHandler, "get_message_reader"), (TopHandler, "get_top_reader")])
     def test_top_reads_what_it_needs(self, kind: type[MemoryHandler], method: str) -> None:
         """What the reader returns beyond the lines is cut off, not read on, and the reader is closed."""
@@ -786,7 +794,7 @@ class TestReading:
             (ReportableError("it is on tape", code="SYS/TEMP"), b"-ERR [SYS/TEMP] it is on tape\r\n"),
         ],
     )
-    @each("before", [[], [b"A: b\n"], [b"x" * 32_767]])
+    @each("before", [[], [b"x"], [b"A: b\n"], [b"x" * 32_767]])
     @each("line", [b"RETR 1", b"TOP 1 1"])
     def test_fails_first(self, line: bytes, before: list[bytes], failure: object, status: bytes) -> None:
         """What fails before the first octet is -ERR, the reader is closed, and the session goes on (promise 1).
