@@ -119,6 +119,13 @@ def test_bad_values_are_refused_before_anything_is_bound(option: str, value: Any
         popart.Server(other.getsockname(), lambda peer: None, **{option: value})
 
 
+def test_the_longest_names() -> None:
+    """A host name may have 255 characters, and CAPA's line 400 of the implementation's name."""
+    names = {"hostname": 255 * "a", "implementation": 400 * "a"}
+    with popart.Server(HOST, lambda peer: None, **names) as server:
+        assert {"hostname": server.hostname, "implementation": server.implementation} == names
+
+
 def test_a_client_context_or_a_handler_for_a_factory_is_refused() -> None:
     """Mistakes that would otherwise turn each client away without a word are a ValueError."""
     with pytest.raises(ValueError, match="CLIENT_AUTH"):
@@ -563,6 +570,30 @@ def test_accept_does_not_spin_in_a_shortage(monkeypatch: pytest.MonkeyPatch, cod
             assert client.sock.recv(3) == b"+OK"
 
 
+def test_a_hundred_at_a_time() -> None:
+    """The loop looks at other things when it has accepted all that wait, or a hundred."""
+    accepted: list[int] = []
+
+    class Counting(QuickServer):
+        waiting = 120
+
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            self.waiting -= 1
+            return False
+
+        def service_actions(self) -> None:
+            accepted.append(120 - self.waiting)
+            if not self.waiting:
+                self.shutdown()
+
+    with ExitStack() as stack:
+        server = stack.enter_context(Counting(HOST, lambda peer: None))
+        for _ in range(120):
+            stack.enter_context(socket.create_connection(server.server_address[:2], timeout=PATIENCE))
+        server.serve_forever()
+    assert accepted[0] == 100
+
+
 def test_clients_gone_before_they_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """ECONNABORTED loses that connection only, and a socket with nobody left to accept is not waited for."""
     accept = socket.socket.accept
@@ -836,6 +867,16 @@ def test_closing_waits_for_the_loop(method: str, monkeypatch: pytest.MonkeyPatch
             held.go_on.set()
             server.shutdown()
             serving.result(PATIENCE)
+
+
+def test_closing_joins_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When server_close() returns, no thread of the server runs, not even its last steps."""
+    server = QuickServer(HOST, lambda peer: None)
+    joined: list[str] = []
+    monkeypatch.setattr(server._workers, "join", lambda: joined.append("workers"))
+    monkeypatch.setattr(server._watchdog, "join", lambda: joined.append("watchdog"))
+    server.server_close()
+    assert joined == ["workers", "watchdog"]
 
 
 def test_closing_again_is_no_impatience() -> None:

@@ -235,6 +235,17 @@ def test_numbers_in_capabilities(method: str, result: object, text: str) -> None
     assert list(map(str, handler.mail.errors)) == [text]
 
 
+def test_an_id_that_is_not_ready() -> None:
+    """The report of a coroutine in a listing says where, at sign-in: it is never awaited."""
+
+    async def make_id() -> None: ...
+
+    handler = AbleHandler(Mail())
+    handler.list_messages = lambda: [(1, "a"), (1, "b"), (1, make_id())]  # type: ignore[attr-defined]
+    assert ask(make_session(handler), *SIGN_IN).startswith("-ERR [SYS/PERM]")
+    assert list(map(str, handler.mail.errors)) == ["the unique-id of message 3 must be a str: coroutine"]
+
+
 class Unfinished:
     """Its `close` is a coroutine's: nothing has been closed by the call."""
 
