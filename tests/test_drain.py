@@ -190,7 +190,7 @@ def test_it_waits_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
                     assert client.rest().endswith(b"+OK goodbye\r\n")
                 wait_until(lambda: not len(server._places))
                 monkeypatch.setattr(server._changed, "wait", let_go_and_wait)
-                assert server.drain() and server._loop is None
+                assert server.drain() and held.go_on.is_set() and server._loop is None
                 serving.result(PATIENCE)
                 other.submit(server.serve_forever).result(PATIENCE)
             finally:

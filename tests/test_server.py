@@ -121,7 +121,7 @@ def test_bad_values_are_refused_before_anything_is_bound(option: str, value: Any
 
 def test_the_longest_names() -> None:
     """A host name may have 255 characters, and CAPA's line 400 of the implementation's name."""
-    names = {"hostname": 255 * "a", "implementation": 400 * "a"}
+    names: dict[str, Any] = {"hostname": 255 * "a", "implementation": 400 * "a"}
     with popart.Server(HOST, lambda peer: None, **names) as server:
         assert {"hostname": server.hostname, "implementation": server.implementation} == names
 
@@ -862,7 +862,7 @@ def test_closing_waits_for_the_loop(method: str, monkeypatch: pytest.MonkeyPatch
             assert held.entered.wait(PATIENCE)
             monkeypatch.setattr(server._changed, "wait", let_go_and_wait)
             getattr(server, method)()
-            assert server._loop is None
+            assert held.go_on.is_set() and server._loop is None
         finally:
             held.go_on.set()
             server.shutdown()

@@ -426,8 +426,9 @@ class TestSignIn:
         handler = altered(ListingHandler, list_messages=returning(entries))
         assert ask(begin(handler), b"UIDL")[0].startswith(b"+OK") and not handler.mail.errors
 
-    def test_listed_ids_are_checked_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A client that asks for the id of each of n messages does not have n ids checked n times."""
+    @each("kind", [MemoryHandler, ListingHandler])
+    def test_ids_are_checked_once(self, kind: type[MemoryHandler], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client that asks for the id of each of n messages, or lists them again, has none checked again."""
         checked = []
 
         def check(numbers: object, ids: list[str]) -> list[str]:
@@ -435,7 +436,7 @@ class TestSignIn:
             return ids
 
         monkeypatch.setattr("popart.maildrop.check_ids", check)
-        ask(begin(ListingHandler(Mail(*TWO))), b"UIDL 1", b"UIDL 2", b"UIDL", b"UIDL 1")
+        ask(begin(kind(Mail(*TWO))), b"UIDL 1", b"UIDL 2", b"UIDL", b"UIDL 1", b"UIDL")
         assert len(checked) == 1
 
     @each("entries", [[(5, "a")], ([5, "a"],), iter([(5, "a")]), {(5, "a")}])
