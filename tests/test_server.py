@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextvars
 import errno
 import gc
+import inspect
 import re
 import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -132,6 +134,12 @@ def test_a_client_context_or_a_handler_for_a_factory_is_refused() -> None:
         popart.Server(HOST, lambda peer: None, ssl_context=ssl.create_default_context())
     with pytest.raises(ValueError, match="on_new_connection"):
         popart.Server(HOST, MemoryHandler(Mail()))  # type: ignore[arg-type]
+
+
+def test_intervals_are_those_of_socketserver() -> None:
+    """Whoever knows `socketserver` need not look up how often service_actions() is called."""
+    ours, theirs = (inspect.signature(kind.serve_forever) for kind in (Server, socketserver.BaseServer))
+    assert ours.parameters["poll_interval"].default == theirs.parameters["poll_interval"].default
 
 
 def test_a_strange_machine_name_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
