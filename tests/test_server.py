@@ -121,6 +121,25 @@ def test_bad_values_are_refused_before_anything_is_bound(option: str, value: Any
         popart.Server(other.getsockname(), lambda peer: None, **{option: value})
 
 
+def test_defaults() -> None:
+    """A server that is given an address and a factory alone is the one that the documents describe."""
+    with popart.Server(HOST, lambda peer: None) as server:
+        assert (server.command_timeout, server.implementation, server.expire) == (600.0, "popart", "NEVER")
+        assert (server.ssl_context, server.scram_decoy_key, server.processor) == (None, None, None)
+        assert server.allow_cleartext
+        assert not (server.apop or server.require_tls or server.proxy_protocol or server.reuse_port)
+        assert list(map(str, server.trusted_proxies)) == ["127.0.0.0/8", "::1/128"]
+
+
+def test_a_port_is_free_at_once() -> None:
+    """A server that is started again gets its port, though connections of the one before linger in the system."""
+    with running(popart.Server(HOST, lambda peer: MemoryHandler(Mail()))) as server, signed_in(server) as client:
+        assert client.ask(b"QUIT").startswith(b"+OK")
+        assert client.rest() == b""
+    with popart.Server(server.server_address[:2], lambda peer: None):  # type: ignore[arg-type]
+        pass
+
+
 def test_the_longest_names() -> None:
     """A host name may have 255 characters, and CAPA's line 400 of the implementation's name."""
     names: dict[str, Any] = {"hostname": 255 * "a", "implementation": 400 * "a"}
@@ -476,6 +495,23 @@ def test_closing_waits_for_the_last_steps_of_a_thread(monkeypatch: pytest.Monkey
 
 
 # The watch over deadlines.
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ({}, 0.5),
+        ({"handshake_timeout": 1.0}, 0.25),
+        ({"login_timeout": 1.0}, 0.25),
+        ({"handshake_timeout": None, "login_timeout": None}, 0.5),
+        ({"login_timeout": 0.001}, 0.01),
+        ({"login_timeout": 0}, 0.01),
+    ],
+)
+def test_a_look_comes_in_time(limits: dict[str, float | None], seconds: float) -> None:
+    """Who is late is cut within a quarter of the smallest limit, of which one is 2 seconds; there is no busy loop."""
+    with type("Limited", (Server,), limits)(HOST, lambda peer: None) as server:
+        assert server._watch_pause() == seconds
 
 
 def test_all_late_connections_are_cut_at_once() -> None:
