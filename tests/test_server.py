@@ -131,6 +131,18 @@ def test_defaults() -> None:
         assert list(map(str, server.trusted_proxies)) == ["127.0.0.0/8", "::1/128"]
 
 
+def test_a_subclass_with_other_bases() -> None:
+    """One of them may want to know of its subclasses, too."""
+    told: list[str] = []
+
+    class Registry:
+        def __init_subclass__(cls, name: str) -> None:
+            told.append(name)
+
+    type("Registered", (Server, Registry), {}, name="pop3")
+    assert told == ["pop3"]
+
+
 def test_a_port_is_free_at_once() -> None:
     """A server that is started again gets its port, though connections of the one before linger in the system."""
     with running(popart.Server(HOST, lambda peer: MemoryHandler(Mail()))) as server, signed_in(server) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import socket
 import ssl
@@ -244,6 +245,18 @@ def test_an_id_that_is_not_ready() -> None:
     handler.list_messages = lambda: [(1, "a"), (1, "b"), (1, make_id())]  # type: ignore[attr-defined]
     assert ask(make_session(handler), *SIGN_IN).startswith("-ERR [SYS/PERM]")
     assert list(map(str, handler.mail.errors)) == ["the unique-id of message 3 must be a str: coroutine"]
+
+
+def test_an_id_that_is_asked_for_and_not_ready() -> None:
+    """So for a single one; Python does not print that it was never awaited."""
+
+    async def make_id() -> None: ...
+
+    made = make_id()
+    handler = altered(get_message_id=returning(made))
+    ask(make_session(handler), *SIGN_IN, b"UIDL 1")
+    assert list(map(str, handler.mail.errors)) == ["the unique-id of message 1 must be a str: coroutine"]
+    assert inspect.getcoroutinestate(made) == inspect.CORO_CLOSED
 
 
 class Unfinished:
