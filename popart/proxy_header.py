@@ -133,7 +133,7 @@ def _says_tls(vectors: bytes) -> bool:
     A vector that does not fit ends them, and is not an error: some proxies pad their headers.  If a vector cannot be
     read, it does not count as TLS, which is the safe side.
     """
-    while len(vectors) >= 3:
+    while vectors:
         end = 3 + int.from_bytes(vectors[1:3], "big")
         if vectors[0] == _SSL and 3 + _SSL_FIXED <= end <= len(vectors):
             return bool(vectors[3] & _CLIENT_SSL)

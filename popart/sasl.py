@@ -77,7 +77,6 @@ class StoppedError(Exception):
     479)."""
 
     def __init__(self, error: StopIteration) -> None:
-        super().__init__()
         self.error = error
 
 

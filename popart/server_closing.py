@@ -41,7 +41,7 @@ class ClosingServer(Limits, AcceptingServer):
         self.socket.close()
         with self._lock:
             while len(self._places) and time.monotonic() < deadline and not self._operations.get(me):
-                self._changed.wait(min(SIGNAL_PAUSE, max(0.0, deadline - time.monotonic())))
+                self._changed.wait(min(SIGNAL_PAUSE, deadline - time.monotonic()))
             return not (len(self._places) or self._operations.get(me))
 
     def _accept_queue(self, deadline: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from popart.capabilities import capabilities
 from popart.command_lines import MAX_AUTH_LINE, MAX_LINE
@@ -43,8 +43,7 @@ class State(enum.Flag):
     ANY = AUTHORIZATION | TRANSACTION
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """An entry in the table of commands."""
 
     run: Callable[..., Reply]

@@ -104,8 +104,8 @@ def reset(sock: socket.socket) -> None:
 
 def acknowledge(sock: socket.socket) -> None:
     """Acknowledge at once what has come: a client may hold back the rest of its line until then (Nagle's algorithm)."""
-    if hasattr(socket, "TCP_QUICKACK") and sock.family != getattr(socket, "AF_UNIX", None):
-        with contextlib.suppress(OSError):
+    if hasattr(socket, "TCP_QUICKACK"):
+        with contextlib.suppress(OSError):  # a UNIX socket has no such option
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 

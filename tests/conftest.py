@@ -204,7 +204,7 @@ def signed_in(server: Server, context: ssl.SSLContext | None = None) -> Iterator
 
 def make_session(handler: popart.Handler, **options: Any) -> Session:
     """Make a session without a socket."""
-    return Session(handler, Policy(**options))
+    return Session(handler, Policy(**{"greeting": "hello", "implementation": "popart", "expire": "NEVER", **options}))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import popart
-from popart.session import COMMANDS, State
+from popart.session import COMMANDS, Session, State
 
 ROOT = Path(popart.__file__).parent
 SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in ROOT.rglob("*.py")}
@@ -131,6 +131,13 @@ def test_commands_are_those_declared() -> None:
         State.AUTHORIZATION: anywhere | {b"USER", b"PASS", b"APOP", b"AUTH", b"UTF8"},
         State.TRANSACTION: anywhere | {b"STAT", b"LIST", b"RETR", b"DELE", b"NOOP", b"RSET", b"TOP", b"UIDL"},
     }
+
+
+def test_a_command_stays_a_method() -> None:
+    """A declared command is still the method of its name, so a subclass can extend it."""
+    for commands in COMMANDS.values():
+        for keyword, command in commands.items():
+            assert getattr(Session, f"do_{keyword.decode()}") is command.run
 
 
 def test_public_names() -> None:

@@ -16,8 +16,10 @@ import pytest
 
 import popart
 from popart import system
-from popart.command_deadlines import Place
+from popart.command_deadlines import Closing, Place
+from popart.connection_limits import Places
 from popart.fairness import Pace, Pacer
+from popart.options import Limits
 from popart.server import Server
 from tests.conftest import (
     PATIENCE,
@@ -382,8 +384,9 @@ def test_the_oldest_that_has_not_signed_in_makes_room(state: Callable[[Client, S
                     wait_until(lambda: old_mail.count("close") == 1)
                     assert first.ask(b"NOOP").startswith(b"+OK")
                     assert young.ask(b"CAPA").startswith(b"+OK")
-    told = [popart.ClientTimeoutError] if state is not silent else []
-    assert [type(error) for error in old_mail.errors] == told
+    text = "the client had not signed in when another one needed its place"
+    told = [(popart.ClientTimeoutError, text)] if state is not silent else []
+    assert [(type(error), str(error)) for error in old_mail.errors] == told
 
 
 def test_no_room_where_all_have_signed_in() -> None:
@@ -435,6 +438,25 @@ def test_who_made_room_is_counted_down_once() -> None:
             assert stack.enter_context(connected(server)).line()[:3] in (b"+OK", b"-ER", b"")
         wait_until(lambda: not len(server._places))
     assert server._places._leaving == 0
+
+
+def test_a_hundred_more_for_a_moment() -> None:
+    """Beyond the limit there are 100 places for those not known yet, and who makes room; a closing server has none."""
+    limits, closing, lock = Limits(), Closing(), threading.RLock()
+    limits.max_connections = 2
+    places = Places(limits, closing, lock, threading.Condition(lock))
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(104)]
+
+        def is_admitted(sock: socket.socket) -> bool:
+            return places.admit(sock, ("192.0.2.1", 1), address_known=False) is not None
+
+        assert list(map(is_admitted, sockets)) == [True] * 102 + [False] * 2
+        places.leave(sockets[0])
+        assert is_admitted(sockets[-1])
+        places.leave(sockets[1])
+        closing.begun = True
+        assert not is_admitted(sockets[-2])
 
 
 def test_two_addresses_lock_nobody_out() -> None:

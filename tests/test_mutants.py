@@ -149,6 +149,7 @@ tests/mutants.txt: caught, or no longer there: __init__: return len(text) > LIMI
         ("x = f'{a}b'", ["'b' -> 'XXbXX'"]),
         ("def f(a=0): pass", ["0 -> 1", "0 -> -1"]),
         ("def f(): return a", ["return a -> return None"]),
+        ("def f(): return False", ["False -> True"]),
         ("def f():\n    if a: return", ["a -> not a", "return -> pass"]),
         ("def f(): a()", ["a() -> pass"]),
         ("def f(): raise a", ["raise a -> pass"]),

@@ -62,6 +62,7 @@ HEADERS: dict[str, tuple[bytes, Address | None]] = {
         ("::ffff:192.0.2.1", 1, 0, 0),
     ),
     "v2 UNIX, a path": (v2(0x21, 0x31, unix(b"/run/client")), "/run/client"),
+    "v2 UNIX, any last letter": (v2(0x21, 0x31, unix(b"\0X")), b"\0X"),
     "v2 UNIX, the longest path": (v2(0x21, 0x31, unix(b"/" * 108)), "/" * 108),
     "v2 UNIX, no UTF-8": (v2(0x21, 0x31, unix(b"/\xff")), os.fsdecode(b"/\xff")),
     "v2 UNIX, junk behind the path": (v2(0x21, 0x31, unix(b"/run/client\0junk")), "/run/client"),

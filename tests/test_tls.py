@@ -15,6 +15,7 @@ import trustme
 
 import popart
 from popart.server import Server
+from popart.tls import TLS
 from tests.conftest import (
     PATIENCE,
     ClosingHandler,
@@ -277,7 +278,25 @@ def test_close_notify_from_the_client(server_context: ssl.SSLContext, authority:
             client.raw += octets
         assert len(client.raw) - before > len(b"+OK message marked as deleted\r\n+OK nothing done\r\n")
         assert client.all_encrypted()
+        assert list(map(str, mail.errors)) == ["the client left without QUIT"]
     assert (mail.count("unlock_maildrop"), mail.count("delete_messages")) == (1, 0)
+
+
+def test_octets_behind_close_notify(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """What follows a client's close_notify is ignored (RFC 8446 section 6.1), and not waited for."""
+    server = TLS(server_context)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    shaken = False
+    while not shaken:
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        shaken = server.shake_hands(outgoing.read())
+        incoming.write(server.outgoing())
+    client.write(b"NOOP\r\n")
+    with suppress(ssl.SSLWantReadError):
+        client.unwrap()
+    assert server.decrypt(outgoing.read() + b"QUIT\r\n") == b"NOOP\r\n" and server.ended
 
 
 @both_ways
@@ -319,7 +338,7 @@ def test_octets_that_are_no_record(server_context: ssl.SSLContext, authority: tr
         with pytest.raises(ssl.SSLError, match="(?i)bad record mac"):
             client.wait_for(client.tls.read, 100)
         wait_until(lambda: bool(mail.errors))  # a server that closes tells of nobody who has gone
-    assert [type(error) for error in mail.errors] == [popart.ClientGoneError]
+    assert list(map(repr, mail.errors)) == ["ClientGoneError('the connection broke')"]
     assert mail.count("unlock_maildrop") == 1
 
 

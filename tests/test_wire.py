@@ -478,6 +478,7 @@ class TestStatusLine:
             ("\r[x", None, b"-ERR x\r\n"),
             ("a [b]", None, b"-ERR a [b]\r\n"),
             ("[b]", "AUTH", b"-ERR [AUTH] [b]\r\n"),
+            ("X [b]", None, b"-ERR X [b]\r\n"),
         ],
         ids=ascii,
     )
