@@ -53,6 +53,8 @@ class Backend:
 
     def stop(self) -> None: ...
 
+    def close(self) -> None: ...
+
     def deliver(self, *messages: bytes) -> None: ...
 
     def mail(self) -> list[bytes]:
@@ -78,12 +80,14 @@ class Dovecot(Backend):
     lacks = ("nul",)  # an IMAP literal has none, so Dovecot sends 0x80
     fails = frozenset({"test_sizes_are_octets_on_the_wire"})  # the size leaves out the CRLF that ends the last line
 
-    def __init__(self, directory: Path, capability: str = "") -> None:
+    def __init__(self, directory: Path, settings: str = "ssl = no", listener: str = "imap") -> None:
         dovecot = shutil.which("dovecot", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         if dovecot is None or not Path("/usr/lib/dovecot/imap").exists():
             raise MissingError("dovecot-imapd")
         if os.geteuid() != 0:
             raise MissingError("root, for Dovecot,")
+        if not subprocess.run([dovecot, "--version"], stdout=subprocess.PIPE, text=True).stdout.startswith("2.3."):
+            raise MissingError("Dovecot 2.3, which the configuration is for,")
         self._command = [dovecot, "-F", "-c", str(directory / "dovecot.conf")]
         self._directory = directory
         self.port = free_port()
@@ -103,7 +107,7 @@ listen = 127.0.0.1
 base_dir = {directory}/run
 state_dir = {directory}/state
 log_path = {directory}/log
-ssl = no
+{settings}
 disable_plaintext_auth = no
 auth_mechanisms = plain xoauth2
 auth_username_chars =
@@ -125,7 +129,6 @@ userdb {{
 first_valid_uid = 1
 mail_location = maildir:{directory}/mail
 mail_max_userip_connections = 0
-{f"imap_capability = {capability}" if capability else ""}
 # It would answer later and later, because the tests fail to sign in from one address again and again.
 service anvil {{
   unix_listener anvil-auth-penalty {{
@@ -134,10 +137,13 @@ service anvil {{
 }}
 service imap-login {{
   inet_listener imap {{
-    port = {self.port}
+    port = 0
   }}
   inet_listener imaps {{
     port = 0
+  }}
+  inet_listener {listener} {{
+    port = {self.port}
   }}
 }}
 """
@@ -213,7 +219,7 @@ class S3(Backend):
 
     def start(self) -> None:
         self._server = self._make_server()
-        self._server.start()
+        self._server.start()  # type: ignore[no-untyped-call]
         if not self._delivered:
             with closing(socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)) as sock:
                 sock.sendall(b"POST /moto-api/reset HTTP/1.0\r\n\r\n")
@@ -222,6 +228,9 @@ class S3(Backend):
 
     def stop(self) -> None:
         self._server.stop()
+
+    def close(self) -> None:
+        self.client.close()
 
     def deliver(self, *messages: bytes) -> None:
         for message in messages:

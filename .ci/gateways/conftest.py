@@ -35,7 +35,10 @@ def need(found: object, what: str) -> None:
 class Gateway:
     """A gateway that runs."""
 
+    killed = False
+
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process = process
         self._log = log
         assert process.stdout is not None
         while (line := process.stdout.readline()).startswith("SMTP on port "):
@@ -45,6 +48,10 @@ class Gateway:
 
     def log(self) -> str:
         return self._log.read_text("utf-8")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.killed = True
 
     @contextmanager
     def client(self, password: str = "secret") -> Iterator[poplib.POP3]:
@@ -71,6 +78,8 @@ def started(command: list[str], log: Path, end_by: signal.Signals = signal.SIGTE
         try:
             gateway = Gateway(process, log)
             yield gateway
+            if gateway.killed:
+                return
             said = len(gateway.log())
             process.send_signal(end_by)
             assert process.wait(PATIENCE) == 0
@@ -103,6 +112,7 @@ def backend(request: pytest.FixtureRequest, directory: Path, monkeypatch: pytest
     backend.start()
     yield backend
     backend.stop()
+    backend.close()
 
 
 @pytest.fixture
@@ -113,9 +123,31 @@ def door(backend: Backend) -> Iterator[Door]:
     door.close()
 
 
+def command(backend: Backend, port: int, *options: str) -> list[str]:
+    """Return the command of a gateway whose backend is on this port."""
+    return [sys.executable, str(EXAMPLES / backend.script), *backend.arguments(port), "--port", "0", *options]
+
+
 @pytest.fixture
 def gateway(backend: Backend, door: Door, tmp_path: Path) -> Iterator[Gateway]:
     """The gateway, as its command starts it."""
-    script = str(EXAMPLES / backend.script)
-    with started([sys.executable, script, *backend.arguments(door.port), "--port", "0"], tmp_path / "log") as gateway:
+    with started(command(backend, door.port), tmp_path / "log") as gateway:
+        yield gateway
+
+
+IMPATIENT = """
+import gateway, importlib, sys
+gateway.TIMEOUT = 1.0
+importlib.import_module(sys.argv.pop(1)).main()
+"""
+
+
+@pytest.fixture
+def impatient_gateway(
+    backend: Backend, door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Gateway]:
+    """The gateway, with a time limit of a second."""
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
+    _, script, *arguments = command(backend, door.port)
+    with started([sys.executable, "-c", IMPATIENT, Path(script).stem, *arguments], tmp_path / "log") as gateway:
         yield gateway

@@ -5,10 +5,11 @@ from __future__ import annotations
 import poplib
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 from backends import Backend
-from conftest import Gateway, need
+from conftest import Gateway, command, need, started
 from door import PATIENCE, Door
 from wire_suite import failures
 
@@ -170,7 +171,7 @@ def test_a_backend_that_is_restarted_within_a_message(backend: Backend, door: Do
     """The message goes on where it was cut off, or from its beginning: the client gets all of it."""
     backend.deliver(LARGE)
     with gateway.client() as client:
-        for octets in (1_000, 1_500_000):
+        for octets in (1_000, 50_000, 1_500_000):
             door.was_shut.clear()
             door.shut_after(octets)
             assert fetch(client, 1) == LARGE
@@ -238,6 +239,42 @@ def test_a_commit_that_nobody_knows_of(backend: Backend, door: Door, gateway: Ga
     with gateway.client() as client:
         assert fetch_all(client) in (SMALL, [SMALL[1], SMALL[3], SMALL[4]])
         client.quit()
+
+
+@pytest.mark.parametrize("answer_is_lost", [False, True])
+def test_a_gateway_that_is_killed_at_the_commit(
+    backend: Backend, door: Door, gateway: Gateway, tmp_path: Path, answer_is_lost: bool
+) -> None:
+    """It has told the client nothing, and the next one finds all of the messages deleted, or none."""
+    backend.deliver(*SMALL)
+    door.at_shut = gateway.kill
+    with gateway.client() as client:
+        delete(client, 1, 3)
+        door.shut_at(backend.commit, answer_is_lost=answer_is_lost)
+        with pytest.raises((poplib.error_proto, OSError), match="EOF|reset"):
+            client.quit()
+    with started(command(backend, backend.port), tmp_path / "next") as gateway, gateway.client() as client:
+        assert fetch_all(client) == ([SMALL[1], SMALL[3], SMALL[4]] if answer_is_lost else SMALL)
+        client.quit()
+
+
+# A backend that says nothing.
+
+
+def test_a_backend_that_says_nothing(backend: Backend, door: Door, impatient_gateway: Gateway) -> None:
+    """Each call has a time limit.  The session goes on, and nothing is deleted by a QUIT that was refused."""
+    backend.deliver(*SMALL)
+    with impatient_gateway.client() as client:
+        door.flowing.clear()
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.retr(1)
+        door.flowing.set()
+        assert fetch(client, 1) == SMALL[0]
+        delete(client, 1)
+        door.flowing.clear()
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    door.flowing.set()
 
 
 # The wire suite.

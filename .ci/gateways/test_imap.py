@@ -7,6 +7,7 @@ import imaplib
 import importlib
 import poplib
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,10 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from backends import Dovecot
-from conftest import EXAMPLES, Gateway, started
+from conftest import EXAMPLES, Gateway, command, started
 from door import PATIENCE, Door
 from test_each_gateway import SMALL, connected, delete, fetch, fetch_all
+
+from tests.conftest import Client, authority, wait_until
+
+__all__ = ["authority"]
 
 pytestmark = pytest.mark.parametrize("backend", ["imap"], indirect=True)
 
@@ -64,15 +70,13 @@ def test_names_and_passwords_are_passed_as_they_are(backend: Dovecot, gateway: G
     ],
 )
 def test_a_failure_of_the_backend_is_not_a_wrong_password(
-    directory: Path, tmp_path: Path, backend: Dovecot, refusal: str, answer: str
+    backend: Dovecot, tmp_path: Path, refusal: str, answer: str
 ) -> None:
     """If the IMAP server cannot check a password (RFC 5530: UNAVAILABLE), the client reads SYS/TEMP."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=refuse_sign_ins, args=[listener, refusal])
         thread.start()
-        arguments = backend.arguments(listener.getsockname()[1])
-        command = [sys.executable, str(EXAMPLES / backend.script), *arguments, "--port", "0"]
-        with started(command, tmp_path / "log") as gateway:
+        with started(command(backend, listener.getsockname()[1]), tmp_path / "log") as gateway:
             with pytest.raises(poplib.error_proto, match=rf"-ERR \[{answer}\]"), gateway.client():
                 pass
         thread.join()
@@ -166,32 +170,64 @@ def test_marked_but_not_removed(backend: Dovecot, door: Door, gateway: Gateway) 
         client.quit()
 
 
-@pytest.mark.parametrize("kind", ["IMAP4rev1"])
-def test_without_uidplus(directory: Path, tmp_path: Path, kind: str, backend: Dovecot) -> None:
+def test_without_uidplus(backend: Dovecot, directory: Path, tmp_path: Path) -> None:
     """A server without UID EXPUNGE keeps the messages.  They are marked, and listed no more."""
     (directory / "old").mkdir()
-    old = Dovecot(directory / "old", capability=kind)
+    old = Dovecot(directory / "old", "imap_capability = IMAP4rev1")
     old.deliver(*SMALL)
     old.start()
-    command = [sys.executable, str(EXAMPLES / old.script), *old.arguments(old.port), "--port", "0"]
     try:
-        with started(command, tmp_path / "log") as gateway:
-            with gateway.client() as client:
-                delete(client, 1, 3)
-                client.quit()
-            assert old.files() == len(SMALL)
-            with gateway.client() as client:
-                assert fetch_all(client) == [SMALL[1], SMALL[3], SMALL[4]]
-                client.quit()
+        with started(command(old, old.port), tmp_path / "log") as gateway:
+            for left in (SMALL, [SMALL[1], SMALL[3], SMALL[4]]):
+                with gateway.client() as client:
+                    assert fetch_all(client) == left
+                    delete(client, *[number for number in (1, 3) if left == SMALL])
+                    client.quit()
+        assert old.files() == len(SMALL)
     finally:
         old.stop()
+
+
+def test_tls(backend: Dovecot, authority: trustme.CA, directory: Path, tmp_path: Path) -> None:
+    """TLS on both sides: without --imap-plain the server's certificate is checked, and --pem is the gateway's own."""
+    (directory / "tls").mkdir()
+    pem = directory / "pem"
+    authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    secure = Dovecot(directory / "tls", f"ssl = yes\nssl_cert = <{pem}\nssl_key = <{pem}", listener="imaps")
+    secure.deliver(*SMALL)
+    secure.start()
+    script = str(EXAMPLES / backend.script)
+    arguments = [sys.executable, script, "localhost", "--imap-port", str(secure.port), "--port", "0", "--pem", str(pem)]
+    context = ssl.create_default_context(cafile=directory / "ca.pem")
+    try:
+        for trusted, answer in ((directory / "ca.pem", b"+OK "), (directory / "none.pem", b"-ERR [SYS/TEMP] ")):
+            with started(["env", f"SSL_CERT_FILE={trusted}", *arguments], tmp_path / "log") as gateway:
+                raw = socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE)
+                client = Client(context.wrap_socket(raw, server_hostname="localhost"))
+                assert client.line().startswith(b"+OK ")
+                client.ask(b"USER alice")
+                assert client.ask(b"PASS secret").startswith(answer)
+                client.close()
+    finally:
+        secure.stop()
+
+
+def test_no_connection_is_left(backend: Dovecot, door: Door, gateway: Gateway) -> None:
+    """When a session is over, signed in or not, its connection to the backend is closed."""
+    for password in (b"secret", b"wrong"):
+        client = connected(gateway)
+        client.ask(b"USER alice")
+        client.ask(b"PASS " + password)
+        client.close()
+        wait_until(lambda: door.inside == 0)
 
 
 def test_estimated_sizes(backend: Dovecot, tmp_path: Path) -> None:
     """With --estimated-sizes nothing depends on what the server says of sizes."""
     backend.deliver(*SMALL)
-    command = [sys.executable, str(EXAMPLES / backend.script), *backend.arguments(backend.port), "--port", "0"]
-    with started([*command, "--estimated-sizes"], tmp_path / "log") as gateway, gateway.client() as client:
+    arguments = command(backend, backend.port, "--estimated-sizes")
+    with started(arguments, tmp_path / "log") as gateway, gateway.client() as client:
         assert client.list()[1] == [b"%d 1" % number for number in range(1, 6)]
         assert fetch_all(client) == SMALL
         client.quit()

@@ -25,6 +25,9 @@ TIMEOUT = 10.0
 PIECE = 1 << 20
 """Octets of a message that are fetched, and kept in memory, at a time."""
 
+FIRST_PIECE = 1 << 16
+"""Octets of the first piece: for TOP, which many clients send for each message, it is most often enough."""
+
 Answer = TypeVar("Answer")
 
 
@@ -115,9 +118,10 @@ class PieceReader:
         octets = self._piece.read(n)
         if octets or self._at_end:
             return octets
-        piece = self._fetch(self._offset, PIECE)
+        count = PIECE if self._offset else FIRST_PIECE
+        piece = self._fetch(self._offset, count)
         self._offset += len(piece)
-        self._at_end = len(piece) < PIECE
+        self._at_end = len(piece) < count
         self._piece = io.BytesIO(piece)
         return self._piece.read(n)
 

@@ -77,7 +77,9 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
         # Servers announce less to strangers, so the capabilities are asked for after the sign-in.
         self._has_uidplus = b"UIDPLUS" in expect_ok(imap.capability())[0].upper().split()
         expect_ok(imap.select("INBOX"))
-        uid_validity: bytes = imap.response("UIDVALIDITY")[1][0]
+        uid_validity: bytes | None = imap.response("UIDVALIDITY")[1][0]
+        if uid_validity is None:
+            raise imaplib.IMAP4.error("the server has no UIDs that last")
         if self._uid_validity not in (None, uid_validity):
             raise popart.ReportableError("the mailbox was made anew, please sign in again", code="SYS/TEMP")
         self._uid_validity = uid_validity
