@@ -218,8 +218,8 @@ class S3(Backend):
         self._delivered = 0
 
     def start(self) -> None:
-        self._server = self._make_server()
-        self._server.start()  # type: ignore[no-untyped-call]
+        self._server = self._make_server()  # type: ignore[no-untyped-call]
+        self._server.start()
         if not self._delivered:
             with closing(socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)) as sock:
                 sock.sendall(b"POST /moto-api/reset HTTP/1.0\r\n\r\n")
