@@ -42,6 +42,9 @@ class FakeGraph:
 
     between_pages: Callable[[], None] = lambda: None
     next_host: str | None = None
+    lost_answers: int = 0
+    """How many answers are still to be missing from batches, with nothing done."""
+
     cut_bodies: int = 0
     """How many messages are still to break off half-way."""
 
@@ -121,6 +124,9 @@ class FakeGraph:
         responses = []
         for request in reversed(batch["requests"]):  # in any order
             self.asked.append(f"batch {request['url']}")
+            if self.lost_answers:
+                self.lost_answers -= 1
+                continue
             status, headers, _ = self._fault("batch", request["url"]) or (self._move(request), {}, b"")
             responses.append({"id": request["id"], "status": status, "headers": headers, "body": {}})
         return json.dumps({"responses": responses}).encode()

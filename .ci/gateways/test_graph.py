@@ -129,6 +129,16 @@ def test_all_or_none(backend: Graph, gateway: Gateway) -> None:
     assert backend.mail() == MANY
 
 
+def test_an_answer_that_is_missing(backend: Graph, gateway: Gateway) -> None:
+    """A batch may answer fewer requests than it was given: the others are made again."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2, 3)
+        backend.fake.lost_answers = 2
+        client.quit()
+    assert backend.mail() == SMALL[3:]
+
+
 def test_a_message_that_vanished(backend: Graph, gateway: Gateway) -> None:
     """RETR of it is refused, and deleting it is no error."""
     backend.deliver(*SMALL)

@@ -17,7 +17,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from http.client import HTTPException, IncompleteRead
 from typing import IO, Any
 from urllib.error import HTTPError
@@ -34,6 +33,9 @@ BATCH = 20
 """Requests that one $batch takes."""
 
 BUSY = (429, 503, 504)
+
+MOVED = (200, 201, 404)
+"""What a move answers if the message is not in the folder any more; 404, if it was not there before."""
 
 SPOOL = 1 << 20
 """Octets of an answer that are kept in memory; a longer one is kept in a temporary file."""
@@ -151,7 +153,7 @@ class GraphHandler(GatewayHandler):
 
     @property
     def _mailbox(self) -> str:
-        return f"/users/{quote(self.username)}"
+        return f"/users/{quote(self.username, safe='')}"
 
     # Reading.
 
@@ -180,8 +182,10 @@ class GraphHandler(GatewayHandler):
         try:
             self._move(doomed, "deleteditems", moved)
         except BaseException:
-            with suppress(Exception):
+            try:
                 self._move(moved, "inbox", [])
+            except Exception as error:
+                self.handle_session_error(error)
             raise
 
     def _move(self, identifiers: Sequence[str], folder: str, moved: list[str]) -> None:
@@ -192,13 +196,14 @@ class GraphHandler(GatewayHandler):
             while left:
                 moved += left  # until the answer is there, nobody knows
                 answers = self._api.ask_json("/$batch", {"requests": [self._make_move(i, folder) for i in left]})
-                failed = [answer for answer in answers["responses"] if answer["status"] not in (200, 201, 404)]
-                left = [answer["id"] for answer in failed]
+                done = {answer["id"] for answer in answers["responses"] if answer["status"] in MOVED}
+                left = [identifier for identifier in left if identifier not in done]  # also what has no answer
                 moved[:] = [identifier for identifier in moved if identifier not in left]
+                failed = [answer for answer in answers["responses"] if answer["id"] in left]
                 if refused := [answer["status"] for answer in failed if answer["status"] not in BUSY]:
                     raise RuntimeError(f"{len(refused)} messages could not be moved: HTTP {refused[0]}")
-                if failed:
-                    wait([answer.get("headers", {}).get("Retry-After") for answer in failed], deadline)
+                if left:
+                    wait([answer.get("headers", {}).get("Retry-After") for answer in failed] or [None], deadline)
 
     def _make_move(self, identifier: str, folder: str) -> dict[str, object]:
         return {
