@@ -18,11 +18,10 @@ import pytest
 from conftest import EXAMPLES, Gateway, need, started
 from door import PATIENCE
 from test_each_gateway import LARGE, SMALL, delete, fetch_all
-from wire_suite import failures
+from wire_suite import ALL, failures
 
 import popart
 from tests.conftest import wait_until
-from tests.wire.messages import ALL
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import pytest
 from backends import Backend
 from conftest import Gateway, command, need, started
 from door import PATIENCE, Door
-from wire_suite import failures
+from wire_suite import ALL, HARD, failures
 
 from tests.conftest import Client
-from tests.wire.messages import ALL, HARD
 
 SMALL = [b"Subject: %d\r\n\r\nThis is message %d.\r\n" % (number, number) for number in range(1, 6)]
 LARGE = b"Subject: large\r\n\r\n" + b"".join(b"%09d is a line of a large message\r\n" % n for n in range(80_000))

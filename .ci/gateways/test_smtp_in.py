@@ -14,9 +14,7 @@ from backends import free_port
 from conftest import EXAMPLES, Gateway, need, started
 from door import PATIENCE
 from test_each_gateway import LARGE, SMALL, fetch_all
-from wire_suite import failures
-
-from tests.wire.messages import HARD, ORDINARY, on_the_wire
+from wire_suite import HARD, ORDINARY, failures, on_the_wire
 
 NOT_BY_SMTP = {"long-line", "large"}
 """Hard messages that RFC 5321 forbids: their lines are too long."""

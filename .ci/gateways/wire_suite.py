@@ -1,4 +1,4 @@
-"""Runs the wire suite against a gateway."""
+"""Runs the wire suite against a gateway, and has its messages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import tempfile
 import xml.etree.ElementTree
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests.wire.messages import ALL, HARD, ORDINARY, on_the_wire
+
+__all__ = ["ALL", "HARD", "ORDINARY", "failures", "on_the_wire"]
 
 ROOT = Path(__file__).parent.parent.parent
 
