@@ -137,7 +137,7 @@ def gateway(backend: Backend, door: Door, tmp_path: Path) -> Iterator[Gateway]:
 
 IMPATIENT = """
 import gateway, importlib, sys
-gateway.TIMEOUT = 1.0
+gateway.TIMEOUT = 3.0
 importlib.import_module(sys.argv.pop(1)).main()
 """
 
@@ -146,7 +146,7 @@ importlib.import_module(sys.argv.pop(1)).main()
 def impatient_gateway(
     backend: Backend, door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Gateway]:
-    """The gateway, with a time limit of a second."""
+    """The gateway, with a time limit of three seconds."""
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
     _, script, *arguments = command(backend, door.port)
     with started([sys.executable, "-c", IMPATIENT, Path(script).stem, *arguments], tmp_path / "log") as gateway:
