@@ -50,8 +50,8 @@ class Gateway:
         return self._log.read_text("utf-8")
 
     def kill(self) -> None:
-        self._process.kill()
         self.killed = True
+        self._process.kill()
 
     @contextmanager
     def client(self, password: str = "secret") -> Iterator[poplib.POP3]:

@@ -74,7 +74,7 @@ def test_a_failure_of_the_backend_is_not_a_wrong_password(
 ) -> None:
     """If the IMAP server cannot check a password (RFC 5530: UNAVAILABLE), the client reads SYS/TEMP."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=refuse_sign_ins, args=[listener, refusal])
+        thread = threading.Thread(target=refuse_sign_ins, args=[listener, refusal], daemon=True)
         thread.start()
         with started(command(backend, listener.getsockname()[1]), tmp_path / "log") as gateway:
             with pytest.raises(poplib.error_proto, match=rf"-ERR \[{answer}\]"), gateway.client():
