@@ -20,3 +20,13 @@ def test_short_answers_without_a_literal(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         monkeypatch.setattr(handler, "_uid_command", lambda *command, answer=answer: [answer])
         assert handler._fetch(7, 0, 100) == octets
+
+
+def test_errors_that_hold_a_secret(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The log has an error's type and text, not what it carries."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    module = importlib.import_module("imap_gateway")
+    handler = module.IMAPHandler(lambda: None)
+    handler.username = "alice"
+    handler.handle_session_error(UnicodeEncodeError("ascii", "p\xe4sswort", 1, 2, "ordinal not in range(128)"))
+    assert "'alice': UnicodeEncodeError: " in caplog.text and "sswort" not in caplog.text

@@ -13,7 +13,7 @@ import secrets
 import signal
 import threading
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import aiosqlite
@@ -137,9 +137,11 @@ async def main() -> None:
     options = parser.parse_args()
     users, store, loop, stop = Users(), Store(options.database), asyncio.get_running_loop(), asyncio.Event()
     await store.create()
-    # A signal handler that closes the server would do so on the loop's thread.  So it only sets an event.
+    # A signal handler that closes the server would do so on the loop's thread.  So it only sets an event.  It is the
+    # loop's own, because signal.signal() would not wake a loop that is about to sleep.  On Windows there is none.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
+        with suppress(NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
     async with serving(open_server(options, lambda peer: AsyncHandler(store, users, loop))) as server:
         print("POP3 on port", server.server_address[1], flush=True)
         await stop.wait()
