@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import poplib
+from typing import Any
 
 import pytest
 from backends import S3
-from conftest import Gateway
+from conftest import EXAMPLES, Gateway
 from door import Door
 from test_each_gateway import SMALL, delete, fetch, fetch_all
 
@@ -105,3 +108,32 @@ def test_a_key_that_is_used_twice(backend: S3, gateway: Gateway) -> None:
         ids = {line.split()[1] for line in client.uidl()[1]}
         assert len(ids - {line.split()[1] for line in before}) == 1
         client.quit()
+
+
+@pytest.fixture
+def handler(backend: S3, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A handler without a server."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    module = importlib.import_module("s3_gateway")
+    return module.S3Handler(backend.client, "mail", module.Users("alice:secret"))
+
+
+def test_no_more_keys_than_a_request_takes(backend: S3, handler: Any) -> None:
+    """DeleteObjects takes 1,000 keys: Amazon's refuses more, and moto's does not."""
+    counts = []
+    backend.client.meta.events.register(
+        "before-parameter-build.s3.DeleteObjects", lambda params, **_: counts.append(len(params["Delete"]["Objects"]))
+    )
+    handler._finish_deletion("alice/.deleting/1", [f"alice/{number}" for number in range(1101)])
+    assert counts == [1000, 101]
+
+
+def test_an_answer_without_its_length(backend: S3, handler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that breaks off in its header has no length, and seems to be whole: it is too short all the same."""
+    from botocore.exceptions import IncompleteReadError
+    from botocore.response import StreamingBody
+
+    body = StreamingBody(io.BytesIO(b"Subject"), None)
+    monkeypatch.setattr(backend.client, "get_object", lambda **_: {"Body": body})
+    with pytest.raises(IncompleteReadError):
+        handler._get({"Key": "alice/1", "ETag": "1"}, 0, 100)
