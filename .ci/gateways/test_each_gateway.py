@@ -170,7 +170,7 @@ def test_a_backend_that_is_restarted_within_a_message(backend: Backend, door: Do
     """The message goes on where it was cut off, or from its beginning: the client gets all of it."""
     backend.deliver(LARGE)
     with gateway.client() as client:
-        for octets in (1_000, 50_000, 1_500_000):
+        for octets in (100, 50_000, 1_500_000):  # the first cuts an HTTP header
             door.was_shut.clear()
             door.shut_after(octets)
             assert fetch(client, 1) == LARGE
