@@ -360,9 +360,24 @@ A_CLIENTS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     [
         (lambda: Server(wrong("host"), lambda peer: None), "server_address must be a host and a port, not 'host'"),
         (lambda: Server(("", 0), wrong(5)), "on_new_connection must be callable, not 5"),
-        (lambda: make_server(hostname="a b"), "hostname cannot be 'a b'"),
-        (lambda: make_server(implementation=""), "implementation cannot be ''"),
-        (lambda: make_server(expire="never"), "expire cannot be 'never'"),
+        (
+            lambda: make_server(hostname="a b"),
+            "hostname cannot be 'a b': it is at most 255 characters, "
+            "words of ASCII letters, digits, hyphens and underscores, with dots between them",
+        ),
+        (
+            lambda: make_server(greeting="[hi]"),
+            "greeting cannot be '[hi]': it is at most 206 characters, "
+            "words of ASCII with single spaces between them, without <, > and @, and no [ at the beginning",
+        ),
+        (
+            lambda: make_server(implementation=""),
+            "implementation cannot be '': it is at most 400 characters, words of ASCII with single spaces between them",
+        ),
+        (
+            lambda: make_server(expire="never"),
+            "expire cannot be 'never': it is at most 14 characters, NEVER or days, and USER after it",
+        ),
         (lambda: make_server(timeout=1), "timeout must be 600 seconds, the minimum_timeout, to 86400.0, not 1"),
         (lambda: make_server(ssl_context=5), "ssl_context must be an SSLContext, not 5"),
         (
