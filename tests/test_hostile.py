@@ -326,8 +326,9 @@ LOGIN = b"USER alice\r\nPASS secret\r\nDELE 1\r\nQUIT\r\n"
     ids=["get", "long-post", "very-long-post", "tls", "quit", "bad-commands", "binary"],
 )
 @pytest.mark.parametrize("tail", [0, 10_000_000])
-def test_nothing_runs_behind_the_end(octets: bytes, answers: bytes, tail: int) -> None:
+def test_nothing_runs_behind_the_end(octets: bytes, answers: bytes, tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows the last command is read and dropped, never run, and no reset eats the last reply because of it."""
+    monkeypatch.setattr("popart.client_socket.LAST_READ_SECONDS", PATIENCE)
     mail = Mail(MESSAGE)
     server = make(mail)
     server.max_bad_commands = 3

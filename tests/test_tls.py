@@ -254,9 +254,10 @@ def test_close_notify_to_idle_sessions(make: Make, server_context: ssl.SSLContex
 
 @pytest.mark.parametrize("commands", [b"QUIT\r\n", b"BAD\r\n" * 3, b"GET / HTTP/1.1\r\n"])
 def test_the_last_reply_survives_unread_input(
-    server_context: ssl.SSLContext, client_context: ssl.SSLContext, commands: bytes
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, commands: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a client sends behind its last command is read and dropped: no reset eats the last reply."""
+    monkeypatch.setattr("popart.client_socket.LAST_READ_SECONDS", PATIENCE)
     server = by_argument(lambda peer: MemoryHandler(Mail()), server_context)
     server.max_bad_commands = 3
     with running(server), connected(server, client_context) as client:
