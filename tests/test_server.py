@@ -154,6 +154,17 @@ def test_a_port_is_free_at_once() -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "limit", ["max_connections", "max_connections_per_peer", "max_bad_commands", "max_failed_logins", "max_messages"]
+)
+def test_a_limit_of_nothing(limit: str) -> None:
+    """A count may be 0, and None switches it off; below 0 it is a mistake."""
+    for value in (0, None):
+        type("Limited", (Server,), {limit: value})(HOST, lambda peer: None).server_close()
+    with pytest.raises(ValueError, match=limit):
+        type("Limited", (Server,), {limit: -1})(HOST, lambda peer: None)
+
+
 def test_the_longest_names() -> None:
     """A host name may have 255 characters, and CAPA's line 400 of the implementation's name."""
     names: dict[str, Any] = {"hostname": 255 * "a", "implementation": 400 * "a"}
