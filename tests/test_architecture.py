@@ -38,7 +38,7 @@ LONG = {
 """What may be longer than the rest, and why."""
 
 EXTRAS = {
-    "testing": {"scramp", "trustme", "typing_extensions"},
+    "testing": {"pytest", "scramp", "trustme", "typing_extensions"},
     "sasl": {"scramp"},
     "server": {"typing_extensions"},
 }
