@@ -1,0 +1,209 @@
+"""The handler on the bench: it is served on loopback, and clients come to it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+
+from popart.server import Server
+from popart.testing.check.client import BlockedError, Client, Credentials, LockedError, StopError
+from popart.testing.check.explanations import explain_block
+from popart.testing.check.recorder import Recorder, WatchedHandler
+from popart.testing.check.report import Report
+
+
+class _Server(Server):
+    minimum_timeout = 0.01
+    # A thread whose handler blocks must not keep the program from ending.
+    daemon_threads = True
+    max_failed_logins = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller of the check has said."""
+
+    credentials: Credentials
+    any_secret: bool
+    """True if the handler lets in anybody."""
+    is_token: bool
+    apop: bool
+    other: Credentials | None
+    """A second user."""
+    delete: bool
+    break_backend: Callable[[], AbstractContextManager[object]] | None
+    patience: float
+
+
+@dataclass
+class Snapshot:
+    """A maildrop as one session saw it."""
+
+    ids: list[str] = field(default_factory=list)
+    sizes: list[str] = field(default_factory=list)
+    digests: dict[str, bytes] = field(default_factory=dict)
+    """Of the messages that were read, by their ids."""
+
+
+class Visitor(Client):
+    """A client, and the session of the handler that it talks to."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench.port, bench.options.patience)
+        sessions = bench.recorder.sessions
+        self.session: WatchedHandler | None = sessions[-1] if sessions else None
+        self._bench = bench
+
+    def wait_until_over(self) -> None:
+        """Wait until the handler has been called for the last time."""
+        if self.session is not None and not self.session.over.wait(self._bench.options.patience):
+            raise BlockedError("the session does not end")
+
+    def leave(self) -> None:
+        """Leave without a word, and wait for the end of the session."""
+        self.close()
+        self.wait_until_over()
+        self._bench.last_end = "an end without QUIT"
+
+    def quit(self) -> None:
+        """Say QUIT, which must succeed."""
+        self.ok("QUIT")
+        self.leave()
+        self._bench.last_end = "QUIT"
+
+    def is_answered(self, command: str) -> bool:
+        """Return whether the session goes on."""
+        try:
+            self.ok(command)
+        except StopError:
+            return False
+        return True
+
+    def look(self) -> Snapshot:
+        """List the maildrop."""
+        return Snapshot(self.listing("UIDL"), self.listing("LIST"))
+
+
+class Bench:
+    """What the checks share."""
+
+    def __init__(self, recorder: Recorder, options: Options) -> None:
+        self.recorder = recorder
+        self.report: Report = recorder.report
+        self.options = options
+        self.credentials: Credentials = options.credentials
+        self.first: Snapshot = Snapshot()
+        """The maildrop as the first session saw it."""
+
+        self.small_sizes: int = 0
+        """Messages that are longer than announced."""
+
+        self.has_lock: bool = True
+        """False once a second session was let in."""
+
+        self.stopped: bool = False
+        """True if no more can be checked."""
+
+        self.last_end: str = "QUIT"
+        """How the last session ended."""
+
+        self.port: int = 0
+
+    @contextmanager
+    def serving(self, timeout: float = 600.0) -> Iterator[None]:
+        """Serve the handler.  At the end the sessions that are open end by a server that closes."""
+        self._server = _Server(("127.0.0.1", 0), self.recorder, timeout=timeout, apop=self.options.apop)
+        self.port = self._server.server_address[1]
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield
+        except BlockedError:
+            threading.Thread(target=self._server.server_close, daemon=True).start()
+            raise
+        except BaseException:
+            with suppress(BlockedError):
+                self.close_server()
+            raise
+        self.close_server()
+        thread.join()
+
+    def close_server(self) -> None:
+        """Close the server, as often as you like.
+
+        :raises BlockedError: it waits for a handler that blocks.
+        """
+        closer = threading.Thread(target=self._server.server_close, daemon=True)
+        closer.start()
+        closer.join(self.options.patience)
+        if closer.is_alive():
+            raise BlockedError("the server cannot close")
+
+    @contextmanager
+    def visitor(self) -> Iterator[Visitor]:
+        """Connect a client that has not signed in."""
+        visitor = Visitor(self)
+        try:
+            if not visitor.greeting.startswith("+OK"):
+                raise StopError(f"the greeting is {visitor.greeting}")
+            yield visitor
+        finally:
+            visitor.close()
+
+    @contextmanager
+    def session(self) -> Iterator[Visitor]:
+        """Connect a client and sign in, which must succeed.
+
+        :raises LockedError: the maildrop is locked, although no other session is open.
+        """
+        with self.visitor() as visitor:
+            answer = visitor.sign_in(self.credentials)
+            if answer.startswith("-ERR [IN-USE]"):
+                self.report.find(
+                    "stays locked",
+                    f"The maildrop stays locked after {self.last_end}",
+                    "the user is kept from the mail until the server is started anew",
+                    "Release in unlock_maildrop all that lock_maildrop took, however the session ended",
+                )
+                raise LockedError(answer)
+            if not answer.startswith("+OK"):
+                raise StopError(f"the sign-in was answered {answer}")
+            yield visitor
+
+    def run(self, what: str, check: Callable[[Bench], None]) -> None:
+        """Run one of the checks, unless it has been seen that no session can begin any more."""
+        if self.stopped:
+            return
+        events = self.report.events
+        try:
+            check(self)
+        except BlockedError as stop:
+            self._explain_block(stop)
+            self.stopped = True
+        except LockedError:
+            self.stopped = True
+        except StopError as stop:
+            if self.report.events == events:
+                self.report.find(
+                    ("step", what),
+                    f"While {what}, {stop}",
+                    "a client does not get what the protocol promises",
+                    "Look what the handler does then",
+                )
+        if self.stopped:
+            self.report.note(f"The check ended early, while {what}: the rest has not been checked.")
+
+    def _explain_block(self, stop: BlockedError) -> None:
+        blocked = self.recorder.running()
+        for method in blocked:
+            explain_block(self.report, method, self.options.patience)
+        if not blocked:
+            self.report.find("slow", f"{stop}"[0].upper() + f"{stop}"[1:], "a client gives up", "Look what is slow")
+
+
+def digest(message: bytes) -> bytes:
+    """Return what a message is known by."""
+    return hashlib.sha256(message).digest()

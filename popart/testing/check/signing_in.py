@@ -1,0 +1,98 @@
+"""The checks of who is let in, and of what is printed."""
+
+from __future__ import annotations
+
+import secrets
+
+from popart.testing.check.bench import Bench
+from popart.testing.check.client import Credentials, StopError
+from popart.testing.check.output import Output
+
+_SECRETS = {"PASS": "password", "APOP": "digest", "SCRAM-SHA-256": "password"}
+
+
+def check_sign_in(bench: Bench, marker: str) -> None:
+    """Come with wrong secrets, and with names that nobody has."""
+    if bench.options.any_secret:
+        bench.report.note("Without --password and --token anybody is let in, so no wrong password has been tried.")
+        return
+    right = bench.credentials
+    what = _SECRETS.get(right.way, "token")
+    nobody = f"nobody-{secrets.token_hex(4)}"
+    with bench.serving():
+        refusals = [_try(bench, right.with_secret(bad), f"A wrong {what} is taken") for bad in _wrong(right, marker)]
+        stranger = _try(bench, right.with_user(nobody), "An unknown user is let in")
+        _try(bench, right.with_user("' OR ''='"), "An unknown user is let in")
+    if any(marker in refusal for refusal in refusals):
+        bench.report.find(
+            "repeats",
+            f"The refusal repeats the {what}",
+            "it can be read on a screen, and in the client's log",
+            "Say the same words to everybody",
+        )
+    elif refusals[0].replace(right.user, "") != stranger.replace(nobody, "") and not refusals[0].startswith("+OK"):
+        bench.report.find(
+            "told apart",
+            f"An unknown user is told apart from a wrong {what}, by {stranger}",
+            "an attacker finds out which users exist, and guesses only their secrets",
+            "Raise ReportableError with the same text for both",
+        )
+
+
+def _wrong(right: Credentials, marker: str) -> list[str]:
+    """Return secrets that are nearly right, and some that are often taken by mistake."""
+    secret = right.secret
+    found = [marker, f"{secret}x", secret[:-1], secret.swapcase(), f"{secret} ", f" {secret}", "' OR ''='"]
+    if right.way == "PASS":
+        found += ["pässwörd", "x" * 900]
+    if right.way in ("XOAUTH2", "OAUTHBEARER"):
+        found = [wrong for wrong in found if wrong.isprintable() and " " not in wrong]
+    return [wrong for wrong in dict.fromkeys(found) if wrong.strip() and wrong != secret]
+
+
+def _try(bench: Bench, wrong: Credentials, what: str) -> str:
+    """Sign in, which must fail, and return the answer."""
+    events = bench.report.events
+    with bench.visitor() as visitor:
+        answer = visitor.sign_in(wrong)
+        visitor.leave()
+    if answer.startswith("+OK"):
+        bench.report.find(
+            what,
+            f"{what}: {_show(wrong.secret)} for {wrong.user}",
+            "anybody can read and delete the user's mail",
+            "Compare the whole secret with that of this very user, by hmac.compare_digest, and raise ReportableError",
+        )
+    elif not answer.startswith("-ERR [AUTH]") and bench.report.events == events:
+        raise StopError(f"a wrong sign-in was answered {answer}")
+    return answer
+
+
+def _show(secret: str) -> str:
+    return repr(secret if len(secret) < 40 else f"{secret[:40]}...")
+
+
+def check_output(bench: Bench, output: Output) -> None:
+    """Hold a session while nothing can be printed, as when nobody reads the output of the server any more."""
+    recorder = bench.recorder
+    with bench.serving():
+        recorder.excused = True
+        try:
+            with output.broken(), bench.session() as visitor:
+                for command in ("LIST", "UIDL") + ("RETR 1", "TOP 1 0") * bool(bench.first.sizes):
+                    visitor.data(command)
+                visitor.quit()
+        except StopError:
+            pass
+        finally:
+            recorder.excused = False
+    for failure in recorder.failures:
+        method, _, error = failure.partition(" raised ")
+        if "BrokenPipeError" in error and method != "handle_session_error":
+            bench.report.find(
+                "print",
+                f"print in {method} fails once nobody reads the output of the server any more",
+                "the client is answered -ERR [SYS/TEMP], and cannot read its mail",
+                "Use logging, or print where a failure does no harm",
+            )
+    recorder.failures.clear()
