@@ -19,8 +19,10 @@ Nothing is changed in the maildrop without --delete.  What the handler prints go
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check what the command line names, print what was found, and return the exit status."""
-    options = _make_parser().parse_args(arguments)
-    chosen = vars(options)
+    parser = _make_parser()
+    chosen = vars(parser.parse_args(arguments))
+    if chosen["break_backend"] and not chosen["delete"]:
+        parser.error("--break-backend needs --delete")
     factory = chosen.pop("factory")
     try:
         report = check_handler(factory, **chosen)

@@ -12,7 +12,7 @@ from popart.server import Server
 from popart.testing.check.client import BlockedError, Client, Credentials, LockedError, StopError
 from popart.testing.check.explanations import explain_block
 from popart.testing.check.recorder import Recorder, WatchedHandler
-from popart.testing.check.report import Report
+from popart.testing.check.report import CheckError, Report
 
 
 class _Server(Server):
@@ -67,6 +67,12 @@ class Visitor(Client):
         self.close()
         self.wait_until_over()
         self._bench.last_end = "an end without QUIT"
+
+    def part(self) -> None:
+        """Say QUIT, if the session goes on, and wait for the end of the session."""
+        self.is_answered("QUIT")
+        self.leave()
+        self._bench.last_end = "QUIT"
 
     def quit(self) -> None:
         """Say QUIT, which must succeed."""
@@ -144,10 +150,15 @@ class Bench:
 
     @contextmanager
     def visitor(self) -> Iterator[Visitor]:
-        """Connect a client that has not signed in."""
+        """Connect a client that has not signed in.
+
+        :raises CheckError: it is turned away.
+        """
         visitor = Visitor(self)
         try:
             if not visitor.greeting.startswith("+OK"):
+                if self.report.events == 0:
+                    raise CheckError(f"the handler turns the check away: {visitor.greeting}")
                 raise StopError(f"the greeting is {visitor.greeting}")
             yield visitor
         finally:

@@ -159,7 +159,8 @@ class Client:
             return self.ask(f"APOP {user} {apop_digest(found[0] if found else '', secret)}")
         if as_whom.way == "SCRAM-SHA-256":
             return self._sign_in_by_scram(user, secret)
-        header = f"user={user}\1" if as_whom.way == "XOAUTH2" else f"n,a={user},\1"
+        escaped = user.replace("=", "=3D").replace(",", "=2C")  # RFC 5801 section 4
+        header = f"user={user}\1" if as_whom.way == "XOAUTH2" else f"n,a={escaped},\1"
         answer = self.ask(f"AUTH {as_whom.way} {_encode(f'{header}auth=Bearer {secret}' + chr(1) * 2)}")
         return self.ask("AQ==") if answer.startswith("+ ") else answer
 

@@ -24,7 +24,7 @@ _READING = (
 )
 _COROUTINE = (
     "its body never runs, and the client is answered -ERR",
-    "popart has a thread for each client: write a plain def, and call asyncio.run(...) in it if you must",
+    "Write a plain def, as popart has a thread for each client, and call asyncio.run(...) in it if you must",
 )
 
 _METHODS: dict[str, tuple[str, str]] = {
@@ -100,7 +100,7 @@ _RULES: list[tuple[str, str, str]] = [
 
 _BLOCKED = (
     "its client waits for an answer until it gives up, and the maildrop stays locked meanwhile",
-    "popart cannot interrupt a handler: give what it waits for a timeout, and raise then",
+    "Give what it waits for a timeout, and raise then, as popart cannot interrupt a handler",
 )
 
 

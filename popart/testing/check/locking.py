@@ -77,7 +77,7 @@ def _try_second(bench: Bench) -> None:
                 "many programs ask the user for a new password then, or delete the account",
                 "Look at the name and the password alone at sign-in, and raise ReportableError in lock_maildrop",
             )
-        second.leave()
+        second.part()
 
 
 def _note_no_lock(bench: Bench) -> None:
@@ -108,7 +108,7 @@ def _expect_refusal(bench: Bench, when: str) -> None:
                 "two clients fetch and delete at the same time, and one of them is told of messages that are gone",
                 _RELEASE,
             )
-        visitor.leave()
+        visitor.part()
 
 
 def _try_strangers(bench: Bench) -> None:
@@ -118,7 +118,7 @@ def _try_strangers(bench: Bench) -> None:
     user = bench.credentials.user
     with bench.visitor() as visitor:
         visitor.sign_in(Credentials(f"nobody-{secrets.token_hex(4)}", secrets.token_hex(8), bench.credentials.way))
-        visitor.leave()
+        visitor.part()
     if user.swapcase() == user:
         return
     with bench.visitor() as visitor:
@@ -134,7 +134,7 @@ def _try_strangers(bench: Bench) -> None:
                 "a user who writes the name in another way finds no mail, or breaks into an open session",
                 "Take the name as it is stored, or look up all by the stored name once somebody has signed in",
             )
-        visitor.leave()
+        visitor.part()
 
 
 def _try_other_user(bench: Bench, other: Credentials) -> None:
@@ -155,7 +155,7 @@ def _try_other_user(bench: Bench, other: Credentials) -> None:
                 "a user reads, and deletes, what belongs to another one",
                 "List the messages of the user who has signed in",
             )
-        visitor.leave()
+        visitor.part()
 
 
 def _release_late(bench: Bench) -> None:

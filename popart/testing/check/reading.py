@@ -34,7 +34,7 @@ def check_reading(bench: Bench) -> None:
         while number <= len(bench.first.sizes):
             with bench.session() as visitor:
                 number = _read_from(bench, visitor, number, deadline)
-                visitor.leave()
+                visitor.part()
         if bench.small_sizes:
             bench.report.note(
                 f"The sizes of {bench.small_sizes} messages are too small. That is harmless for clients, but popart "

@@ -47,4 +47,8 @@ class Report:
     def __str__(self) -> str:
         """Return all of it, a line each."""
         lines = [f"finding: {text}" for text in self.findings] + [f"note: {text}" for text in self.notes]
-        return "\n".join([*lines, f"{len(self.findings)} findings, {len(self.notes)} notes"])
+        return "\n".join([*lines, f"{_count(self.findings, 'finding')}, {_count(self.notes, 'note')}"])
+
+
+def _count(texts: list[str], what: str) -> str:
+    return f"{len(texts) or 'no'} {what}{'' if len(texts) == 1 else 's'}"
