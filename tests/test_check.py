@@ -372,7 +372,7 @@ def test_the_command_ends_though_a_handler_blocks(factories: Path) -> None:
     """A handler that never returns is a finding, and does not keep the program from ending."""
     command = [sys.executable, "-m", "popart.testing.check", "factories:blocks", "--user", "alice"]
     done = subprocess.run(
-        [*command, "--password", "secret", "--patience", "1"],
+        [*command, "--password", "secret", "--patience", "2"],
         cwd=factories,
         env={"PYTHONPATH": f"{factories}:{ROOT}"},
         capture_output=True,
@@ -380,4 +380,4 @@ def test_the_command_ends_though_a_handler_blocks(factories: Path) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (1, "")
-    assert "read has not returned within 1 seconds" in done.stdout
+    assert "read has not returned within 2 seconds" in done.stdout

@@ -409,7 +409,7 @@ class ReaderGivesAll(Reading):
             return super().read()
 
 
-@wrong("read has not returned", patience=1.0)
+@wrong("read has not returned", patience=2.0)
 class ReaderBlocks(Reading):
     """A reader waits for ever at the end of the message."""
 
@@ -420,14 +420,11 @@ class ReaderBlocks(Reading):
 
 @wrong("RETR 1 gave another message the second time")
 class ReadersShareAPosition(Right):
-    """All readers of a message are one open file, which nobody rewinds; its size is said to be unknown."""
+    """All readers of a message are one open file, which nobody rewinds."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self.files: dict[int, io.BytesIO] = {}
-
-    def list_messages(self) -> Iterable[tuple[int, str]]:
-        return [(0, unique_id) for unique_id, _ in self.messages]
 
     def get_message_reader(self, number: int) -> Any:
         if number not in self.files:
@@ -441,6 +438,14 @@ class ReadersShareAPosition(Right):
             def close(self) -> None: ...
 
         return Shared()
+
+
+@wrong("RETR 1 gave another message the second time")
+class ReadersShareAPositionUnseen(ReadersShareAPosition):
+    """The same, and popart does not see it, as the sizes are said to be 0."""
+
+    def list_messages(self) -> Iterable[tuple[int, str]]:
+        return [(0, unique_id) for unique_id, _ in self.messages]
 
 
 @wrong("in small pieces")
@@ -734,6 +739,15 @@ class OneLockForAll(Right):
         self.store.seen["locked"] = False
 
 
+@wrong("Two users see the same messages", other=("bob", "hunter2"))
+class OneMaildropForAll(Right):
+    """All users have one maildrop, each with a lock of its own."""
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        self.messages = list(self.store.drops["alice"].messages.items())
+
+
 @wrong("unlock_maildrop raised RuntimeError")
 class UnlockRaises(Right):
     """The lock is released, and then an error is raised."""
@@ -743,7 +757,7 @@ class UnlockRaises(Right):
         raise RuntimeError("release unlocked lock")
 
 
-@wrong("lock_maildrop has not returned", patience=1.0)
+@wrong("lock_maildrop has not returned", patience=2.0)
 class LockWaits(Right):
     """A session waits for the lock instead of being refused."""
 
@@ -985,7 +999,7 @@ class ErrorsRaise(Right):
         raise AttributeError("'NoneType' object has no attribute 'error'")
 
 
-@wrong("handle_session_error has not returned", patience=1.0)
+@wrong("handle_session_error has not returned", patience=2.0)
 class ErrorsBlock(Right):
     """What is told of an error waits for ever."""
 
@@ -1061,7 +1075,7 @@ class CannotBeMadeTwice(Right):
             raise RuntimeError("no more connections to the database")
 
 
-@wrong("on_new_connection has not returned", patience=1.0)
+@wrong("on_new_connection has not returned", patience=2.0)
 class MakingBlocks(Right):
     """A second handler waits until the first is gone."""
 

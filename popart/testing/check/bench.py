@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from popart.server import Server
@@ -16,7 +16,6 @@ from popart.testing.check.report import CheckError, Report
 
 
 class _Server(Server):
-    minimum_timeout = 0.01
     # A thread whose handler blocks must not keep the program from ending.
     daemon_threads = True
     max_failed_logins = None
@@ -119,9 +118,9 @@ class Bench:
         self.port: int = 0
 
     @contextmanager
-    def serving(self, timeout: float = 600.0) -> Iterator[None]:
+    def serving(self) -> Iterator[None]:
         """Serve the handler.  At the end the sessions that are open end by a server that closes."""
-        self._server = _Server(("127.0.0.1", 0), self.recorder, timeout=timeout, apop=self.options.apop)
+        self._server = _Server(("127.0.0.1", 0), self.recorder, apop=self.options.apop)
         self.port = self._server.server_address[1]
         thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         thread.start()
@@ -148,21 +147,33 @@ class Bench:
         if closer.is_alive():
             raise BlockedError("the server cannot close")
 
+    def log_out_after(self, seconds: float) -> None:
+        """Log out a client that is silent for so long, from its next command on."""
+        self._server.command_timeout = seconds
+
     @contextmanager
     def visitor(self) -> Iterator[Visitor]:
         """Connect a client that has not signed in.
 
         :raises CheckError: it is turned away.
         """
-        visitor = Visitor(self)
-        try:
+        with self._explaining():
+            visitor = Visitor(self)
+        with closing(visitor), self._explaining():
             if not visitor.greeting.startswith("+OK"):
-                if self.report.events == 0:
+                if not self.credentials.way and self.report.events == 0:
                     raise CheckError(f"the handler turns the check away: {visitor.greeting}")
                 raise StopError(f"the greeting is {visitor.greeting}")
             yield visitor
-        finally:
-            visitor.close()
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Find what blocks, before the client leaves: that might end it."""
+        try:
+            yield
+        except BlockedError as stop:
+            self.explain_block(stop)
+            raise
 
     @contextmanager
     def session(self) -> Iterator[Visitor]:
@@ -180,6 +191,8 @@ class Bench:
                     "Release in unlock_maildrop all that lock_maildrop took, however the session ended",
                 )
                 raise LockedError(answer)
+            if answer.startswith("-ERR [LOGIN-DELAY]"):
+                raise CheckError(f"the handler wants time between sign-ins, which must be off for the check: {answer}")
             if not answer.startswith("+OK"):
                 raise StopError(f"the sign-in was answered {answer}")
             yield visitor
@@ -192,7 +205,7 @@ class Bench:
         try:
             check(self)
         except BlockedError as stop:
-            self._explain_block(stop)
+            self.explain_block(stop)
             self.stopped = True
         except LockedError:
             self.stopped = True
@@ -207,7 +220,11 @@ class Bench:
         if self.stopped:
             self.report.note(f"The check ended early, while {what}: the rest has not been checked.")
 
-    def _explain_block(self, stop: BlockedError) -> None:
+    def explain_block(self, stop: BlockedError) -> None:
+        """Find what blocks, unless it has been found."""
+        if stop.explained:
+            return
+        stop.explained = True
         blocked = self.recorder.running()
         for method in blocked:
             explain_block(self.report, method, self.options.patience)

@@ -19,6 +19,9 @@ class StopError(Exception):
 class BlockedError(Exception):
     """The server has not answered in time."""
 
+    explained: bool = False
+    """True once it has been found which method blocks."""
+
 
 class LockedError(Exception):
     """The maildrop is locked, and no session is open that may have it."""

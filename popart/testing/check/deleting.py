@@ -118,8 +118,9 @@ def _without(contents: Sequence[bytes], marked: Sequence[int]) -> list[bytes]:
 
 def _compare(bench: Bench, before: Sequence[str], after: Sequence[str], marked: Sequence[int], same: bool) -> bool:
     """Compare the ids before and after a deletion, and return whether all is right."""
-    left = [number for number in marked if before[number - 1] in after]
-    lost = [number for number in range(1, len(before) + 1) if number not in marked and before[number - 1] not in after]
+    still, doomed = set(after), set(marked)
+    left = [number for number in marked if before[number - 1] in still]
+    lost = [number for number, known in enumerate(before, 1) if number not in doomed and known not in still]
     if same and (left or lost) and len(after) == len(before) - len(marked):
         bench.report.find(
             "ids move",
