@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -381,3 +383,41 @@ def test_the_command_ends_though_a_handler_blocks(factories: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "read has not returned within 2 seconds" in done.stdout
+
+
+# The page.
+
+PAGE = (ROOT / "docs" / "howto-check.rst").read_text("utf-8")
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A directory with the files that the page shows, and those of the tutorial that they need."""
+    for name in ("checked_mail", "test_checked_mail", "mail_in_sqlite", "mailstore"):
+        shutil.copy(EXAMPLES / f"{name}.py", tmp_path)
+    subprocess.run([sys.executable, "mailstore.py"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    return tmp_path
+
+
+def test_the_commands_of_the_page(desk: Path) -> None:
+    """howto-check: each command has the output that is printed below it."""
+    shown = re.findall(r"^   \$ python3 (.*)\n((?:   (?!\$ ).*\n)+)", PAGE, re.MULTILINE)
+    assert len(shown) == 2
+    for arguments, output in shown:
+        done = subprocess.run([sys.executable, *arguments.split()], cwd=desk, capture_output=True, text=True)
+        assert (done.stdout, done.returncode) == (textwrap.dedent(output), 0)
+
+
+def test_the_test_of_the_page(desk: Path) -> None:
+    """howto-check: the test passes as it stands."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_checked_mail.py"]
+    done = subprocess.run(command, cwd=desk, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_options_of_the_page(capfd: pytest.CaptureFixture[str]) -> None:
+    """howto-check: each option is explained, and no other."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    known = set(re.findall(r"--[a-z-]+", capfd.readouterr().out)) - {"--help", "--user"}
+    assert set(re.findall(r"^``(--[a-z-]+)", PAGE, re.MULTILINE)) == known

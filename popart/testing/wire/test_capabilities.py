@@ -8,7 +8,7 @@ import pytest
 
 from popart.testing.wire.client import Target, WireClient
 
-pytestmark = pytest.mark.optional("capa")
+pytestmark: pytest.MarkDecorator = pytest.mark.optional("capa")
 
 Capabilities = dict[bytes, list[bytes]]
 

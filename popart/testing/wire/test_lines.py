@@ -10,7 +10,7 @@ import pytest
 
 from popart.testing.wire.client import WireClient
 
-optional = pytest.mark.optional
+optional: pytest.MarkDecorator = pytest.mark.optional
 
 
 def test_a_line_in_single_octets(guest: WireClient) -> None:

@@ -10,7 +10,7 @@ import pytest
 from popart.testing.wire.client import WireClient
 from popart.testing.wire.messages import HARD, message_id, on_the_wire
 
-optional = pytest.mark.optional
+optional: pytest.MarkDecorator = pytest.mark.optional
 
 MOST = 100
 """How many messages of a foreign maildrop the tests read."""

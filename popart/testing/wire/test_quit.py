@@ -9,8 +9,8 @@ import pytest
 
 from popart.testing.wire.client import WireClient, is_bare_end
 
-optional = pytest.mark.optional
-deletes = pytest.mark.deletes
+optional: pytest.MarkDecorator = pytest.mark.optional
+deletes: pytest.MarkDecorator = pytest.mark.deletes
 
 SignIn = Callable[[], WireClient]
 

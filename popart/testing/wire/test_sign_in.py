@@ -14,7 +14,7 @@ from popart.testing.wire.client import Target, WireClient
 
 Connect = Callable[[], WireClient]
 
-optional = pytest.mark.optional
+optional: pytest.MarkDecorator = pytest.mark.optional
 
 IN_TRANSACTION_ONLY = [
     b"STAT",
