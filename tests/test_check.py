@@ -24,6 +24,7 @@ from popart.testing import MailServer
 from popart.testing.check import CheckError, Report, check_handler
 from popart.testing.check.__main__ import main
 from tests.conftest import PATIENCE, wait_until
+from tests.test_docs import django_site  # noqa: F401
 from tests.test_readme import code_blocks
 from tests.wrong_handlers import MESSAGES, WRONG, Right, Store, Wrong
 
@@ -146,6 +147,24 @@ def test_nothing_is_found_in_the_examples(example: Example, tmp_path: Path) -> N
     source = code_blocks()[0] if example.file == "README.rst" else (ROOT / example.file).read_text("utf-8")
     command = [sys.executable, "-c", CHECK, json.dumps(example.options), example.file, *example.arguments]
     done = run(command, input=source, env=environment)
+    assert done.returncode == 0, done.stdout
+
+
+DJANGO = """
+import django
+django.setup()
+from inbox.management.commands.serve_pop3 import DjangoHandler
+def on_new_connection(peer):
+    return DjangoHandler()
+"""
+
+
+def test_nothing_is_found_in_the_django_site(django_site: Path) -> None:  # noqa: F811
+    """The handler of howto-django has no finding."""
+    (django_site / "checked.py").write_text(DJANGO)
+    command = [sys.executable, "-W", "error", "-m", "popart.testing.check", "checked:on_new_connection"]
+    options = ["--user", "alice", "--password", "secret", "--other", "bob:secret", "--delete"]
+    done = subprocess.run([*command, *options], cwd=django_site, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -399,13 +418,14 @@ def desk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_commands_of_the_page(desk: Path) -> None:
-    """howto-check: each command has the output that is printed below it."""
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_commands_of_the_page(desk: Path, number: int) -> None:
+    """howto-check: each of the two commands has the output that is printed below it."""
     shown = re.findall(r"^   \$ python3 (.*)\n((?:   (?!\$ ).*\n)+)", PAGE, re.MULTILINE)
     assert len(shown) == 2
-    for arguments, output in shown:
-        done = subprocess.run([sys.executable, *arguments.split()], cwd=desk, capture_output=True, text=True)
-        assert (done.stdout, done.returncode) == (textwrap.dedent(output), 0)
+    arguments, output = shown[number]
+    done = subprocess.run([sys.executable, *arguments.split()], cwd=desk, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == (textwrap.dedent(output), 0)
 
 
 def test_the_test_of_the_page(desk: Path) -> None:
