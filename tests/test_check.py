@@ -23,6 +23,7 @@ import popart
 from popart.testing import MailServer
 from popart.testing.check import CheckError, Report, check_handler
 from popart.testing.check.__main__ import main
+from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
 from tests.test_docs import django_site  # noqa: F401
 from tests.test_readme import code_blocks
@@ -153,6 +154,13 @@ def test_nothing_is_found_in_the_examples(example: Example, tmp_path: Path) -> N
 DJANGO = """
 import django
 django.setup()
+from django.conf import settings
+from django.contrib.auth.models import User
+# The default takes half a second for each sign-in.
+settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+for user in User.objects.all():
+    user.set_password("secret")
+    user.save()
 from inbox.management.commands.serve_pop3 import DjangoHandler
 def on_new_connection(peer):
     return DjangoHandler()
@@ -204,7 +212,7 @@ def test_nothing_is_found_in_other_ways_to_sign_in(
 def test_nothing_is_found_in_the_test_kit() -> None:
     """popart.testing's own handler has no finding."""
     server = MailServer(users={"alice": "secret", "bob": "hunter2"}, scram=True)
-    for message in MESSAGES:
+    for message in [*ALL, b"\r\nno header", b"Subject: no body", b""]:
         server.deliver("alice", message)
     server.deliver("bob", MESSAGES[0])
 
@@ -294,7 +302,7 @@ def test_no_lock_is_noted(store: Store) -> None:
 
 def test_many_messages_are_read_for_a_while(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the time for reading is over, the report says how many messages were read."""
-    monkeypatch.setattr("popart.testing.check.reading.READING_SECONDS", 0)
+    monkeypatch.setattr("popart.testing.check.bench.STEP_SECONDS", 0)
     report = check(Right, store)
     assert report.findings == []
     assert [note for note in report.notes if "Only 0 of 5 messages" in note]

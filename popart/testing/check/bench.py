@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ from popart.testing.check.client import BlockedError, Client, Credentials, Locke
 from popart.testing.check.explanations import explain_block
 from popart.testing.check.recorder import Recorder, WatchedHandler
 from popart.testing.check.report import CheckError, Report
+
+STEP_SECONDS = 60.0
+"""After so long a check reads no further message: there may be very many."""
 
 
 class _Server(Server):
@@ -87,6 +91,14 @@ class Visitor(Client):
             return False
         return True
 
+    def read(self, number: int) -> bytes:
+        """Return a message, or in its place why it cannot be read."""
+        try:
+            return self.data(f"RETR {number}")
+        except StopError as stop:
+            self.ok("NOOP")
+            return f"{stop}".encode()
+
     def look(self) -> Snapshot:
         """List the maildrop."""
         return Snapshot(self.listing("UIDL"), self.listing("LIST"))
@@ -116,6 +128,7 @@ class Bench:
         """How the last session ended."""
 
         self.port: int = 0
+        self._deadline = 0.0
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -202,6 +215,7 @@ class Bench:
         if self.stopped:
             return
         events = self.report.events
+        self._deadline = time.monotonic() + STEP_SECONDS
         try:
             check(self)
         except BlockedError as stop:
@@ -219,6 +233,11 @@ class Bench:
                 )
         if self.stopped:
             self.report.note(f"The check ended early, while {what}: the rest has not been checked.")
+
+    @property
+    def is_late(self) -> bool:
+        """True once the check that is run has taken so long that it should read no further."""
+        return time.monotonic() > self._deadline
 
     def explain_block(self, stop: BlockedError) -> None:
         """Find what blocks, unless it has been found."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import re
 import socket
+import time
 from dataclasses import dataclass, replace
 
 from popart import system
 from popart.sasl import apop_digest
 from popart.testing.check.report import CheckError
+
+ANSWER_SHARE = 6
+"""How often its patience a client has for an answer that does come, line by line."""
 
 
 class StopError(Exception):
@@ -49,6 +53,7 @@ class Client:
     """A client whose every wait ends after *patience* seconds with a `BlockedError`."""
 
     def __init__(self, port: int, patience: float) -> None:
+        self._patience = patience
         self._sock = socket.create_connection(("127.0.0.1", port), timeout=patience)
         self._file = self._sock.makefile("rb")
         try:
@@ -93,6 +98,7 @@ class Client:
     def data(self, command: str) -> bytes:
         """Send a command with a multi-line answer, and return its octets without the stuffed dots."""
         self.ok(command)
+        deadline = time.monotonic() + ANSWER_SHARE * self._patience
         lines: list[bytes] = []
         while True:
             try:
@@ -105,6 +111,8 @@ class Client:
                 return b"".join(lines)
             if not line:
                 raise StopError(f"the connection was reset in the middle of the answer to {command}")
+            if time.monotonic() > deadline:
+                raise BlockedError(f"the answer to {command} has no end")
             lines.append(line[1:] if line.startswith(b".") else line)
 
     def listing(self, command: str) -> list[str]:

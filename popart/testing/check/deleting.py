@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from popart.testing.check.bench import Bench, Visitor, digest
+from popart.testing.check.bench import Bench, digest
 from popart.testing.check.client import StopError
 
 _TRIED = 3
@@ -84,33 +84,39 @@ def check_deletion(bench: Bench) -> None:
 
 def _delete(bench: Bench, choose: Callable[[Sequence[str]], list[int]]) -> bool:
     """Delete messages, and return whether there is anything left to be checked."""
+    contents = _read_all(bench)
     with bench.session() as visitor:
         before = visitor.listing("UIDL")
-        contents = _read(visitor, before)
         marked = choose(before)
-        if not before:
-            return False
         for number in marked:
             visitor.ok(f"DELE {number}")
         events = bench.report.events
         answer = visitor.ask("QUIT")
-        visitor.leave()
+        visitor.part()
     if not answer.startswith("+OK"):
         if bench.report.events == events:
             raise StopError(f"QUIT was answered {answer}")
         return False
     with bench.session() as visitor:
         after = visitor.listing("UIDL")
-        found = _read(visitor, after)
         visitor.quit()
-    return _compare(bench, before, after, marked, _without(contents, marked) == found[: len(contents)])
+    same = bool(contents) and _without(contents, marked) == _read_all(bench)
+    return _compare(bench, before, after, marked, same) and bool(after)
 
 
-def _read(visitor: Visitor, ids: Sequence[str]) -> list[bytes]:
-    """Return what the first messages are known by; nothing if there are too many."""
-    if len(ids) > _READ_AGAIN:
-        return []
-    return [digest(visitor.data(f"RETR {number}")) for number in range(1, len(ids) + 1)]
+def _read_all(bench: Bench) -> list[bytes]:
+    """Return what the messages are known by; nothing if there are too many, or if some cannot be read."""
+    with bench.session() as visitor:
+        count = len(visitor.listing("LIST"))
+        found: list[bytes] = []
+        try:
+            while len(found) < count <= _READ_AGAIN and not bench.is_late:
+                found.append(digest(visitor.read(len(found) + 1)))
+        except StopError:
+            return []
+        finally:
+            visitor.part()
+    return found if len(found) == count else []
 
 
 def _without(contents: Sequence[bytes], marked: Sequence[int]) -> list[bytes]:

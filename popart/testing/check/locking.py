@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from popart.testing.check.bench import Bench, Snapshot, Visitor, digest
-from popart.testing.check.client import BlockedError, Credentials, StopError
+from popart.testing.check.client import BlockedError, Credentials
 
 SILENCE = 0.5
 """Seconds after which a silent client is logged out, so that it can be seen what happens then."""
@@ -19,7 +19,7 @@ def check_lock(bench: Bench) -> None:
     """Let others come while a session has the maildrop."""
     events = bench.report.events
     with bench.serving(), bench.session() as holder:
-        before = _read_one(holder)
+        before = holder.read(1)
         _try_second(bench)
         if bench.stopped:
             return
@@ -35,7 +35,7 @@ def check_lock(bench: Bench) -> None:
             bench.report.note(
                 "One user cannot show whether users share a lock, or mail: give a second one, by --other."
             )
-        if _read_one(holder) != before:
+        if holder.read(1) != before:
             bench.report.find(
                 "shared state",
                 "A session reads another message than before, while another session tried to sign in",
@@ -45,15 +45,6 @@ def check_lock(bench: Bench) -> None:
         holder.quit()
     if bench.has_lock and bench.report.events == events:
         _release_late(bench)
-
-
-def _read_one(visitor: Visitor) -> bytes:
-    """Read the first message, if there is one that can be read."""
-    try:
-        return visitor.data("RETR 1")
-    except StopError as stop:
-        visitor.ok("NOOP")
-        return f"{stop}".encode()
 
 
 def _try_second(bench: Bench) -> None:
@@ -159,7 +150,7 @@ def _try_other_user(bench: Bench, other: Credentials) -> None:
 def _sees(visitor: Visitor, maildrop: Snapshot) -> bool:
     """Return whether a session has this maildrop: the same ids, and the same first message."""
     ids = visitor.listing("UIDL")
-    return ids == maildrop.ids and digest(_read_one(visitor)) == maildrop.digests.get(ids[0])
+    return ids == maildrop.ids and digest(visitor.read(1)) == maildrop.digests.get(ids[0])
 
 
 def _release_late(bench: Bench) -> None:
