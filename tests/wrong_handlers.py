@@ -667,6 +667,24 @@ class CannotDelete(Right):
         raise KeyError("no such column")
 
 
+@wrong("after delete_messages and before unlock_maildrop", delete=True)
+class DeletesAndUnlocks(Right):
+    """The lock is released by the deletion already."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        super().delete_messages(numbers)
+        super().unlock_maildrop()
+
+
+@wrong("print in delete_messages fails", delete=True)
+class PrintsDeletions(Right):
+    """It prints what it deletes."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        print("deleting", numbers)
+        super().delete_messages(numbers)
+
+
 # The lock.
 
 
@@ -843,6 +861,36 @@ class UserInAnyCase(Right):
                 self.store.drops[username] = Drop()
 
 
+@wrong("with a blank at its end")
+class UserStripped(Right):
+    """Blanks around a name do not count, but each way to write it has a lock of its own."""
+
+    def lock_maildrop(self) -> None:
+        with self.store.guard:
+            if self.name in self.store.seen:
+                raise popart.ReportableError("another session has the maildrop")
+            self.store.seen[self.name] = True
+        self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None:
+        del self.store.seen[self.name]
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username.strip(), password)
+        self.name = username
+
+
+@wrong("does not get its mail by the right one")
+class UserOfTheFirstAttempt(Right):
+    """The name of the first attempt is kept."""
+
+    first = ""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        self.first = self.first or username
+        super().authenticate_pass(self.first, password)
+
+
 @wrong("authenticate_pass raised TypeError")
 class PasswordOfASCII(AnyPassword):
     """The comparison fails for a password that is not ASCII."""
@@ -970,6 +1018,32 @@ class DeletionIsAsync(Right):
 
     async def delete_messages(self, numbers: Sequence[int]) -> None:  # type: ignore[override]
         super().delete_messages(numbers)
+
+
+@wrong("cannot be a coroutine")
+class OpeningIsAsync(Right):
+    """Opening a message is a coroutine function."""
+
+    async def get_message_reader(self, number: int) -> Any:  # type: ignore[override]
+        return super().get_message_reader(number)
+
+
+@wrong("close returned coroutine, not None")
+class CloseIsAsync(Right):
+    """The end is a coroutine function."""
+
+    async def close(self) -> None:  # type: ignore[override]
+        ...
+
+
+@wrong("on_new_connection returned")
+class MakingIsAsync(Right):
+    """Handlers are made by a coroutine function."""
+
+    def __new__(cls, store: Store) -> Any:
+        async def make() -> None: ...
+
+        return make()
 
 
 @wrong("unlock_maildrop returned coroutine, not None")

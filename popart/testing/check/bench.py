@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from popart.server import Server
 from popart.testing.check.client import BlockedError, Client, Credentials, LockedError, StopError
 from popart.testing.check.explanations import explain_block
+from popart.testing.check.output import Output
 from popart.testing.check.recorder import Recorder, WatchedHandler
 from popart.testing.check.report import CheckError, Report
 
@@ -107,8 +108,9 @@ class Visitor(Client):
 class Bench:
     """What the checks share."""
 
-    def __init__(self, recorder: Recorder, options: Options) -> None:
+    def __init__(self, recorder: Recorder, output: Output, options: Options) -> None:
         self.recorder = recorder
+        self.output = output
         self.report: Report = recorder.report
         self.options = options
         self.credentials: Credentials = options.credentials
@@ -159,6 +161,27 @@ class Bench:
         closer.join(self.options.patience)
         if closer.is_alive():
             raise BlockedError("the server cannot close")
+
+    @contextmanager
+    def nobody_reads_output(self) -> Iterator[None]:
+        """Let handlers print into nothing, as when nobody reads the server's output any more, and find what fails."""
+        recorder = self.recorder
+        recorder.excused = True
+        try:
+            with self.output.broken():
+                yield
+        finally:
+            recorder.excused = False
+            failures = [failure.partition(" raised BrokenPipeError") for failure in recorder.failures]
+            recorder.failures.clear()
+            for method, is_broken, _ in failures:
+                if is_broken and method != "handle_session_error":
+                    self.report.find(
+                        "print",
+                        f"print in {method} fails once nobody reads the output of the server any more",
+                        "the client is answered -ERR [SYS/TEMP], though nothing is wrong with its mail",
+                        "Use logging, or print where a failure does no harm",
+                    )
 
     def log_out_after(self, seconds: float) -> None:
         """Log out a client that is silent for so long, from its next command on."""

@@ -16,7 +16,7 @@ from popart.testing.check.output import Output
 from popart.testing.check.reading import check_again, check_pieces, check_reading
 from popart.testing.check.recorder import Recorder
 from popart.testing.check.report import Report
-from popart.testing.check.signing_in import check_output, check_sign_in
+from popart.testing.check.signing_in import check_output, check_retry, check_sign_in
 
 
 def check_handler(
@@ -58,19 +58,21 @@ def check_handler(
         break_backend=break_backend,
         patience=patience,
     )
-    return _check(Bench(Recorder(on_new_connection, Report()), options), marker)
+    return _check(on_new_connection, options, marker)
 
 
-def _check(bench: Bench, marker: str) -> Report:
+def _check(on_new_connection: Callable[[Any], Handler | None], options: Options, marker: str) -> Report:
     """Ask all.  *marker* is a wrong secret."""
-    output = Output(bench.recorder, marker)
-    with output.replaced():
+    recorder = Recorder(on_new_connection, Report())
+    bench = Bench(recorder, Output(recorder, marker), options)
+    with bench.output.replaced():
         bench.run("reading all messages", check_reading)
         bench.run("holding a second session", check_again)
         bench.run("reading in small pieces", check_pieces)
+        bench.run("signing in again", lambda bench: check_retry(bench, marker))
         bench.run("trying the lock", check_lock)
         bench.run("ending sessions", check_ends)
-        bench.run("printing", lambda bench: check_output(bench, output))
+        bench.run("printing", check_output)
         bench.run("deleting as the back end fails", check_failing_deletion)
         bench.run("deleting", check_deletion)
         bench.run("signing in with wrong secrets", lambda bench: check_sign_in(bench, marker))

@@ -26,11 +26,11 @@ def check_lock(bench: Bench) -> None:
         if not bench.has_lock:
             _note_no_lock(bench)
         else:
-            _expect_refusal(bench, "once a refused session is over")
+            expect_refusal(bench, "once a refused session is over")
         _try_strangers(bench)
         if bench.options.other is not None:
             _try_other_user(bench, bench.options.other)
-            _expect_refusal(bench, "once the session of another user is over")
+            expect_refusal(bench, "once the session of another user is over")
         else:
             bench.report.note(
                 "One user cannot show whether users share a lock, or mail: give a second one, by --other."
@@ -85,8 +85,8 @@ def _note_no_lock(bench: Bench) -> None:
         )
 
 
-def _expect_refusal(bench: Bench, when: str) -> None:
-    """See that the lock still holds."""
+def expect_refusal(bench: Bench, when: str) -> None:
+    """See that the lock still holds, if there is one."""
     if not bench.has_lock:
         return
     with bench.visitor() as visitor:
@@ -101,28 +101,33 @@ def _expect_refusal(bench: Bench, when: str) -> None:
 
 
 def _try_strangers(bench: Bench) -> None:
-    """Come with a name that nobody has, and with the user's name in another case."""
+    """Come with a name that nobody has, and with the user's name written in other ways."""
     if bench.options.any_secret:
         return
     user = bench.credentials.user
     with bench.visitor() as visitor:
         visitor.sign_in(Credentials(f"nobody-{secrets.token_hex(4)}", secrets.token_hex(8), bench.credentials.way))
         visitor.part()
-    if user.swapcase() == user:
+    _try_name(bench, user.swapcase(), "in another case")
+    if bench.credentials.way == "PASS":  # the other ways do not all carry a blank there
+        _try_name(bench, f"{user} ", "with a blank at its end")
+
+
+def _try_name(bench: Bench, name: str, how: str) -> None:
+    """Come with the user's name written in another way."""
+    if name == bench.credentials.user:
         return
     with bench.visitor() as visitor:
-        if not visitor.sign_in(bench.credentials.with_user(user.swapcase())).startswith("+OK"):
-            return
-        ids = visitor.listing("UIDL")
-        same = set(ids) & set(bench.first.ids)
-        if bench.has_lock or (bench.first.ids and not same):
-            has = "the same maildrop without its lock" if same else "another maildrop"
-            bench.report.find(
-                "case",
-                f"The user's name in another case, {user.swapcase()}, has {has}",
-                "a user who writes the name in another way finds no mail, or breaks into an open session",
-                "Take the name as it is stored, or look up all by the stored name once somebody has signed in",
-            )
+        if visitor.sign_in(bench.credentials.with_user(name)).startswith("+OK"):
+            same = set(visitor.listing("UIDL")) & set(bench.first.ids)
+            if bench.has_lock or (bench.first.ids and not same):
+                has = "the same maildrop without its lock" if same else "another maildrop"
+                bench.report.find(
+                    ("name", how),
+                    f"The user's name {how}, {name!r}, has {has}",
+                    "a user who writes the name in another way finds no mail, or breaks into an open session",
+                    "Take the name as it is stored, or look up all by the stored name once somebody has signed in",
+                )
         visitor.part()
 
 
@@ -157,13 +162,13 @@ def _release_late(bench: Bench) -> None:
     """See what the end of a connection does when the next session has the lock already."""
     with bench.serving(), bench.session() as first:
         assert first.session is not None
-        with first.session.closing_late() as close:
+        with first.session.held("close") as gate:
             first.ok("QUIT")
             bench.last_end = "QUIT"
             with bench.session() as second:
-                close.set()
+                gate.opened.set()
                 first.leave()
-                _expect_refusal(bench, "once the session before it is over: it was released twice")
+                expect_refusal(bench, "once the session before it is over: it was released twice")
                 second.quit()
 
 

@@ -35,7 +35,7 @@ class Recorder:
         self._running: dict[int, str] = {}
 
     def __call__(self, peer: Any) -> Any:
-        with self.calling("on_new_connection"):
+        with self.calling("on_new_connection", []):
             handler = self._make(peer)
         if handler is None:
             return None
@@ -55,13 +55,12 @@ class Recorder:
         return session
 
     @contextmanager
-    def calling(self, method: str) -> Iterator[list[BaseException]]:
-        """Watch a call.  What it raises goes on, and is added to the list that this yields."""
+    def calling(self, method: str, raised: list[BaseException]) -> Iterator[None]:
+        """Watch a call.  What it raises goes on, and is added to *raised*."""
         thread = threading.get_ident()
-        raised: list[BaseException] = []
         self._running[thread] = method
         try:
-            yield raised
+            yield
         except BaseException as error:
             raised.append(error)
             if not isinstance(error, ReportableError):
@@ -86,6 +85,14 @@ class Recorder:
         return self._running.get(threading.get_ident())
 
 
+class Gate:
+    """What a call waits for."""
+
+    def __init__(self) -> None:
+        self.reached: threading.Event = threading.Event()
+        self.opened: threading.Event = threading.Event()
+
+
 class WatchedHandler:
     """A handler that is watched.  It has the abilities of its handler."""
 
@@ -97,29 +104,27 @@ class WatchedHandler:
         self.handler: Any = handler
         self.raised: list[BaseException] = []
 
-        self._may_close = threading.Event()
-        self._may_close.set()
+        self._gates: dict[str, Gate] = {}
 
     @contextmanager
-    def closing_late(self) -> Iterator[threading.Event]:
-        """Hold back the handler's own ``close`` until the event that this yields is set."""
-        self._may_close.clear()
+    def held(self, method: str) -> Iterator[Gate]:
+        """Hold back the calls of a method, until the gate is opened or this is left."""
+        gate = self._gates[method] = Gate()
         try:
-            yield self._may_close
+            yield gate
         finally:
-            self._may_close.set()
+            gate.opened.set()
+            del self._gates[method]
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.handler, name)
         return _Method(self, name, found) if callable(found) else found
 
-    def close(self) -> None:
+    def close(self) -> Any:
         """Tell the handler, if it wants to know, that the session is over."""
-        self._may_close.wait()
         try:
             close = getattr(self.handler, "close", None)
-            if callable(close):
-                _Method(self, "close", close)()
+            return _Method(self, "close", close)() if callable(close) else None
         finally:
             self.recorder.sessions.remove(self)
             self.over.set()
@@ -138,12 +143,11 @@ class WatchedHandler:
 
     def watch(self, method: str, call: Callable[[], Any]) -> Any:
         """Call a method of the handler, and remember what it raised: popart is going to tell of it."""
-        raised: list[BaseException] = []
-        try:
-            with self.recorder.calling(method) as raised:
-                return call()
-        finally:
-            self.raised += raised
+        if gate := self._gates.get(method):
+            gate.reached.set()
+            gate.opened.wait()
+        with self.recorder.calling(method, self.raised):
+            return call()
 
 
 class _Method:
