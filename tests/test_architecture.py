@@ -40,7 +40,7 @@ LONG = {
 """What may be longer than the rest, and why."""
 
 EXTRAS = {
-    "testing": {"scramp", "trustme", "typing_extensions"},
+    "testing": {"pytest", "scramp", "trustme", "typing_extensions"},
     "sasl": {"scramp"},
     "server": {"typing_extensions"},
 }

@@ -44,8 +44,8 @@ from popart.connection import Connection
 from popart.handler import Handler
 from popart.server import Server
 from popart.session import Session
+from popart.testing.wire.messages import HARD, make_message, on_the_wire
 from tests.conftest import Mail
-from tests.wire.messages import HARD, make_message, on_the_wire
 
 HERE = Path(__file__).parent
 JAVA_PATH = "/usr/share/java/javax.mail.jar:/usr/share/java/javax.activation.jar"

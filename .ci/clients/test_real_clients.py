@@ -14,9 +14,9 @@ import trustme
 from clients import CLIENTS, MESSAGES, ODD, Client, RecordingServer, Run, make_context, sent
 from conftest import Table
 
+from popart.testing.wire.messages import ORDINARY
 from tests.conftest import Mail, running
 from tests.wire.conftest import DeletingHandler
-from tests.wire.messages import ORDINARY
 
 LATE = ORDINARY[0]
 

@@ -22,9 +22,9 @@ from conftest import Table
 import popart
 from popart.replies import Reply
 from popart.session import Session
+from popart.testing.wire.messages import ORDINARY
 from tests.conftest import Mail, running
 from tests.wire.conftest import DeletingHandler
-from tests.wire.messages import ORDINARY
 
 SHORT_TOKEN = "ya29.a0Af_B~y+C/D-e=="
 LONG_TOKEN = "eyJ0eXAiOiJKV1Qi." * 120

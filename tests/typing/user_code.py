@@ -10,6 +10,7 @@ import io
 import socket
 import ssl
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from email.message import EmailMessage
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -18,6 +19,7 @@ import pytest
 
 import popart
 from popart.testing import Maildrop, MailServer
+from popart.testing.check import CheckError, Report, check_handler
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -432,3 +434,26 @@ def test_fetch(pop3_server: MailServer, pop3s_server: MailServer) -> None:
     pop3_server.deliver("alice", "Subject: x\n\nhello\n")
     fetch(pop3_server.host, pop3s_server.port)
     assert ("alice", "QUIT") in pop3_server.commands
+
+
+@contextmanager
+def broken_backend() -> Generator[None, None, None]:
+    yield
+
+
+def try_handler(on_new_connection: Callable[[object], popart.Handler | None]) -> list[str]:
+    try:
+        report: Report = check_handler(
+            on_new_connection,
+            user="alice",
+            password="secret",
+            other=("bob", "hunter2"),
+            delete=True,
+            break_backend=broken_backend,
+            patience=5,
+        )
+        check_handler(on_new_connection, user="alice", token="ya29.x")
+        check_handler(on_new_connection, user="alice", password="secret", apop=True)
+    except CheckError as error:
+        return [str(error)]
+    return [*report.findings, *report.notes]

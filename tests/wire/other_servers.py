@@ -26,7 +26,7 @@ from pathlib import Path
 
 import trustme
 
-from .messages import write_maildir
+from popart.testing.wire.messages import write_maildir
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 20.0
@@ -236,8 +236,8 @@ def ask(server: OtherServer, scheme: str) -> list[str]:
     """Run the suite, print a line about it, and return all differences from what is listed here."""
     with started(server, scheme == "pop3s") as port, tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/wire"]
-        command += [f"--pop3-server=127.0.0.1:{port}", "--pop3-delete", f"--pop3-lacks={','.join(server.lacks)}"]
+        command = [sys.executable, "-m", "popart.testing.wire", f"127.0.0.1:{port}", "-q"]
+        command += ["--pop3-delete", f"--pop3-lacks={','.join(server.lacks)}"]
         command += [f"--junitxml={report}", *["--pop3-tls"] * (scheme == "pop3s")]
         # With CI set, pytest shows all differences between octets, and may need minutes to find them.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
