@@ -14,5 +14,6 @@ shell.
 
 from popart.testing.maildrop import Maildrop
 from popart.testing.server import MailServer
+from popart.testing.session_record import SessionRecord
 
-__all__ = ["MailServer", "Maildrop"]
+__all__ = ["MailServer", "Maildrop", "SessionRecord"]
