@@ -183,7 +183,7 @@ def test_drip_of_one_line(sent: list[bytes]) -> None:
     ("command", "packets"),
     [
         (b"RETR 1", [b"+", b"OK 27 octets\r", b"\n", ON_THE_WIRE, b".", b"\r\n"]),
-        (b"STAT", [b"+", b"OK 1 27\r", b"\n"]),
+        (b"STAT", [b"+", b"OK 2 27\r", b"\n"]),
         (b"RETR 2", [b"+", b"OK 0 octets\r", b"\n", b".", b"\r\n"]),
     ],
 )
@@ -285,7 +285,7 @@ def test_spoil_sizes(by: int, sizes: list[int]) -> None:
             client.ask(b"QUIT")
         with signed_in(server) as client:
             assert client.ask(b"LIST 1") == b"+OK 1 27\r\n"
-    server.deliver("alice", MESSAGE)
+            client.ask(b"QUIT")
     assert server.errors == []
 
 

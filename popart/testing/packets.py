@@ -31,12 +31,13 @@ class RecordingSender(Sender):
                 self.record.end_answer()
 
     def _keep(self, octets: bytes) -> None:
-        alone = isinstance(octets, Packet)
+        if not octets:
+            return  # the first line of an answer that a fault has put together
         if isinstance(octets, Packet):
             self.flush()
             self._place.pause(octets.seconds)
         if self.record is not None:
             self.record.add_answer(octets)
         super()._keep(octets)
-        if alone:
+        if isinstance(octets, Packet):
             self.flush()
