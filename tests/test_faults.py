@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import popart
 from popart import system
 from popart.testing import MailServer
 
@@ -526,3 +527,18 @@ def test_pending_faults_are_calls(ask: Callable[[MailServer], None], text: str) 
     assert server.pending_faults == [text]
     eval(f"server.{text}")
     assert server.pending_faults == [text, text]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_client_that_leaves_ends_a_stall(tls: bool) -> None:
+    """It frees the lock at once, as a server does that learns of it: the client may come again."""
+    with MailServer(tls=tls) as server:
+        server.deliver("alice", MESSAGE)
+        server.stall("RETR", float("inf"), after=10)
+        with signed_in(server) as client:
+            client.send(b"RETR 1\r\n")
+            assert client.file.read(len(STATUS) + 10) == ANSWER[: len(STATUS) + 10]
+        server.wait_for_session_end()
+        assert [type(error) for error in server.errors] == [popart.ClientGoneError]
+        with signed_in(server):
+            pass

@@ -117,8 +117,13 @@ class AnswerFaults(FaultList):
 
         :raises ValueError: *seconds* is no number from 0 on.
         """
-        call = describe("delay", command, seconds)
-        self._add(call, read_command(command), delaying(seconds), times, username)
+        check_seconds(seconds)
+
+        def action(words: Sequence[str], run: Run) -> Reply:
+            reply: Reply = run()
+            return reply._replace(delay=reply.delay + min(seconds, NEVER))
+
+        self._add(describe("delay", command, seconds), read_command(command), action, times, username)
 
     def stall(
         self,
@@ -131,7 +136,8 @@ class AnswerFaults(FaultList):
     ) -> None:
         """Run *command*, send its first line and *after* octets more, and the rest *seconds* later.
 
-        An answer of one line stalls in the middle of it.  The limits are those of `delay`.
+        An answer of one line stalls in the middle of it.  The session is over when the client leaves, on Linux at once.
+        ``float("inf")`` is as long as the server is up, and before sign-in all ends with ``login_timeout``.
 
         :raises ValueError: *seconds* is no number from 0 on, or *after* is not a whole number from 0 on.
         """
@@ -155,7 +161,7 @@ class AnswerFaults(FaultList):
     ) -> None:
         """Run *command*, and send its answer *size* octets at a time, *seconds* after each other.
 
-        The limits are those of `delay`.
+        The limits are those of `stall`.
 
         :raises ValueError: *seconds* is no number from 0 on, or *size* is not a whole number from 1 on.
         """
@@ -195,16 +201,6 @@ def refusal(text: str, code: str | None) -> Action:
     return refuse
 
 
-def delaying(seconds: float) -> Action:
-    check_seconds(seconds)
-
-    def delay(words: object, run: Run) -> Reply:
-        reply: Reply = run()
-        return reply._replace(delay=reply.delay + min(seconds, NEVER))
-
-    return delay
-
-
 def check_seconds(seconds: float) -> None:
     if not is_seconds(seconds):
         raise ValueError(f"seconds must be 0 or more, not {seconds!r}")
@@ -242,6 +238,17 @@ def _whole_lines(body: bytes) -> bytes:
 def _break_off(octets: bytes, reset: bool) -> Generator[bytes, None, None]:
     yield octets
     raise BrokenMessageError("dropped on demand", reset=reset)
+
+
+def late(seconds: float) -> Action:
+    """Make an action that sends an answer of one line late, unless the client leaves before."""
+    check_seconds(seconds)
+
+    def action(words: Sequence[str], run: Run) -> Reply:
+        reply: Reply = run()
+        return Reply(b"", message=(Packet(octets, min(seconds, NEVER)) for octets in [reply.status]))
+
+    return action
 
 
 def _in_packets(cuts: Callable[[bytes, bytes, bytes], Sequence[int]], seconds: float) -> Action:

@@ -55,6 +55,11 @@ class Fault:
         return any(place == words[: len(place)] for place in self.places)
 
     def __str__(self) -> str:
+        method, *arguments = self.call
+        return f"{method}({', '.join(arguments)})"
+
+    def pending(self) -> str:
+        """Return the call that would ask for what has yet to happen."""
         method, *shown = self.call
         if self.times != 1:
             shown.append(f"times={None if self.times == math.inf else self.times}")
@@ -80,7 +85,7 @@ class FaultList:
         ``assert server.pending_faults == []`` says that the program met all that the test had prepared.
         """
         with self._guard:
-            return [str(fault) for fault in self._faults if fault.waits]
+            return [fault.pending() for fault in self._faults if fault.waits]
 
     def clear_faults(self) -> None:
         """Remove all faults.  A session goes on with the wrong sizes or unique-ids that it has shown."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from popart.testing.broken_answers import AnswerFaults, delaying, refusal
+from popart.testing.broken_answers import AnswerFaults, late, refusal
 from popart.testing.fault_list import describe
 from popart.testing.wrong_answers import SessionFaults
 
@@ -38,11 +38,11 @@ class Faults(AnswerFaults, SessionFaults):
         self._add(describe("refuse_connection", code=code), ["greeting"], refusal(text, code), times)
 
     def delay_greeting(self, seconds: float = float("inf"), *, times: int | None = 1) -> None:
-        """Let a client wait for the greeting, for *seconds*, or as long as ``login_timeout`` and the server permit.
+        """Let a client wait for the greeting, for *seconds*, or until it leaves, and at most for ``login_timeout``.
 
         :raises ValueError: *seconds* is no number from 0 on.
         """
-        self._add(describe("delay_greeting", seconds), ["greeting"], delaying(seconds), times)
+        self._add(describe("delay_greeting", seconds), ["greeting"], late(seconds), times)
 
     def refuse_sign_in(
         self,

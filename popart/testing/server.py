@@ -11,6 +11,7 @@ import ssl
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,12 +25,16 @@ from popart.testing.certificates import Certificates, needed_by
 from popart.testing.handler import StoredMailHandler
 from popart.testing.packets import RecordingSender
 from popart.testing.recording import RecordingSession
+from popart.testing.session_record import moments
 from popart.testing.store import MailStore
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
+
+started: weakref.WeakSet[MailServer] = weakref.WeakSet()
+"""The servers that somebody may still look at."""
 
 AnyMailServer = TypeVar("AnyMailServer", bound="MailServer")
 
@@ -106,6 +111,7 @@ class MailServer(MailStore):
         self._servers: list[_Server] = []
         self._block = contextlib.ExitStack()
         self._process = os.getpid()
+        self._started = 0
 
     def __enter__(self: AnyMailServer) -> AnyMailServer:
         return self.start()
@@ -137,6 +143,8 @@ class MailServer(MailStore):
                 block.callback(server.server_close)
                 block.callback(server.shut_listener)
             self._process = os.getpid()
+            self._started = next(moments)
+            started.add(self)
             self._block = block.pop_all()
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,10 @@ SHOWN_OCTETS = 600
 
 SHOWN_LINES = 12
 """... and how many of their lines are shown."""
+
+
+moments = itertools.count(1)
+"""Numbers the entries of all sessions, so that one can tell what came later whatever the clock says."""
 
 
 class Entry(NamedTuple):
@@ -61,6 +66,7 @@ class SessionRecord:
         self._tell = tell
         self._entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self._entry_count = 0
+        self.last_moment = 0
         self._answer = _Answer()
 
     def transcript(self) -> str:
@@ -98,6 +104,7 @@ class SessionRecord:
 
     def _keep(self, entry: Entry) -> None:
         self._entry_count += 1
+        self.last_moment = next(moments)
         self._entries.append(entry)
         self._tell(self, entry)
 
@@ -127,7 +134,7 @@ class _Answer:
             return [_show(line) for line in lines[:-1]] + [_show(line) for line in lines[-1:] if line]
         shown = lines[: SHOWN_LINES - 2]
         dot = [b"."] if self._tail == b"\r\n.\r\n" else []
-        left = self.size - len(b"\n".join(shown)) - 3 * len(dot)
+        left = self.size - len(b"\n".join(shown)) - (len(lines) > len(shown)) - 3 * len(dot)
         return [*map(_show, shown), f"... {left} octets more", *map(_show, dot)]
 
 

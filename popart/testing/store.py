@@ -113,9 +113,14 @@ class MailStore(Faults):
         """Return the conversations of the sessions: what clients said, what they were answered, and when, and the
         faults that happened.
 
-        Secrets are ``***``, and long answers are abridged.  The last `MOST_TRANSCRIPTS` sessions are in it.
+        Secrets are ``***``, and long answers are abridged.  The last 100 sessions are in it.
         """
-        return "\n\n".join([session.transcript() for session in self.sessions[-MOST_TRANSCRIPTS:]])
+        return self._transcript()
+
+    def _transcript(self, after: int = 0) -> str:
+        """Return the conversations of those sessions that went on after a moment."""
+        sessions = [session for session in self.sessions[-MOST_TRANSCRIPTS:] if session.last_moment > after]
+        return "\n\n".join([session.transcript() for session in sessions])
 
     def wait_for_session_end(self, timeout: float = 10.0, *, sessions: int = 1, since_last_call: bool = False) -> None:
         """Wait until no session is open and at least *sessions* have ended since the server was made or `reset`.
