@@ -159,7 +159,8 @@ class MailServer(MailStore):
     @property
     def url(self) -> str:
         """The scheme, ``pop3`` or ``pop3s``, with host and port: ``pop3://127.0.0.1:40123``."""
-        return f"{'pop3s' if self._tls else 'pop3'}://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'pop3s' if self._tls else 'pop3'}://{host}:{self.port}"
 
     def client_certificate(self, username: str) -> str:
         """Return the path of a new PEM file with a certificate of this user and its key.  It is removed with the block.

@@ -19,7 +19,7 @@ SHOWN_LINES = 12
 
 
 moments = itertools.count(1)
-"""Numbers the entries of all sessions, so that one can tell what came later whatever the clock says."""
+"""Tells what came later, whatever the clock says."""
 
 
 class Entry(NamedTuple):
@@ -66,7 +66,8 @@ class SessionRecord:
         self._tell = tell
         self._entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self._entry_count = 0
-        self.last_moment = 0
+        self.last_moment = next(moments)
+        """When it began, or something was said last."""
         self._answer = _Answer()
 
     def transcript(self) -> str:
@@ -104,7 +105,8 @@ class SessionRecord:
 
     def _keep(self, entry: Entry) -> None:
         self._entry_count += 1
-        self.last_moment = next(moments)
+        if entry.who != "*":  # it may end when its test has ended
+            self.last_moment = next(moments)
         self._entries.append(entry)
         self._tell(self, entry)
 
