@@ -34,6 +34,9 @@ REQUEST_SECONDS = 10.0
 LAST_SECONDS = 1.0
 """... and seconds that an answer may take once the server stops."""
 
+ACCEPT_PAUSE = 0.05
+"""Seconds between two looks whether to go on accepting."""
+
 _CLOSED = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
@@ -64,7 +67,7 @@ class ControlServer(socketserver.ThreadingTCPServer):
         bound = self.socket.getsockname()
         self.port: int = bound[1]
         self.is_private: bool = ip_address(bound[0]).is_loopback
-        self._thread = threading.Thread(target=self.serve_forever)
+        self._thread = threading.Thread(target=self.serve_forever, args=[ACCEPT_PAUSE])
         self._thread.start()
 
     def close(self) -> None:
@@ -122,7 +125,8 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what the standard library has found to be no request."""
-        code = 405 if code == 501 else int(code)
+        self.request_version = self.protocol_version  # HTTP/0.9, which it may look like, has no headers
+        code = {501: 405, 505: 400}.get(code, code)
         self._send(_sentence(code, message or "this is not a request of HTTP"))
         self._read_rest()
 
