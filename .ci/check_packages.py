@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 for path in sys.argv[1:]:
     if path.endswith(".whl"):
         names = set(zipfile.ZipFile(path).namelist())
-        assert "popart/py.typed" in names, names
+        assert {"popart/py.typed", "popart/testing/page.html"} <= names, names
         assert any(name.endswith("/LICENSE") for name in names), names
         others = {name for name in names if not name.startswith("popart/") and ".dist-info/" not in name}
         assert others == {"pytest_popart.py"}, f"the wheel installs something else than popart: {others}"

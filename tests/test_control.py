@@ -25,7 +25,7 @@ import popart
 from popart.testing import MailServer
 from popart.testing.__main__ import CommandLineServer, make_parser
 from popart.testing.control import PAGE, ControlServer, controlled
-from popart.testing.operations import FAULTS
+from popart.testing.operations import FAULTS, ROUTES
 from popart.testing.output import Output
 
 from .conftest import PATIENCE, wait_until
@@ -695,3 +695,13 @@ def test_output_whose_reader_has_gone() -> None:
             output.print(str(number))
     with suppress(BrokenPipeError):
         stream.close()
+
+
+def test_the_page_of_the_manual() -> None:
+    """howto-control: its table has each operation, and its options are those of the program."""
+    text = (ROOT / "docs" / "howto-control.rst").read_text("utf-8")
+    table = re.findall(r"^``([A-Z]+ /[\w/]*)`` ", text, re.MULTILINE)
+    routes = [f"{method} {path.replace('([^/]+)', 'NAME')}" for path, operations in ROUTES for method in operations]
+    assert sorted(table) == sorted(routes)
+    known = set(re.findall(r"--[a-z-]+", make_parser().format_help()))
+    assert set(re.findall(r"(?<!-)--[a-z][a-z-]*", text)) <= known

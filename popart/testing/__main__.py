@@ -11,10 +11,10 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import popart
 from popart.options import COUNTS, TIMES
 from popart.testing.control import ControlServer, controlled
 from popart.testing.output import Output
@@ -97,7 +97,7 @@ def begin_control(
 ) -> str:
     """Open the control interface, and return the line that says where everything is."""
     facts: dict[str, Any] = {
-        "version": popart.__version__,
+        "version": import_module("popart").__version__,
         "url": server.url,
         "host": server.host,
         "port": server.port,

@@ -62,7 +62,7 @@ class ControlServer(socketserver.ThreadingTCPServer):
         self.hosts: set[str] = {"localhost", *[host.lower() for host in hosts]}
         self.operations: Operations = Operations(server, facts, stop)
         self._open: set[Any] = set()
-        self._changed = threading.Condition()
+        self._gone = threading.Condition()
         super().__init__(address, ControlRequest)
         bound = self.socket.getsockname()
         self.port: int = bound[1]
@@ -76,13 +76,13 @@ class ControlServer(socketserver.ThreadingTCPServer):
         self.shutdown()
         self._thread.join()
         self._end_all(socket.SHUT_RD)
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open, LAST_SECONDS)
+        with self._gone:
+            self._gone.wait_for(lambda: not self._open, LAST_SECONDS)
         self._end_all(socket.SHUT_RDWR)
         self.server_close()
 
     def _end_all(self, how: int) -> None:
-        with self._changed:
+        with self._gone:
             for request in self._open:
                 with contextlib.suppress(OSError):
                     request.shutdown(how)
@@ -92,14 +92,14 @@ class ControlServer(socketserver.ThreadingTCPServer):
         return len(self._open) < MAX_CONNECTIONS
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        with self._changed:
+        with self._gone:
             self._open.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        with self._changed:
+        with self._gone:
             self._open.discard(request)
-            self._changed.notify_all()
+            self._gone.notify_all()
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
