@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.5
 class CommandLineServer(MailServer):
     """Keeps only the last records, because it may run for days, and prints what happens."""
 
-    _most_records = 10_000
+    _most_records: int | None = 10_000
 
     def __init__(self, options: argparse.Namespace, limits: dict[str, Any], output: Output) -> None:
         tokens = dict(options.user_token) if options.oauth or options.user_token else None
@@ -43,7 +43,7 @@ class CommandLineServer(MailServer):
             **limits,
         )
         if options.host is not None:
-            self.host = options.host
+            self.host: str = options.host
             self._addresses = [options.host]
         self._names = list(dict.fromkeys([*self._names, self.host, *options.allow_host]))
         self._tells_all = options.verbose

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from popart.testing.operations import Answer, Operations, Request, RequestError, find
@@ -57,7 +57,7 @@ class ControlServer(socketserver.ThreadingTCPServer):
         stop: Callable[[], None],
     ) -> None:
         if ":" in address[0]:
-            self.address_family = socket.AF_INET6
+            self.address_family: int = socket.AF_INET6
         self.token: str = token or secrets.token_urlsafe(24)
         self.hosts: set[str] = {"localhost", *[host.lower() for host in hosts]}
         self.operations: Operations = Operations(server, facts, stop)
@@ -110,22 +110,29 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
     """One request on one connection."""
 
     server: ControlServer
-    timeout = REQUEST_SECONDS
-    protocol_version = "HTTP/1.1"
-    server_version = "popart.testing"
-    sys_version = ""
+    timeout: ClassVar[float | None] = REQUEST_SECONDS
+    protocol_version: str = "HTTP/1.1"
+    server_version: str = "popart.testing"
+    sys_version: str = ""
 
     def do_GET(self) -> None:
         self._answer()
 
-    do_POST = do_PUT = do_DELETE = do_GET
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        self._answer()
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Say nothing."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what the standard library has found to be no request."""
-        self.request_version = self.protocol_version  # HTTP/0.9, which it may look like, has no headers
+        self.request_version: str = self.protocol_version  # HTTP/0.9, which it may look like, has no headers
         code = {501: 405, 505: 400}.get(code, code)
         self._send(_sentence(code, message or "this is not a request of HTTP"))
         self._read_rest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 MOST_ENTRIES = 400
@@ -18,7 +18,7 @@ SHOWN_LINES = 12
 """... and how many of their lines are shown."""
 
 
-moments = itertools.count(1)
+moments: Iterator[int] = itertools.count(1)
 """Tells what came later, whatever the clock says."""
 
 
@@ -62,11 +62,11 @@ class SessionRecord:
         self.username = ""
         self.commands = []
         self.is_open = True
-        self.epoch = epoch  # of the server, between two resets
+        self.epoch: object = epoch  # of the server, between two resets
         self._tell = tell
         self._entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self._entry_count = 0
-        self.last_moment = next(moments)
+        self.last_moment: int = next(moments)
         """When it began, or something was said last."""
         self._answer = _Answer()
 
