@@ -654,18 +654,27 @@ def test_the_parent_is_gone() -> None:
 
 
 def test_records_are_bounded(capfd: pytest.CaptureFixture[str]) -> None:
-    """The program listens for days: it keeps the last ten thousand commands, of a session and of all."""
+    """The program listens for days: it keeps the last ten thousand commands, of a session and of all, cut to what a
+    command can be, and the last hundred sessions; an error keeps nothing of its session alive."""
     options = make_parser().parse_args(["--control"])
-    with Output(sys.stdout) as output, CommandLineServer(options, {}, output) as server:
+    with Output(sys.stdout) as output, CommandLineServer(options, {"max_bad_commands": None}, output) as server:
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock, sock.makefile("rb") as file:
             file.readline()
-            for _ in range(11):
-                sock.sendall(b"CAPA\r\n" * 1000)
-                for _ in range(1000):
-                    while file.readline() != b".\r\n":
-                        pass
+            for line in (b"X" * 900 + b" y" * 40, *[b"USER alice"] * 10_001):
+                sock.sendall(line + b"\r\n")
+                if line[:1] == b"X":
+                    file.readline()
+                    assert server.commands[0] == ("", "X" * 200, *["y"] * 6)
+            for _ in range(10_001):
+                file.readline()
         server.wait_for_session_end()
         assert len(server.commands) == len(server.sessions[0].commands) == 10_000
+        assert (type(server.errors[0]), server.errors[0].__traceback__) == (popart.ClientGoneError, None)
+        for _ in range(110):
+            with socket.create_connection(("127.0.0.1", server.port), PATIENCE):
+                pass
+        server.wait_for_session_end(sessions=111)
+        assert [session.number for session in server.sessions] == [*range(12, 112)]
     assert capfd.readouterr() == ("", "")
 
 

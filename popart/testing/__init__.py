@@ -9,7 +9,7 @@
 
 It is `popart.Server` with its mail in memory: it does what any popart server does, until a fault is asked for.  In
 pytest the fixtures ``pop3_server`` and ``pop3s_server`` are such servers; ``python3 -m popart.testing`` is one in a
-shell.
+shell, and with ``--control`` one for the tests of any language.
 """
 
 from popart.testing.maildrop import Maildrop

@@ -24,11 +24,18 @@ from popart.testing.session_record import Entry, SessionRecord
 LOOK_SECONDS = 0.5
 """Seconds between two looks whether the parent is still there; a signal that comes just before a wait is heard then."""
 
+MOST_WORDS = 8
+"""Words of a command that are kept..."""
+
+MOST_CHARACTERS = 200
+"""... and characters of each: no command that does anything has more, but for long names."""
+
 
 class CommandLineServer(MailServer):
     """Keeps only the last records, because it may run for days, and prints what happens."""
 
     _most_records: int | None = 10_000
+    _most_sessions: int | None = 100
 
     def __init__(self, options: argparse.Namespace, limits: dict[str, Any], output: Output) -> None:
         tokens = dict(options.user_token) if options.oauth or options.user_token else None
@@ -55,6 +62,13 @@ class CommandLineServer(MailServer):
         if self._tells_commands:
             # Escaped, lest a client command the terminal too.
             self._output.print(" ".join(command).encode("unicode_escape").decode())
+
+    def _record(self, session: SessionRecord, command: tuple[str, ...]) -> object:
+        return super()._record(session, tuple([word[:MOST_CHARACTERS] for word in command[:MOST_WORDS]]))
+
+    def _record_error(self, record: SessionRecord, error: BaseException) -> None:
+        super()._record_error(record, error)
+        error.__traceback__ = error.__context__ = error.__cause__ = None  # they would keep what the session had in its hands
 
     def _tell(self, record: SessionRecord, entry: Entry) -> None:
         if self._tells_all:

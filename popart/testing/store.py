@@ -37,7 +37,10 @@ class MailStore(Faults):
     """The sessions in the order of their beginning, those that are open too.  A session begins before its greeting."""
 
     _most_records: int | None = None
-    """How many of the last commands, errors and sessions to keep.  None means all, as a test wants."""
+    """How many of the last commands and errors to keep.  None means all, as a test wants."""
+
+    _most_sessions: int | None = None
+    """How many of the last sessions to keep, or None."""
 
     def __init__(self, users: Mapping[str, str], tokens: Mapping[str, str], offers: Collection[str]) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class MailStore(Faults):
         If it raises, such as by an assert, the command is not run and the client reads ``-ERR``, after QUIT as the last
         answer.  The exception is in `errors`, but for a `popart.ReportableError`, whose text is what the client reads.
         """
-        self._append(self.commands, command)
+        _append(self.commands, command, self._most_records)
 
     def transcript(self) -> str:
         """Return the conversations of the sessions: what clients said, what they were answered, and when, and the
@@ -148,7 +151,7 @@ class MailStore(Faults):
             self._open_sessions += 1
             self._session_count += 1
             record = SessionRecord(self._session_count, self._epoch, self._tell)
-            self._append(self.sessions, record)
+            _append(self.sessions, record, self._most_sessions)
             for old in self.sessions[-MOST_TRANSCRIPTS - 1 : -MOST_TRANSCRIPTS]:
                 old.forget_conversation()
         return record
@@ -165,21 +168,22 @@ class MailStore(Faults):
     def _record(self, session: SessionRecord, command: tuple[str, ...]) -> object:
         """Return what `record_command` returned, which may have been overridden by anything."""
         record: Callable[..., object] = self.record_command
-        self._append(session.commands, command)
+        _append(session.commands, command, self._most_records)
         return record(command) if self._is_current(session) else None
 
     def _record_error(self, record: SessionRecord, error: BaseException) -> None:
         record.add_event(f"{type(error).__name__}: {error}")
         if self._is_current(record):
-            self._append(self.errors, error)
+            _append(self.errors, error, self._most_records)
 
     def _is_current(self, record: SessionRecord) -> bool:
         return record.epoch is self._epoch
 
-    def _append(self, records: list[Any], record: object) -> None:
-        records.append(record)
-        if self._most_records is not None and len(records) > self._most_records:
-            del records[0]
-
     def _tell(self, record: SessionRecord, entry: Entry) -> None:
         """Learn of each line of a conversation, in its connection's thread."""
+
+
+def _append(records: list[Any], record: object, most: int | None) -> None:
+    records.append(record)
+    if most is not None and len(records) > most:
+        del records[0]

@@ -422,7 +422,7 @@ def try_fetcher() -> None:
     assert_type(server.commands, "list[tuple[str, ...]]")
     assert_type(server.errors, "list[BaseException]")
     assert_type(server.ca_file, "str | None")
-    assert_type(server.sessions, "list[SessionRecord]")
+    assert_type(server.sessions, list[SessionRecord])
     for session in server.sessions:
         assert_type(session.commands, "list[tuple[str, ...]]")
         assert_type((session.number, session.username, session.is_open), "tuple[int, str, bool]")
