@@ -253,6 +253,18 @@ def test_a_session_from_before_a_reset() -> None:
         assert server.pending_faults == ["fail_commit(code='SYS/TEMP')"]
 
 
+def test_a_sign_in_from_before_a_reset() -> None:
+    """A client that connected before and signs in after it finds no mail, and locks nobody out."""
+    with MailServer() as server, connected(server) as old:
+        server.reset()
+        server.deliver("alice", MESSAGE)
+        old.sign_in()
+        assert old.ask(b"STAT") == b"+OK 0 0\r\n"
+        with signed_in(server) as new:
+            assert new.ask(b"STAT") == b"+OK 1 27\r\n"
+        assert len(server.sessions) == 1
+
+
 def test_an_error_from_before_a_reset() -> None:
     """What goes wrong then is no error of the next test."""
     with MailServer() as server:

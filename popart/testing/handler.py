@@ -57,7 +57,9 @@ class StoredMailHandler(BaseHandler, SupportsClose):
         return secret
 
     def lock_maildrop(self) -> None:
-        self._maildrop = self.mail.maildrop(self.record.username)
+        # A session from before a reset must not hold the lock on the new mail.
+        current = self.mail._is_current(self.record)
+        self._maildrop = self.mail.maildrop(self.record.username) if current else Maildrop()
         self.run_or_fail(["lock"], self._maildrop.lock)
         self._messages = self._maildrop.snapshot()
 

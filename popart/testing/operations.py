@@ -133,7 +133,7 @@ class Operations:
         return Answer(octets, "text/plain; charset=utf-8")
 
     def commands(self, request: Request) -> object:
-        return self._server.commands
+        return [*self._server.commands]
 
     def errors(self, request: Request) -> object:
         return [{"type": type(error).__name__, "text": str(error)} for error in [*self._server.errors]]
@@ -144,7 +144,7 @@ class Operations:
                 "number": session.number,
                 "username": session.username,
                 "is_open": session.is_open,
-                "commands": session.commands,
+                "commands": [*session.commands],
                 "transcript": session.transcript(),
             }
             for session in [*self._server.sessions]
