@@ -68,9 +68,7 @@ class CommandLineServer(MailServer):
 
     def _record_error(self, record: SessionRecord, error: BaseException) -> None:
         super()._record_error(record, error)
-        error.__traceback__ = error.__context__ = error.__cause__ = (
-            None  # they would keep what the session had in its hands
-        )
+        error.__traceback__ = error.__context__ = error.__cause__ = None  # they hold its session
 
     def _tell(self, record: SessionRecord, entry: Entry) -> None:
         if self._tells_all:
