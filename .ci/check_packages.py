@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 for path in sys.argv[1:]:
     if path.endswith(".whl"):
         names = set(zipfile.ZipFile(path).namelist())
-        for wanted in ("popart/py.typed", "popart/testing/wire/pytest.ini", "popart/testing/wire/conftest.py"):
-            assert wanted in names, f"the wheel lacks {wanted}"
+        needed = {"py.typed", "testing/page.html", "testing/wire/pytest.ini", "testing/wire/conftest.py"}
+        missing = {f"popart/{name}" for name in needed} - names
+        assert not missing, f"the wheel lacks {missing}"
         assert any(name.endswith("/LICENSE") for name in names), names
         others = {name for name in names if not name.startswith("popart/") and ".dist-info/" not in name}
         assert others == {"pytest_popart.py"}, f"the wheel installs something else than popart: {others}"

@@ -738,7 +738,7 @@ def test_sign_in_faults(ask: Callable[..., None], answer: bytes, username: str |
     """A user with the right password is refused on demand, may try again, and gets in then."""
     with MailServer({"alice": "secret", "bob": "secret"}) as server:
         ask(server, username=username)
-        ask(server, username="nobody")
+        ask(server, username="bob")
         with connected(server) as client:
             client.ask(b"USER alice")
             assert client.ask(b"PASS secret") == answer

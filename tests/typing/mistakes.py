@@ -112,3 +112,6 @@ MailServer(users=["alice"])  # type: ignore[arg-type]  # pyright: ignore[reportA
 MailServer().drop("RETR", how="rest")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 MailServer().fail("RETR", time=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 MailServer().deliver("alice", io.BytesIO())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+MailServer().spoil_ids("repeated")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+MailServer().truncate("RETR")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+MailServer().refuse_connection(username="alice")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import pytest
 
 import popart
-from popart.testing import Maildrop, MailServer
+from popart.testing import Maildrop, MailServer, SessionRecord
 from popart.testing.check import CheckError, Report, check_handler
 
 if TYPE_CHECKING:
@@ -418,6 +418,21 @@ def try_fetcher() -> None:
         server.clear_faults()
         fetch(server.host, server.port)
         server.wait_for_session_end(5, sessions=2)
+        server.wait_for_session_end(5, since_last_call=True)
+        server.refuse_connection("no", code=None, times=2)
+        server.delay_greeting(1)
+        server.hang_up("RETR", how="reset", username="alice")
+        server.truncate("RETR", 10)
+        server.stall("RETR", 1, after=10, times=None)
+        server.drip("RETR", 0.1, size=2)
+        server.split("RETR")
+        server.spoil_sizes(1)
+        server.spoil_ids("repeat")
+        server.hide("UIDL", "TOP", times=None)
+        assert_type(server.pending_faults, "list[str]")
+        assert_type(server.transcript(), str)
+        server.reset()
+        server.deliver("alice", "", unique_id="id-1")
         server.users["bob"] = server.tokens["bob"] = server.client_certificate("alice")
         assert_type(server.maildrop("alice"), Maildrop)
         server.maildrop("alice").lock()
@@ -425,6 +440,12 @@ def try_fetcher() -> None:
     assert_type(server.commands, "list[tuple[str, ...]]")
     assert_type(server.errors, "list[BaseException]")
     assert_type(server.ca_file, "str | None")
+    assert_type(server.sessions, list[SessionRecord])
+    for session in server.sessions:
+        assert_type(session.commands, "list[tuple[str, ...]]")
+        assert_type((session.number, session.username, session.is_open), "tuple[int, str, bool]")
+        assert_type(session.transcript(), str)
+    server.start().stop()
     assert_type(server.url, str)
     assert not server.deleting
 
