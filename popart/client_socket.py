@@ -33,6 +33,10 @@ RESET_WAIT_SECONDS = 2.0
 RESET_WAIT_PAUSE = 0.005
 """... and seconds between two checks whether it has."""
 
+BLIND_RESET_WAIT_SECONDS = 0.5
+"""Seconds that a reset waits where the system does not tell.  On Windows a reset also discards what has arrived and was
+not read yet."""
+
 LAST_ANSWER_SECONDS = 2.0
 """Seconds left for an answer when the server's grace is over."""
 
@@ -200,15 +204,20 @@ class Stream:
     def hang_up(self, end: End) -> None:
         """End the connection in this way.  The server closes the socket."""
         if end is End.RESET:
-            # No system tells when everything sent has arrived.
-            deadline = deadline_in(RESET_WAIT_SECONDS)
-            while system.unsent(self.socket) and time.monotonic() < deadline:
-                time.sleep(RESET_WAIT_PAUSE)
+            self._let_arrive()
         if end in (End.RESET, End.RESET_AT_ONCE):
             system.reset(self.socket)
         elif end in (End.COMPLETE, End.CUT):
             with contextlib.suppress(SessionError):
                 self._finish(end)
+
+    def _let_arrive(self) -> None:
+        # No system tells at what moment everything sent has arrived.
+        deadline = deadline_in(RESET_WAIT_SECONDS)
+        while (left := system.unsent(self.socket)) and time.monotonic() < deadline:
+            time.sleep(RESET_WAIT_PAUSE)
+        if left is None:
+            time.sleep(BLIND_RESET_WAIT_SECONDS)
 
     def _finish(self, end: End) -> None:
         if end is End.COMPLETE and self.tls is not None:
