@@ -107,7 +107,12 @@ class Stream:
     def receive(self, deadline: float, size: int = READ_SIZE, period: float = 0.0) -> bytes:
         """Return octets as they are on the wire; none if the client has ended its stream, or the server closes."""
         with self._place.until(deadline, period, idle=True):
-            return b"" if self._place.closing.begun else self.socket.recv(size)
+            try:
+                return b"" if self._place.closing.begun else self.socket.recv(size)
+            except OSError:
+                if self._place.closing.begun:  # what woke it, on some system
+                    return b""
+                raise
 
     def read(self, deadline: float, period: float) -> bytes:
         """Return what the client says next, without TLS.  It may be nothing: nothing has come yet, or the server

@@ -104,8 +104,8 @@ class Server(ClosingServer):
     :raises ValueError: a *hostname*, *implementation* or *expire* that is not valid on the wire, a *timeout* below
         `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
         *trusted_proxies* that are not networks, a listener that *require_tls* refuses, *reuse_port* on a system without
-        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may not use, a limit that is
-        not a number.
+        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may not use, a
+        limit that is not a number.
     :raises OSError: the address cannot be bound.
     """
 

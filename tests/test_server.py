@@ -80,6 +80,9 @@ def no_hang() -> Iterator[None]:
     def fail(*_: object) -> None:
         raise AssertionError("it hangs")
 
+    if sys.platform == "win32":  # it has no alarm
+        yield
+        return
     before = signal.signal(signal.SIGALRM, fail)
     signal.setitimer(signal.ITIMER_REAL, 6 * PATIENCE, 1)  # again and again, for the clean-up may hang too
     yield
@@ -859,8 +862,8 @@ def test_a_signal_while_a_connection_is_registered() -> None:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, number: int, late: bool) -> None:
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGINT"])
+def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, name: str, late: bool) -> None:
     """A signal may come at any moment, also between a connection's registration and the start of its thread."""
     start = threading.Thread.start
     threads = threading.active_count()
@@ -870,7 +873,7 @@ def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, number:
             start(thread)
         if "_work" in thread.name:
             monkeypatch.setattr(threading.Thread, "start", start)
-            signal.raise_signal(number)
+            signal.raise_signal(getattr(signal, name))
         if not late:
             start(thread)
 
@@ -880,7 +883,7 @@ def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, number:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            assert number == signal.SIGINT
+            assert name == "SIGINT"
         else:
             assert done == ["closed"]
         server.server_close()
