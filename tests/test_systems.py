@@ -303,8 +303,10 @@ def test_a_client_that_has_gone_when_it_is_served(monkeypatch: pytest.MonkeyPatc
     assert server.told == []
 
 
-def test_input_that_fails_when_the_server_closes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recv that fails because its connection was woken is the end of the input, and no error of the session."""
+def test_input_that_fails_when_the_server_closes(
+    monkeypatch: pytest.MonkeyPatch, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """A recv that fails because its connection was woken is the end of the input: the session ends by close_notify."""
     handler = ClosingHandler(Mail())
     receive = socket.socket.recv
 
@@ -315,7 +317,10 @@ def test_input_that_fails_when_the_server_closes(monkeypatch: pytest.MonkeyPatch
         return octets
 
     monkeypatch.setattr(socket.socket, "recv", failing, raising=False)
-    with running(QuickServer(HOST, lambda peer: handler)) as server, signed_in(server) as client:
+    server = QuickServer(HOST, lambda peer: handler, ssl_context=server_context)
+    with running(server), signed_in(server, client_context) as client:
+        assert isinstance(client.sock, ssl.SSLSocket)
+        client.sock.suppress_ragged_eofs = False  # an end without close_notify is an error
         wait_until(lambda: any(place.idle for place in server._places.all()))
         server.server_close()
         assert client.rest() == b""
