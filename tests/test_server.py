@@ -26,6 +26,7 @@ import pytest
 
 import popart
 import popart.workers
+from popart import system
 from popart.addresses import peer_of
 from popart.server import Server
 from popart.testing import MailServer
@@ -145,7 +146,7 @@ def test_a_port_in_use_is_an_oserror() -> None:
 def test_without_bind_and_activate() -> None:
     """bind_and_activate=False leaves both to the caller, as in socketserver."""
     server = QuickServer(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)), bind_and_activate=False)
-    assert server.socket.getsockname()[1] == 0
+    assert system.bound_address(server.socket) is None
     server.server_bind()
     server.server_activate()
     with running(server), signed_in(server) as client:
@@ -485,6 +486,8 @@ def test_accept_does_not_spin_in_a_shortage(monkeypatch: pytest.MonkeyPatch, cod
 
     def short(sock: socket.socket) -> Any:
         nonlocal failures
+        if sock is not server.socket:
+            return accept(sock)
         failures += 1
         raise OSError(getattr(errno, code), "short")
 
@@ -505,6 +508,8 @@ def test_clients_gone_before_they_are_accepted(monkeypatch: pytest.MonkeyPatch) 
     accept = socket.socket.accept
 
     def aborted(sock: socket.socket) -> Any:
+        if sock is not server.socket:  # it makes a pair of sockets, on Windows
+            return accept(sock)
         monkeypatch.setattr(socket.socket, "accept", accept)
         accept(sock)[0].close()
         raise ConnectionAbortedError(errno.ECONNABORTED, "aborted")
