@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ def is_wine() -> bool:
     import ctypes
 
     return hasattr(ctypes.windll.ntdll, "wine_get_version")
+
+
+def expect_reset() -> AbstractContextManager[object]:
+    """Expect, in a ``with`` block, that a read finds the connection reset.  Wine tells its clients of a plain end."""
+    return suppress(ConnectionResetError) if is_wine() else pytest.raises(ConnectionResetError)
 
 
 class Mail:
@@ -149,12 +154,9 @@ class Client:
         return self.file.read()
 
     def rest_until_reset(self) -> bytes:
-        """Read all that comes before the server resets the connection; fail if it ends in another way.
-
-        Wine shows its clients a reset as a plain end.
-        """
+        """Read all that comes before the server resets the connection; fail if it ends in another way."""
         octets = b""
-        with suppress(ConnectionResetError) if is_wine() else pytest.raises(ConnectionResetError):
+        with expect_reset():
             while piece := self.file.read1(65_536):
                 octets += piece
         return octets
