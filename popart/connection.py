@@ -262,6 +262,5 @@ class Connection(socketserver.StreamRequestHandler):
 def refuse(request: socket.socket, text: str) -> None:
     """Refuse the client without waiting for it.  The accepting thread must not wait, and this must not take a place."""
     with contextlib.suppress(OSError):
-        request.setblocking(False)
-        request.send(err(text, "SYS/TEMP").status)
-        request.recv(READ_SIZE)  # unread input would turn the reply into a reset
+        system.send_at_once(request, err(text, "SYS/TEMP").status)
+        system.receive_at_once(request, READ_SIZE)  # unread input would turn the reply into a reset

@@ -41,7 +41,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from popart import options
+from popart import options, system
 from popart.addresses import IPNetwork, ip_address, is_trusted
 from popart.client_socket import LAST_READ_SECONDS
 from popart.command_deadlines import Watchdog
@@ -110,7 +110,7 @@ class Server(ClosingServer):
     :raises OSError: the address cannot be bound.
     """
 
-    allow_reuse_address = True
+    allow_reuse_address = system.REUSE_ADDRESS
     request_queue_size = 1024
     # Threads that die with the interpreter would never call unlock_maildrop.
     daemon_threads = False
@@ -200,15 +200,15 @@ class Server(ClosingServer):
 
         :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
         """
-        address = listener.getsockname()
-        if listener.type != socket.SOCK_STREAM or not address or (isinstance(address, tuple) and not address[1]):
+        address = system.bound_address(listener)
+        if address is None:
             raise ValueError(f"listener must be a bound stream socket, not {listener!r}")
         server = cls(("", 0), on_new_connection, **arguments, bind_and_activate=False)
         server.socket.close()
         server.socket = listener
         server.address_family = listener.family
         server.server_address = address
-        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if system.is_listening(listener):
             server._check_tls()
         else:
             server.server_activate()
@@ -218,6 +218,8 @@ class Server(ClosingServer):
         """Bind the socket, to a port that others may share with *reuse_port*."""
         if self.reuse_port:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if self.address_family == socket.AF_INET6:
+            system.take_both_families(self.socket)
         super().server_bind()
 
     def server_activate(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from popart.accepting import SHORTAGE, SIGNAL_PAUSE, AcceptingServer
+from popart import system
+from popart.accepting import SIGNAL_PAUSE, AcceptingServer
 from popart.command_deadlines import Watchdog, deadline_in
 from popart.connection_limits import Places
 from popart.options import Limits
@@ -51,7 +52,7 @@ class ClosingServer(Limits, AcceptingServer):
             try:
                 self._accept_one()
             except OSError as error:
-                if error.errno not in SHORTAGE:  # it is empty, or closed
+                if error.errno not in system.SHORTAGE:  # it is empty, or closed
                     return
 
     def server_close(self) -> None:

@@ -30,6 +30,7 @@ import pytest
 
 import popart
 import popart.workers
+from popart import system
 from popart.addresses import peer_of
 from popart.command_deadlines import Closing, Place
 from popart.server import Server
@@ -86,6 +87,9 @@ def no_hang() -> Iterator[None]:
     def fail(*_: object) -> None:
         raise AssertionError("it hangs")
 
+    if sys.platform == "win32":  # it has no alarm
+        yield
+        return
     before = signal.signal(signal.SIGALRM, fail)
     signal.setitimer(signal.ITIMER_REAL, 6 * PATIENCE, 1)  # again and again, for the clean-up may hang too
     yield
@@ -203,7 +207,7 @@ def test_a_port_in_use_is_an_oserror() -> None:
 def test_without_bind_and_activate() -> None:
     """bind_and_activate=False leaves both to the caller, as in socketserver."""
     server = QuickServer(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)), bind_and_activate=False)
-    assert server.socket.getsockname()[1] == 0
+    assert system.bound_address(server.socket) is None
     server.server_bind()
     server.server_activate()
     with running(server), signed_in(server) as client:
@@ -626,6 +630,8 @@ def test_accept_does_not_spin_in_a_shortage(monkeypatch: pytest.MonkeyPatch, cod
 
     def short(sock: socket.socket) -> Any:
         nonlocal failures
+        if sock is not server.socket:
+            return accept(sock)
         failures += 1
         raise OSError(getattr(errno, code), "short")
 
@@ -672,6 +678,8 @@ def test_clients_gone_before_they_are_accepted(monkeypatch: pytest.MonkeyPatch) 
     accept = socket.socket.accept
 
     def aborted(sock: socket.socket) -> Any:
+        if sock is not server.socket:  # it makes a pair of sockets, on Windows
+            return accept(sock)
         monkeypatch.setattr(socket.socket, "accept", accept)
         accept(sock)[0].close()
         raise ConnectionAbortedError(errno.ECONNABORTED, "aborted")
@@ -1072,8 +1080,8 @@ def test_a_signal_while_a_connection_is_registered() -> None:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, number: int, late: bool) -> None:
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGINT"])
+def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, name: str, late: bool) -> None:
     """A signal may come at any moment, also between a connection's registration and the start of its thread."""
     start = threading.Thread.start
     threads = threading.active_count()
@@ -1083,7 +1091,7 @@ def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, number:
             start(thread)
         if "_work" in thread.name:
             monkeypatch.setattr(threading.Thread, "start", start)
-            signal.raise_signal(number)
+            signal.raise_signal(getattr(signal, name))
         if not late:
             start(thread)
 
@@ -1093,7 +1101,7 @@ def test_a_signal_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, number:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            assert number == signal.SIGINT
+            assert name == "SIGINT"
         else:
             assert done == ["closed"]
         server.server_close()
