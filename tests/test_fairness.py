@@ -313,6 +313,19 @@ def test_a_pause_ends_with_the_login_timeout(monkeypatch: pytest.MonkeyPatch) ->
         assert handler.closed.wait(PATIENCE)
 
 
+def test_no_guess_after_the_login_timeout() -> None:
+    """Passwords that were sent ahead are not tried once the time to sign in is over, without their delays."""
+    mail = Mail()
+    handler = ClosingHandler(mail)
+    server = QuickServer(HOST, lambda peer: handler)
+    server.login_timeout = 0.3
+    server.max_failed_logins = None
+    with running(server), connected(server) as client:
+        client.send(b"USER alice\r\nPASS wrong\r\n" * 9)
+        assert handler.closed.wait(PATIENCE)
+    assert 1 <= mail.count("authenticate_pass") <= 2  # the first answer is held back for 0.25 s
+
+
 # Places.
 
 
