@@ -53,6 +53,15 @@ def test_tokens(backend: Dovecot, gateway: Gateway) -> None:
     assert "wrong" not in gateway.log() and "a.token" not in gateway.log()
 
 
+def test_a_name_in_another_case(backend: Dovecot, gateway: Gateway) -> None:
+    """For Dovecot ALICE is alice, so the maildrop is locked for both."""
+    with gateway.client():
+        client = connected(gateway)
+        client.ask(b"USER ALICE")
+        assert client.ask(b"PASS secret").startswith(b"-ERR [IN-USE]")
+        client.close()
+
+
 def test_names_and_passwords_are_passed_as_they_are(backend: Dovecot, gateway: Gateway) -> None:
     """Spaces, quotes and letters outside ASCII reach the backend."""
     client = poplib.POP3("127.0.0.1", gateway.port, timeout=PATIENCE)

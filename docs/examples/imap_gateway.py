@@ -45,7 +45,7 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
 
     def _authenticate(self, username: str, mechanism: str, response: str) -> None:
         self.close()
-        self.username = username
+        self.username = username.lower()  # many servers take ALICE for alice: the lock must be the same
         # Kept as long as the session, to sign in again if the connection is lost.
         self._sign_in = mechanism, response.encode()
         self._uid_validity = None
