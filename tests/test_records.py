@@ -289,9 +289,8 @@ def test_wait_since_the_last_call() -> None:
         with pop(server), pytest.raises(TimeoutError):
             server.wait_for_session_end(0.01, since_last_call=True)
         server.wait_for_session_end(since_last_call=True)
-        for _ in range(2):
-            with pop(server):
-                pass
+        with connected(server), connected(server):
+            pass
         server.wait_for_session_end(sessions=2, since_last_call=True)
         server.reset()
         with pytest.raises(TimeoutError):
