@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -542,3 +543,22 @@ def test_a_client_that_leaves_ends_a_stall(tls: bool) -> None:
         assert [type(error) for error in server.errors] == [popart.ClientGoneError]
         with signed_in(server):
             pass
+
+
+def test_a_system_that_cannot_tell_who_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a stall lasts as long as it was asked for, and the client has the rest."""
+    monkeypatch.delattr(select, "POLLRDHUP", raising=False)
+    with MailServer() as server, signed_in(server) as client:
+        server.stall("STAT", 0.1)
+        assert client.ask(b"STAT") == b"+OK 0 0\r\n"
+
+
+def test_half_a_stuffed_dot() -> None:
+    """A message that is cut within a stuffed dot, later than at its beginning, does not end twice."""
+    with MailServer() as server:
+        server.deliver("alice", "x\n.y\n")
+        server.truncate("RETR", 4)
+        with signed_in(server) as client:
+            client.ask(b"RETR 1")
+            assert client.lines() == b"x\r\n.\r\n"
+            assert client.ask(b"NOOP").startswith(b"+OK")
