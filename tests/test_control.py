@@ -475,7 +475,7 @@ def test_closing_ends_what_waits() -> None:
             wait_until(lambda: len(made._open) == 2)
             begin = time.monotonic()
             made.close()
-            assert time.monotonic() - begin < 4
+            assert time.monotonic() - begin < 8
         waiting.join()
     assert results[0][0] == 408
 
@@ -531,7 +531,7 @@ def test_the_first_line(tmp_path: Path) -> None:
 
 def test_options() -> None:
     """TLS, ports, the token, limits and ways to sign in are options."""
-    with program("--tls", "--token", "mine", "--timeout", "0.3", "--max-failed-logins", "none", "--max-messages", "7",
+    with program("--tls", "--token", "mine", "--timeout", "2", "--max-failed-logins", "none", "--max-messages", "7",
                  "--oauth", "--scram", "--user-token", "alice:t") as running:  # fmt: skip
         first = running.first
         assert (first["tls"], first["host"], first["token"]) == (True, "localhost", "mine")
@@ -539,7 +539,7 @@ def test_options() -> None:
         client = poplib.POP3_SSL("localhost", first["port"], timeout=PATIENCE, context=context)
         assert client.capa()["SASL"] == ["SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2", "PLAIN"]
         with pytest.raises(poplib.error_proto, match="EOF"):
-            client._getresp()  # type: ignore[attr-defined]  # logged out after 0.3 seconds
+            client._getresp()  # type: ignore[attr-defined]  # logged out after two seconds
         client.close()
         running.ask("POST", "/stop")
         assert running.end() == 0
@@ -674,13 +674,13 @@ def test_records_are_bounded(capfd: pytest.CaptureFixture[str]) -> None:
     with Output(sys.stdout) as output, CommandLineServer(options, {"max_bad_commands": None}, output) as server:
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock, sock.makefile("rb") as file:
             file.readline()
-            for line in (b"X" * 900 + b" y" * 40, *[b"USER alice"] * 10_001):
-                sock.sendall(line + b"\r\n")
-                if line[:1] == b"X":
+            sock.sendall(b"X" * 900 + b" y" * 40 + b"\r\n")
+            file.readline()
+            assert server.commands[0] == ("", "X" * 200, *["y"] * 6)
+            for _ in range(11):
+                sock.sendall(b"USER alice\r\n" * 1000)
+                for _ in range(1000):
                     file.readline()
-                    assert server.commands[0] == ("", "X" * 200, *["y"] * 6)
-            for _ in range(10_001):
-                file.readline()
         server.wait_for_session_end()
         assert len(server.commands) == len(server.sessions[0].commands) == 10_000
         assert (type(server.errors[0]), server.errors[0].__traceback__) == (popart.ClientGoneError, None)

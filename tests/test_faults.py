@@ -117,17 +117,17 @@ def test_truncate_leaves_a_refusal_alone() -> None:
         assert client.ask(b"RETR 9").startswith(b"-ERR no such message")
 
 
-def test_stall() -> None:
+def test_stall(sent: list[bytes]) -> None:
     """The first line and so many octets come at once, the rest after the pause."""
     with MailServer() as server:
         server.deliver("alice", MESSAGE)
         server.stall("RETR", 0.3, after=20)
         with signed_in(server) as client:
-            client.send(b"RETR 1\r\n")
-            assert client.file.read(len(STATUS) + 20) == ANSWER[: len(STATUS) + 20]
+            sent.clear()
             begin = time.monotonic()
-            assert client.lines() == ANSWER[len(STATUS) + 20 :]
-            assert time.monotonic() - begin > 0.2
+            assert client.ask(b"RETR 1") + client.lines() == ANSWER
+            assert time.monotonic() - begin >= 0.3
+            assert sent == [ANSWER[: len(STATUS) + 20], ANSWER[len(STATUS) + 20 :]]
 
 
 def test_stall_one_line() -> None:
