@@ -494,6 +494,10 @@ def test_too_many_connections() -> None:
 # The program.
 
 
+FIRST_LINE = {"version", "url", "host", "port", "tls", "ca_file", "users", "control", "token", "page"}
+"""The members of the first line."""
+
+
 def test_the_first_line(tmp_path: Path) -> None:
     """The first line is JSON and tells all that one needs; then the program says nothing more, and ends by a stop."""
     message = tmp_path / "message.eml"
@@ -512,6 +516,7 @@ def test_the_first_line(tmp_path: Path) -> None:
             "token": first["token"],
             "page": f"{first['control']}/#{first['token']}",
         }
+        assert set(first) == FIRST_LINE
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", first["control"])
         assert len(first["token"]) >= 20
         client = poplib.POP3("127.0.0.1", first["port"], timeout=PATIENCE)
@@ -726,6 +731,8 @@ def test_the_page_of_the_manual() -> None:
     table = re.findall(r"^``([A-Z]+ /[\w/]*)`` ", text, re.MULTILINE)
     routes = [f"{method} {path.replace('([^/]+)', 'NAME')}" for path, operations in ROUTES for method in operations]
     assert sorted(table) == sorted(routes)
+    (line,) = re.findall(r"\$ python3 -m popart.testing --control\n(.*?)\n\n", text, re.DOTALL)
+    assert set(json.loads(line)) == FIRST_LINE
     known = set(re.findall(r"--[a-z-]+", make_parser().format_help()))
     assert set(re.findall(r"(?<!-)--[a-z][a-z-]*", text)) <= known
 
