@@ -23,7 +23,7 @@ import pytest
 if TYPE_CHECKING:
     from popart.testing import MailServer
 
-_BEGIN = pytest.StashKey[int]()
+_BEGIN = "_popart_begin"  # an attribute, as pytest before 7 has no stash
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if "popart.testing.server" in sys.modules:  # suites that use no server are not made to import it
         from popart.testing.report import now
 
-        item.stash[_BEGIN] = now()
+        setattr(item, _BEGIN, now())
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -50,7 +50,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     if found.failed and "popart.testing.server" in sys.modules:
         from popart.testing.report import sections
 
-        found.sections += sections(item.stash.get(_BEGIN, 0))
+        found.sections += sections(getattr(item, _BEGIN, 0))
 
 
 @pytest.fixture

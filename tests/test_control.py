@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -23,13 +24,14 @@ import pytest
 
 import popart
 from popart.testing import MailServer
-from popart.testing.__main__ import CommandLineServer, make_parser
+from popart.testing.__main__ import CommandLineServer, main, make_parser
 from popart.testing.control import PAGE, ControlServer, controlled
 from popart.testing.operations import FAULTS, ROUTES
 from popart.testing.output import Output
 
 from .conftest import PATIENCE, wait_until
-from .test_testing import pop
+from .test_records import has_ipv6
+from .test_testing import Shell, pop, run_main, signals_kept
 
 ROOT = Path(popart.__file__).parent.parent
 TOKEN = "a-token"
@@ -473,7 +475,7 @@ def test_closing_ends_what_waits() -> None:
             wait_until(lambda: len(made._open) == 2)
             begin = time.monotonic()
             made.close()
-            assert time.monotonic() - begin < 4
+            assert time.monotonic() - begin < 8
         waiting.join()
     assert results[0][0] == 408
 
@@ -490,6 +492,10 @@ def test_too_many_connections() -> None:
 
 
 # The program.
+
+
+FIRST_LINE = {"version", "url", "host", "port", "tls", "ca_file", "users", "control", "token", "page"}
+"""The members of the first line."""
 
 
 def test_the_first_line(tmp_path: Path) -> None:
@@ -510,6 +516,7 @@ def test_the_first_line(tmp_path: Path) -> None:
             "token": first["token"],
             "page": f"{first['control']}/#{first['token']}",
         }
+        assert set(first) == FIRST_LINE
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", first["control"])
         assert len(first["token"]) >= 20
         client = poplib.POP3("127.0.0.1", first["port"], timeout=PATIENCE)
@@ -529,7 +536,7 @@ def test_the_first_line(tmp_path: Path) -> None:
 
 def test_options() -> None:
     """TLS, ports, the token, limits and ways to sign in are options."""
-    with program("--tls", "--token", "mine", "--timeout", "0.3", "--max-failed-logins", "none", "--max-messages", "7",
+    with program("--tls", "--token", "mine", "--timeout", "2", "--max-failed-logins", "none", "--max-messages", "7",
                  "--oauth", "--scram", "--user-token", "alice:t") as running:  # fmt: skip
         first = running.first
         assert (first["tls"], first["host"], first["token"]) == (True, "localhost", "mine")
@@ -537,7 +544,7 @@ def test_options() -> None:
         client = poplib.POP3_SSL("localhost", first["port"], timeout=PATIENCE, context=context)
         assert client.capa()["SASL"] == ["SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2", "PLAIN"]
         with pytest.raises(poplib.error_proto, match="EOF"):
-            client._getresp()  # type: ignore[attr-defined]  # logged out after 0.3 seconds
+            client._getresp()  # type: ignore[attr-defined]  # logged out after two seconds
         client.close()
         running.ask("POST", "/stop")
         assert running.end() == 0
@@ -607,6 +614,18 @@ def test_verbose() -> None:
         assert running.process.stdout is not None and running.process.stdout.read() == ""
 
 
+def test_stopped_twice() -> None:
+    """A stop and signals that come together end it once, and all of it."""
+    for _ in range(3):
+        with program(stderr=subprocess.PIPE) as running:
+            running.ask("POST", "/stop")
+            for _ in range(5):
+                running.process.send_signal(signal.SIGTERM)
+                running.process.send_signal(signal.SIGINT)
+            assert running.end() == 0
+            assert running.process.communicate() == ("", "")
+
+
 FLOOD = b"NOOP\r\n" * 1000
 
 
@@ -660,13 +679,13 @@ def test_records_are_bounded(capfd: pytest.CaptureFixture[str]) -> None:
     with Output(sys.stdout) as output, CommandLineServer(options, {"max_bad_commands": None}, output) as server:
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock, sock.makefile("rb") as file:
             file.readline()
-            for line in (b"X" * 900 + b" y" * 40, *[b"USER alice"] * 10_001):
-                sock.sendall(line + b"\r\n")
-                if line[:1] == b"X":
+            sock.sendall(b"X" * 900 + b" y" * 40 + b"\r\n")
+            file.readline()
+            assert server.commands[0] == ("", "X" * 200, *["y"] * 6)
+            for _ in range(11):
+                sock.sendall(b"USER alice\r\n" * 1000)
+                for _ in range(1000):
                     file.readline()
-                    assert server.commands[0] == ("", "X" * 200, *["y"] * 6)
-            for _ in range(10_001):
-                file.readline()
         server.wait_for_session_end()
         assert len(server.commands) == len(server.sessions[0].commands) == 10_000
         assert (type(server.errors[0]), server.errors[0].__traceback__) == (popart.ClientGoneError, None)
@@ -712,5 +731,73 @@ def test_the_page_of_the_manual() -> None:
     table = re.findall(r"^``([A-Z]+ /[\w/]*)`` ", text, re.MULTILINE)
     routes = [f"{method} {path.replace('([^/]+)', 'NAME')}" for path, operations in ROUTES for method in operations]
     assert sorted(table) == sorted(routes)
+    (line,) = re.findall(r"\$ python3 -m popart.testing --control\n(.*?)\n\n", text, re.DOTALL)
+    assert set(json.loads(line)) == FIRST_LINE
     known = set(re.findall(r"--[a-z-]+", make_parser().format_help()))
     assert set(re.findall(r"(?<!-)--[a-z][a-z-]*", text)) <= known
+
+
+def test_the_kits_own_fault(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What should not be is a 500 with the error, and the next request is answered."""
+
+    def fail() -> None:
+        raise ZeroDivisionError("x")
+
+    monkeypatch.setattr(control.mail, "reset", fail)
+    assert control.sentence("POST", "/reset") == (500, "ZeroDivisionError: x")
+    assert control.ask("GET", "/users") == (200, ["alice"])
+
+
+def test_a_client_that_does_not_wait(control: Control) -> None:
+    """Who leaves before the answer disturbs nobody, and is not told about."""
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.sendall(b"GET /users HTTP/1.1\r\nHost: localhost\r\n")
+    wait_until(lambda: not control.control._open)
+    assert control.ask("GET", "/users") == (200, ["alice"])
+
+
+def test_in_this_process(capfd: pytest.CaptureFixture[str]) -> None:
+    """The program, over IPv6, told by its interface to stop."""
+    if not has_ipv6():
+        pytest.skip("no IPv6")
+
+    def user(shell: Shell) -> None:
+        first = json.loads(shell.line())
+        assert first["url"] == f"pop3://[::1]:{first['port']}"
+        assert first["control"].startswith("http://[::1]:")
+        client = poplib.POP3("::1", first["port"], timeout=PATIENCE)
+        client.quit()
+        client.close()
+        connection = http.client.HTTPConnection("::1", int(first["control"].rpartition(":")[2]), PATIENCE)
+        assert request(connection, "POST", "/stop", Authorization="Bearer mine") == (200, {})
+
+    run_main(["--control", "--verbose", "--host", "::1", "--token", "mine"], user, signal.SIGINT)
+    out, err = capfd.readouterr()
+    assert out == "" and "C: QUIT" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [(["--user", "alice"], "no name and secret"), (["--max-messages", "x"], "invalid"), (["--timeout", "0"], "timeout"),
+     (["--timeout", "none"], "invalid")],
+)  # fmt: skip
+def test_bad_options_in_this_process(options: list[str], why: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """What cannot be is told in a sentence."""
+    with signals_kept(), pytest.raises(SystemExit) as end:
+        main(options)
+    assert end.value.code == 2
+    assert why in capfd.readouterr().err
+
+
+def test_output_to_a_pipe_that_does_not_block() -> None:
+    """A parent may share such a pipe: it is waited for, by the output's own thread."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with open(reading, encoding="utf-8") as file, open(writing, "w", encoding="utf-8") as stream:
+        with Output(stream) as output:
+            for number in range(5_000):
+                output.print(f"{number} {'x' * 100}")
+            for number in range(5_000):
+                assert file.readline() == f"{number} {'x' * 100}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -116,17 +117,17 @@ def test_truncate_leaves_a_refusal_alone() -> None:
         assert client.ask(b"RETR 9").startswith(b"-ERR no such message")
 
 
-def test_stall() -> None:
+def test_stall(sent: list[bytes]) -> None:
     """The first line and so many octets come at once, the rest after the pause."""
     with MailServer() as server:
         server.deliver("alice", MESSAGE)
         server.stall("RETR", 0.3, after=20)
         with signed_in(server) as client:
-            client.send(b"RETR 1\r\n")
-            assert client.file.read(len(STATUS) + 20) == ANSWER[: len(STATUS) + 20]
+            sent.clear()
             begin = time.monotonic()
-            assert client.lines() == ANSWER[len(STATUS) + 20 :]
-            assert time.monotonic() - begin > 0.2
+            assert client.ask(b"RETR 1") + client.lines() == ANSWER
+            assert time.monotonic() - begin >= 0.3
+            assert sent == [ANSWER[: len(STATUS) + 20], ANSWER[len(STATUS) + 20 :]]
 
 
 def test_stall_one_line() -> None:
@@ -542,3 +543,22 @@ def test_a_client_that_leaves_ends_a_stall(tls: bool) -> None:
         assert [type(error) for error in server.errors] == [popart.ClientGoneError]
         with signed_in(server):
             pass
+
+
+def test_a_system_that_cannot_tell_who_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a stall lasts as long as it was asked for, and the client has the rest."""
+    monkeypatch.delattr(select, "POLLRDHUP", raising=False)
+    with MailServer() as server, signed_in(server) as client:
+        server.stall("STAT", 0.1)
+        assert client.ask(b"STAT") == b"+OK 0 0\r\n"
+
+
+def test_half_a_stuffed_dot() -> None:
+    """A message that is cut within a stuffed dot, later than at its beginning, does not end twice."""
+    with MailServer() as server:
+        server.deliver("alice", "x\n.y\n")
+        server.truncate("RETR", 4)
+        with signed_in(server) as client:
+            client.ask(b"RETR 1")
+            assert client.lines() == b"x\r\n.\r\n"
+            assert client.ask(b"NOOP").startswith(b"+OK")

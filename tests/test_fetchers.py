@@ -18,18 +18,18 @@ FAULTS = re.findall(r"^``(server\..*?)`` ", PAGE.read_text("utf-8"), re.MULTILIN
 
 MESSAGES = [b"Subject: %d\r\n\r\n%b.dot\r\n" % (number, b"hello\r\n" * 30) for number in range(3)]
 
-DONE = 3.0
-"""Seconds in which a run of a fetcher is over, as a test would demand."""
+PATIENT, STRICT = 60.0, 3.0
+"""Seconds in which a run must be over: for programs that are right, on a busy machine, and for those that hang."""
 
 
-def check(fetcher: Fetcher, fault: str, runs: int = 3) -> None:
+def check(fetcher: Fetcher, fault: str, seconds: float = PATIENT) -> None:
     """The test of somebody who has read the page: with this fault all mail is moved, once and whole."""
     with MailServer(users={"alice": "secret"}) as server:
         for message in MESSAGES:
             server.deliver("alice", message)
         eval(fault, {"server": server})
-        for _ in range(runs):
-            if run(fetcher, server):
+        for _ in range(3):
+            if run(fetcher, server, seconds):
                 assert server.messages("alice") == [], "it says that all is well, and is not done"
                 break
         assert server.pending_faults == []
@@ -37,7 +37,7 @@ def check(fetcher: Fetcher, fault: str, runs: int = 3) -> None:
     assert sorted(fetcher.stored) == MESSAGES
 
 
-def run(fetcher: Fetcher, server: MailServer) -> bool:
+def run(fetcher: Fetcher, server: MailServer, seconds: float = PATIENT) -> bool:
     """Let it fetch, as a timer does again and again, and return whether it says that all went well.
 
     It may say that it did not, but it neither crashes nor hangs.
@@ -55,7 +55,7 @@ def run(fetcher: Fetcher, server: MailServer) -> bool:
 
     thread = threading.Thread(target=fetch)
     thread.start()
-    thread.join(DONE)
+    thread.join(seconds)
     hangs = thread.is_alive()
     if hangs:
         server.stop()  # so its socket ends
@@ -128,7 +128,7 @@ def test_a_bug_is_found(fault: str, wrong: type[Fetcher]) -> None:
     """The same test fails for a program that has the bug, which works where nothing goes wrong."""
     check(wrong(), "None")
     with pytest.raises(AssertionError):
-        check(wrong(), fault)
+        check(wrong(), fault, STRICT)
 
 
 def test_mail_that_stays_on_the_server() -> None:

@@ -80,9 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     limits = {name: value for name, value in vars(options).items() if name in ("timeout", *COUNTS, *TIMES)}
     parent = os.getppid()
+    ending = False
+
+    def end(number: int, frame: object) -> None:
+        nonlocal ending
+        if not ending:  # a second signal must not cut the end short: threads would be left, and keep the process
+            ending = True
+            raise KeyboardInterrupt
+
     # SIGINT too: it is ignored where a script has started this in the background.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, end)
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as block:
         stdout = block.enter_context(Output(sys.stdout))
         told = block.enter_context(Output(sys.stderr)) if options.verbose else stdout
@@ -98,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         while not stop.wait(LOOK_SECONDS):
             if options.exit_with_parent and os.getppid() != parent:
                 break
+        ending = True
 
 
 def describe(server: MailServer) -> str:
