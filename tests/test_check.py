@@ -294,7 +294,7 @@ def test_sizes_that_are_too_small_are_noted(store: Store) -> None:
 
 
 def test_no_lock_is_noted(store: Store) -> None:
-    """Without *delete* a handler without a lock may be right, as nothing need ever be deleted."""
+    """Without *delete* a handler without a lock may be right, as nothing need ever be deleted, if it has no unlock."""
     report = check(next(wrong.handler for wrong in WRONG if wrong.handler.__name__ == "NoLock"), store)
     assert report.findings == []
     assert [note for note in report.notes if "A second session is let in" in note]

@@ -363,6 +363,14 @@ class OpeningRaises(Reading):
         return super().get_message_reader(number)
 
 
+@wrong("get_top_reader raised NotImplementedError")
+class TopRaises(Right):
+    """TOP is not done yet."""
+
+    def get_top_reader(self, number: int, lines: int) -> popart.MessageReader:
+        raise NotImplementedError
+
+
 @wrong("RETR 2 was answered -ERR")
 class OpeningRefused(Reading):
     """A message that is listed is refused in words."""
@@ -481,11 +489,16 @@ class NoReader(Reading):
 class ReaderCannotClose(Reading):
     """Closing a reader that was not read to its end fails."""
 
-    class reader(Reader):
+    class reader:  # no file object, which would be closed once more when it is forgotten
+        def __init__(self, handler: Reading, octets: bytes) -> None:
+            self.file = io.BytesIO(octets)
+
+        def read(self, n: int) -> bytes:
+            return self.file.read(n)
+
         def close(self) -> None:
-            if self.read(1):
+            if self.file.read(1):
                 raise ValueError("not at the end")
-            super().close()
 
 
 class Tops(Right):
@@ -685,15 +698,41 @@ class PrintsDeletions(Right):
         super().delete_messages(numbers)
 
 
+@wrong("QUIT was answered -ERR", delete=True)
+class RefusesToDelete(Right):
+    """A deletion is refused in words."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        raise popart.ReportableError("nothing is ever deleted here")
+
+
 # The lock.
 
 
 @wrong("A second session is let in", delete=True)
 class NoLock(Right):
-    """There is no lock."""
+    """There is no lock, although messages are deleted."""
 
     def lock_maildrop(self) -> None:
         self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None: ...
+
+
+@wrong("A second session is let in")
+class LockOfEachHandler(Right):
+    """Each handler has a lock of its own."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.lock = threading.Lock()
+
+    def lock_maildrop(self) -> None:
+        self.lock.acquire()
+        self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None:
+        self.lock.release()
 
 
 @wrong("stays locked after QUIT")
@@ -1010,6 +1049,14 @@ class ListingIsAsync(Right):
 
     async def list_messages(self) -> Any:
         return super().list_messages()
+
+
+@wrong("list_messages returned async_generator")
+class ListingIsAnAsyncGenerator(Right):
+    """The listing is an asynchronous generator."""
+
+    async def list_messages(self) -> Any:
+        yield len(self.messages)
 
 
 @wrong("delete_messages returned coroutine, not None", delete=True)

@@ -271,7 +271,7 @@ class Bench:
         for method in blocked:
             explain_block(self.report, method, self.options.patience)
         if not blocked:
-            self.report.find("slow", f"{stop}"[0].upper() + f"{stop}"[1:], "a client gives up", "Look what is slow")
+            self.report.find("slow", f"{stop}", "a client gives up", "Look what is slow")
 
 
 def digest(message: bytes) -> bytes:

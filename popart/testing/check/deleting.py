@@ -23,6 +23,8 @@ def check_failing_deletion(bench: Bench) -> None:
     with bench.serving():
         with bench.session() as visitor:
             before = visitor.listing("UIDL")
+            if not before:
+                return
             marked = range(1, min(len(before), _TRIED) + 1)
             for number in marked:
                 visitor.ok(f"DELE {number}")

@@ -74,7 +74,7 @@ _RULES: list[tuple[str, str, str]] = [
         "popart takes the message for one that was cut off, and no client can ever fetch it",
         "Announce popart.wire_size(message), and see that the reader neither ends early nor reads another message",
     ),
-    (r"coroutine", *_COROUTINE),
+    (r"coroutine|async_generator", *_COROUTINE),
     (
         r"unique-id",
         "UIDL is refused, and clients that leave mail on the server fetch nothing, or everything again",
