@@ -73,6 +73,7 @@ class TestPlace:
         assert (place.held, place.peer, place.cut) == (None, None, "")
         assert not (place.waits or place.idle or place.makes_room or place.signed_in())
         assert place.deadline == place.login_deadline == place.login_limit == math.inf
+        assert place.client_address == ("192.0.2.1", 1) and not place.closing.begun
 
     def test_login_limit(self, place: Place) -> None:
         """It is that of the AUTHORIZATION state alone."""

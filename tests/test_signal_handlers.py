@@ -67,6 +67,13 @@ def test_a_wish_to_close() -> None:
     assert toy.closed == [True]
 
 
+def test_what_was_forgotten_meanwhile() -> None:
+    """A forked child begins anew within a method, and closes nothing when it ends."""
+    toy = Toy()
+    toy.run(toy._begin)
+    assert not toy.closed
+
+
 def test_a_wish_and_a_failure() -> None:
     """It is carried out though the method fails."""
     toy = Toy()
