@@ -326,6 +326,38 @@ def test_no_guess_after_the_login_timeout() -> None:
     assert 1 <= mail.count("authenticate_pass") <= 2  # the first answer is held back for 0.25 s
 
 
+@pytest.mark.parametrize(
+    ("commands", "looks"),
+    [
+        ([b"NOOP"], 0),
+        ([b"NOOP"] * 2, 1),
+        ([b"NOOP"] * 24, 1),
+        ([b"NOOP"] * 25, 2),
+        ([b"NOOP"] * 60, 3),
+        ([b"LIST"] * 4, 1),
+        ([b"LIST"] * 12, 3),
+        ([b"RETR 2"] * 12, 3),
+        ([b"RETR 1"] * 3, 4),
+        ([b"RETR 1"] + [b"NOOP"] * 5, 2),
+    ],
+)
+def test_how_often_the_clock_is_looked_at(commands: list[bytes], looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 25 pipelined commands, where a listing or a small message counts as 6, after sending, and at the end."""
+    calls: list[int] = []
+    mail = Mail(b"x" * 70_000, MESSAGE)
+    with running(Server(HOST, lambda peer: MemoryHandler(mail))) as server, signed_in(server) as client:
+        client.send(b"NOOP\r\nNOOP\r\n")  # sign-in counts no longer
+        assert client.line() + client.line() == 2 * b"+OK nothing done\r\n"
+        monkeypatch.setattr(Pace, "pause", lambda pace: calls.append(1) or 0.0)
+        client.send(b"".join(command + b"\r\n" for command in commands))
+        for command in commands:
+            assert client.line().startswith(b"+OK")
+            if command != b"NOOP":
+                client.lines()
+        assert len(calls) == looks
+        monkeypatch.undo()
+
+
 # Places.
 
 

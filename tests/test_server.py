@@ -149,6 +149,56 @@ def test_a_subclass_with_other_bases() -> None:
     assert told == ["pop3"]
 
 
+def test_how_a_connection_is_held() -> None:
+    """By a thread that outlives the main one, without Nagle's delay, and with a deadline for sign-in.
+
+    Who has signed in gets more time while it still takes what was sent before.
+    """
+    threads = []
+
+    class Noting(MemoryHandler):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            threads.append(threading.current_thread())
+
+    with running(popart.Server(HOST, lambda peer: Noting(Mail()))) as server, connected(server) as client:
+        assert client.line().startswith(b"+OK")
+        (place,) = server._places.all()
+        wait_until(lambda: place.idle)
+        assert 170 < place.login_deadline - time.monotonic() <= 180
+        assert place._wait[1] == 0.0 and place.deadline <= place.login_deadline
+        assert place.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        client.sign_in()
+        wait_until(lambda: place.idle and place.signed_in())
+        assert place._wait[1] == 600.0 and not threads[0].daemon
+
+
+def test_who_says_nothing_is_no_error() -> None:
+    """Neither the handler nor the server is told of a client that came and went."""
+    handler = ClosingHandler(Mail())
+    server = TalkingServer(HOST, lambda peer: handler)
+    with running(server):
+        with connected(server) as client:
+            assert client.line().startswith(b"+OK")
+        assert handler.closed.wait(PATIENCE)
+    assert handler.mail.errors == [] == server.told
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"proxy_protocol": True}, b"-ERR [SYS/TEMP] too many connections, please try again later\r\n"),
+        ({"trusted_proxies": []}, b"-ERR [SYS/TEMP] too many connections, please try again later\r\n"),
+        ({"proxy_protocol": True, "trusted_proxies": []}, b""),
+    ],
+)
+def test_who_reads_that_there_is_no_place(options: Any, answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody, but not who comes past the proxy."""
+    with running(QuickServer(HOST, lambda peer: None, **options)) as server:
+        monkeypatch.setattr(server._places, "admit", lambda *client, address_known: None)
+        with connected(server) as client:
+            assert client.rest() == answer
+
+
 def test_a_port_is_free_at_once() -> None:
     """A server that is started again gets its port, though connections of the one before linger in the system."""
     with running(popart.Server(HOST, lambda peer: MemoryHandler(Mail()))) as server, signed_in(server) as client:

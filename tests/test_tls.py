@@ -14,6 +14,9 @@ import pytest
 import trustme
 
 import popart
+from popart.client_deadlines import Closing, Place
+from popart.client_socket import Stream
+from popart.fairness import Pace, Pacer
 from popart.server import Server
 from popart.tls import TLS
 from tests.conftest import (
@@ -163,6 +166,73 @@ def test_commands_right_behind_the_handshake(
             while not heard.endswith(b"+OK goodbye\r\n"):
                 heard += tls.read(1000)
             assert heard.count(b"\r\n+OK ") == 3
+
+
+def test_commands_behind_those(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """Further commands are read as they are."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with running(by_argument(lambda peer: MemoryHandler(Mail(MESSAGE)), server_context)) as server:
+        with connected(server) as client:
+            for _ in range(2):
+                try:
+                    tls.do_handshake()
+                except ssl.SSLWantReadError:
+                    client.send(outgoing.read())
+                    incoming.write(client.sock.recv(65_536))
+            heard = b""
+            for command in (b"USER alice\r\n", b"PASS secret\r\n", b"QUIT\r\n"):
+                tls.write(command)
+                client.send(outgoing.read())
+                while not heard.endswith(b"\r\n") or heard.count(b"\r\n") < 2:
+                    with suppress(ssl.SSLWantReadError):
+                        heard += tls.read(1000)
+                        continue
+                    incoming.write(client.sock.recv(65_536))
+                assert heard.count(b"+OK ") == 2
+                heard = heard.partition(b"\r\n")[2]
+
+
+def test_the_end_of_a_handshake_is_not_held_back(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, authority: trustme.CA
+) -> None:
+    """A client of TLS 1.2 need not wait for the application to hear that the handshake is over."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    server = by_argument(lambda peer: MemoryHandler(Mail(MESSAGE)), server_context)
+    held = Held(server, "on_new_connection")
+    try:
+        with running(server), connected(server, context) as client:
+            assert held.entered.wait(PATIENCE)
+            held.go_on.set()
+            assert client.line().startswith(b"+OK")
+    finally:
+        held.go_on.set()
+
+
+def test_a_word_of_tls_itself() -> None:
+    """What TLS answers to a record without contents is sent at once."""
+
+    class Answering:
+        ended = False
+
+        def decrypt(self, octets: bytes) -> bytes:
+            return octets[1:]
+
+        def outgoing(self) -> bytes:
+            return b"an answer"
+
+    one, other = socket.socketpair()
+    with one, other:
+        stream = Stream(one, Place(one, "", Closing()), Pace(Pacer()), 600.0)
+        tls: Any = Answering()
+        assert stream._decrypt(tls, b"x") == b""
+        assert other.recv(100) == b"an answer"
+        assert stream._decrypt(tls, b"xNOOP") == b"NOOP"
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(100)
 
 
 @both_ways
