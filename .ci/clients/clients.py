@@ -90,6 +90,13 @@ class Client:
     """A pattern for the text that it adds to a message."""
 
 
+def has_version(command: str, least: tuple[int, ...]) -> bool:
+    """Return whether a program is here, in this version or a later one."""
+    output = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    found = re.search(r"\d+(\.\d+)+", output)
+    return found is not None and tuple(map(int, found[0].split("."))) >= least
+
+
 CLIENTS = [
     Client(
         "poplib",
@@ -126,7 +133,11 @@ CLIENTS = [
         "mpop",
         ("sh", "mpop.sh"),
         "mpop --version",
-        signs_in=("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256", "EXTERNAL"),
+        signs_in=(
+            *("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "EXTERNAL"),
+            # Debian 13's gives up over TLS before it sends AUTH.
+            *(() if has_version("mpop --version", (1, 4, 21)) else ("SCRAM-SHA-256",)),
+        ),
         remembers=True,
         changes=("lone-cr",),
     ),
@@ -150,6 +161,8 @@ CLIENTS = [
         ("ruby", "net_pop.rb"),
         "ruby -rnet/pop -ropenssl -e 'puts Net::POP3::VERSION'",
         signs_in=("APOP",),
+        # It leaves stuffed dots in long messages.
+        changes=("large", "megabyte") if has_version("ruby --version", (3, 3)) else (),
     ),
     Client(
         "node-pop3",

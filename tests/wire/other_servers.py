@@ -65,7 +65,7 @@ class OtherServer:
 class Dovecot(OtherServer):
     """Debian's dovecot-pop3d."""
 
-    name = "Dovecot 2.3"
+    name = "Dovecot 2.3, 2.4"
     schemes = ("pop3", "pop3s")
     lacks = {
         "lock": "sessions share the maildrop; with pop3_lock_session the second is refused after ten seconds",
