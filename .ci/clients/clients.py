@@ -86,6 +86,9 @@ class Client:
     changes: tuple[str, ...] = ()
     """The odd messages that arrive changed, or not at all."""
 
+    may_change: tuple[str, ...] = ()
+    """The messages that arrive changed in some runs."""
+
     adds: bytes = b""
     """A pattern for the text that it adds to a message."""
 
@@ -161,8 +164,8 @@ CLIENTS = [
         ("ruby", "net_pop.rb"),
         "ruby -rnet/pop -ropenssl -e 'puts Net::POP3::VERSION'",
         signs_in=("APOP",),
-        # It leaves stuffed dots in long messages.
-        changes=("large", "megabyte") if has_version("ruby --version", (3, 3)) else (),
+        # It leaves stuffed dots in long messages, wherever its reads happen to end.
+        may_change=("large", "megabyte") if has_version("ruby --version", (3, 3)) else (),
     ),
     Client(
         "node-pop3",
