@@ -235,10 +235,22 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call() -> Generator[None, Any, Any]:
-    """Skip what a system cannot have: a test that itself asks for a signal or a call that Windows lacks."""
-    try:
+def pytest_fixture_setup() -> Generator[None, Any, Any]:
+    with skipped_on_windows():
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, Any, Any]:
+    with skipped_on_windows():
+        return (yield)
+
+
+@contextmanager
+def skipped_on_windows() -> Iterator[None]:
+    """Skip a test that itself asks for what Windows lacks: a signal, fork(), UNIX sockets."""
+    try:
+        yield
     except AttributeError as error:
         frames = traceback.extract_tb(error.__traceback__)
         if sys.platform == "win32" and error.obj in (os, signal, socket) and "tests" in Path(frames[-1].filename).parts:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from popart.client_deadlines import Closing, Place, Watchdog, deadline_in, makes_progress
 
 from popart import system
-from popart.client_deadlines import Closing, Place, Watchdog, deadline_in, makes_progress
 from popart.errors import ClientGoneError, ClientTimeoutError
 from tests.conftest import PATIENCE, wait_until
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from popart.client_deadlines import Closing, Place
 
 from popart import system
-from popart.client_deadlines import Closing, Place
 from popart.client_socket import Stream
 from popart.errors import ClientTimeoutError
 from popart.fairness import Pace, Pacer

@@ -269,6 +269,7 @@ def test_a_socket_that_is_shared() -> None:
     assert (old_mail.count("lock_maildrop"), new_mail.count("lock_maildrop")) == (1, 2)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a process sends no signals on Windows")
 def test_sigterm() -> None:
     """The way of a service: SIGTERM makes serve_forever return, and the main thread drains and closes."""
     mail = Mail(MESSAGE)

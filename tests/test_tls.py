@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import trustme
+from popart.client_deadlines import Closing, Place
 
 import popart
-from popart.client_deadlines import Closing, Place
 from popart.client_socket import Stream
 from popart.fairness import Pace, Pacer
 from popart.server import Server

@@ -86,8 +86,18 @@ class Client:
     changes: tuple[str, ...] = ()
     """The odd messages that arrive changed, or not at all."""
 
+    may_change: tuple[str, ...] = ()
+    """The messages that arrive changed in some runs."""
+
     adds: bytes = b""
     """A pattern for the text that it adds to a message."""
+
+
+def has_version(command: str, least: tuple[int, ...]) -> bool:
+    """Return whether a program is here, in this version or a later one."""
+    output = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    found = re.search(r"\d+(\.\d+)+", output)
+    return found is not None and tuple(map(int, found[0].split("."))) >= least
 
 
 CLIENTS = [
@@ -126,7 +136,11 @@ CLIENTS = [
         "mpop",
         ("sh", "mpop.sh"),
         "mpop --version",
-        signs_in=("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256", "EXTERNAL", "CRAM-MD5"),
+        signs_in=(
+            *("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "EXTERNAL", "CRAM-MD5"),
+            # Debian 13's gives up over TLS before it sends AUTH.
+            *(() if has_version("mpop --version", (1, 4, 21)) else ("SCRAM-SHA-256",)),
+        ),
         remembers=True,
         changes=("lone-cr",),
     ),
@@ -150,6 +164,8 @@ CLIENTS = [
         ("ruby", "net_pop.rb"),
         "ruby -rnet/pop -ropenssl -e 'puts Net::POP3::VERSION'",
         signs_in=("APOP",),
+        # It leaves stuffed dots in long messages, wherever its reads happen to end.
+        may_change=("large", "megabyte") if has_version("ruby --version", (3, 3)) else (),
     ),
     Client(
         "node-pop3",
