@@ -104,8 +104,8 @@ class Server(ClosingServer):
     :raises ValueError: a *hostname*, *implementation* or *expire* that is not valid on the wire, a *timeout* below
         `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
         *trusted_proxies* that are not networks, a listener that *require_tls* refuses, *reuse_port* on a system without
-        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may not use, a limit that is
-        not a number.
+        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may not use, a limit
+        that is not a number.
     :raises OSError: the address cannot be bound.
     """
 
@@ -290,7 +290,7 @@ class Server(ClosingServer):
         """Learn, in an ``except`` block, of a failure without a handler to tell: PROXY, TLS, *on_new_connection*.
 
         *client_address* is the client's, as far as it is known: behind a proxy the proxy's own until the header has
-        come.  It does nothing; override it to log `sys.exc_info()`.
+        come.  It does nothing; override it to log `sys.exc_info`.
         """
 
     def close_request(self, request: Any) -> None:
