@@ -38,6 +38,7 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 highlight_language = "python"
 
+pygments_dark_style = "monokai"  # Furo's own underlines the names of modules, as if they were links
 html_theme = "furo"
 html_title = f"popart {release}"
 html_static_path = ["_static"]

@@ -104,8 +104,8 @@ class Server(ClosingServer):
     :raises ValueError: a *hostname*, *implementation* or *expire* that is not valid on the wire, a *timeout* below
         `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
         *trusted_proxies* that are not networks, a listener that *require_tls* refuses, *reuse_port* on a system without
-        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may not use, a limit
-        that is not a number.
+        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may not use, a
+        limit that is not a number.
     :raises OSError: the address cannot be bound.
     """
 
@@ -195,8 +195,8 @@ class Server(ClosingServer):
 
         Such sockets come from systemd or from a parent process.  The server closes *listener* at its end, but you must
         remove the path of a UNIX socket.  A connection to a UNIX socket cannot be reset: if a message breaks off, its
-        client reads an error only if some of what the client sent was left unread.  *options* are the keyword arguments
-        of `Server` except *reuse_port*, for which it is too late.
+        client reads an error only if some of what the client sent was left unread.  *arguments* are the keyword
+        arguments of `Server` except *reuse_port*, for which it is too late.
 
         :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
         """
