@@ -33,9 +33,7 @@ class ListHandler(popart.BaseHandler):
     # Reading.  Messages are numbered from 1.
 
     def list_messages(self) -> list[tuple[int, str]]:
-        return [
-            (popart.wire_size(octets), unique_id) for unique_id, octets in self.messages
-        ]
+        return [(popart.wire_size(octets), uid) for uid, octets in self.messages]
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
         return BytesIO(self.messages[number - 1][1])

@@ -24,7 +24,5 @@ if __name__ == "__main__":
     with popart.Server.from_socket(listener, lambda peer: SQLiteHandler()) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
         server.serve_forever()
-        signal.signal(
-            signal.SIGTERM, lambda *_: server.server_close()
-        )  # a second signal ends the draining
+        signal.signal(signal.SIGTERM, lambda *_: server.server_close())  # ends drain
         server.drain(30)

@@ -61,9 +61,8 @@ class DjangoHandler(popart.BaseHandler, popart.SupportsClose):
         keys = [self.messages[number - 1][0] for number in numbers]
         with transaction.atomic():
             self.renew_lock()
-            for start in range(
-                0, len(keys), 500
-            ):  # databases limit a query's parameters
+            # Databases limit a query's parameters.
+            for start in range(0, len(keys), 500):
                 Message.objects.filter(pk__in=keys[start : start + 500]).delete()
 
     def unlock_maildrop(self):
