@@ -61,7 +61,7 @@ def pop3_server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
 
 @pytest.fixture
 def pop3s_server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
-    """The same over TLS: clients trust the certificates in its `ca_file`."""
+    """The same over TLS: clients trust the certificates in its ``ca_file``."""
     yield from _serve(request, tls=True)
 
 

@@ -14,6 +14,10 @@ OURS = ("popart", "popart pinned", "popart one", "popart x2", "baseline", FLOOR,
 """Columns whose wrong answers are the fault of popart or of these scripts; those of a peer are only reported."""
 
 
+NOTHING = "--"
+"""A cell without a figure.  In reStructuredText a single hyphen would begin a list."""
+
+
 @dataclass
 class Cell:
     """One server's runs of one row."""
@@ -146,10 +150,10 @@ class Results:
             for name in names:
                 cell = line.cells.get(name)
                 if cell is None:
-                    row.append("-")
+                    row.append(NOTHING)
                 else:
                     row.append(cell.verdict or show(line, name))
-            if set(row[1:]) != {"-"}:
+            if set(row[1:]) != {NOTHING}:
                 rows.append(row)
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         rule = "  ".join("=" * width for width in widths)
@@ -199,12 +203,12 @@ class Results:
 def number(value: float | None) -> str:
     """Return a figure with its meaningful digits only."""
     if value is None:
-        return "-"
+        return NOTHING
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _cpu(cell: Cell) -> str:
-    return number(statistics.median(cell.server_cpu)) if cell.server_cpu else "-"
+    return number(statistics.median(cell.server_cpu)) if cell.server_cpu else NOTHING
 
 
 def _times(ratio: float | None) -> str:

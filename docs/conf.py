@@ -1,5 +1,6 @@
 """Sphinx's settings: ``python3 -m sphinx -W --keep-going -b html docs build/docs``."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,33 @@ author = "The popart developers"
 copyright = author
 version = release = popart.__version__
 
-extensions = ["sphinx.ext.autodoc"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
+exclude_patterns = ["*-table.rst"]  # other pages include them
 default_role = "py:obj"
+
+# A name that leads nowhere is an error.  python-names.txt says where those of the standard library lead, so that no
+# build needs the network: add a line for each name that a page comes to use.
+nitpicky = True
+intersphinx_mapping = {"python": ("https://docs.python.org/3", "python-names.txt")}
+nitpick_ignore = [  # what signatures show, and no page describes
+    ("py:class", "popart.message_framing.Readable"),
+    ("py:class", "popart.options.SocketOptions"),
+    ("py:class", "popart.server.AnyServer"),
+    ("py:class", "popart.testing.server.MailServerOptions"),
+    ("py:class", "pytest.FixtureRequest"),
+]
+
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 highlight_language = "python"
 
+pygments_dark_style = "monokai"  # Furo's own underlines the names of modules, as if they were links
 html_theme = "furo"
 html_title = f"popart {release}"
+html_static_path = ["_static"]
+html_css_files = ["popart.css"]
+html_use_index = html_domain_indices = False  # nothing leads to them
 html_copy_source = False
 html_show_sourcelink = False
 
@@ -42,5 +61,12 @@ class SessionLexer(RegexLexer):
     }
 
 
+def show_plain_mappings(*event: Any) -> tuple[str, str] | None:
+    """A default that is a read-only mapping looks in a signature like any other."""
+    signature, returned = event[5:]
+    return signature and (re.sub(r"mappingproxy\((.*?)\)", r"\1", signature), returned)
+
+
 def setup(app: Any) -> None:
     app.add_lexer("pop3", SessionLexer)
+    app.connect("autodoc-process-signature", show_plain_mappings)

@@ -51,8 +51,8 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Accept connections until `shutdown` or `server_close`.  Return at once if either was called before.
 
-        It calls `service_actions` every *poll_interval* seconds, and whenever it has accepted all waiting connections,
-        or a hundred.
+        It calls ``service_actions`` every *poll_interval* seconds, and whenever it has accepted all waiting
+        connections, or a hundred.
         """
         self._loop = threading.current_thread()
         try:
@@ -86,8 +86,8 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
     @operation
     def handle_request(self) -> None:
-        """Accept one connection.  If none comes within ``self.timeout`` seconds, call `handle_timeout`; None waits for
-        ever.
+        """Accept one connection.  If none comes within ``self.timeout`` seconds, call ``handle_timeout``; None waits
+        for ever.
 
         When the server closes, it returns and does neither.
         """

@@ -8,26 +8,32 @@ Derive it from `BaseHandler` if one call can list a whole maildrop, and from `Ha
 
 The order of calls in a session::
 
-    set_banner                                  only with Server(apop=True), before the greeting
-    enable_utf8, set_language                   as the client asks; the second in any state
-    authenticate_pass, authenticate_apop, authenticate_token, authenticate_certificate
-    or get_scram_credentials                    each time the client tries to sign in
-    get_mechanisms                              for CAPA, in any state, and for AUTH
-    authorize                                   after a right password, if the client asks for another's maildrop
-    lock_maildrop                               once a sign-in has succeeded
-    list_messages                               or get_message_count and get_message_size for each message
-    get_message_id, get_message_reader, get_top_reader          as the client asks
-    get_languages, get_login_delay, get_expire  as the client asks, in any state, the last of them after sign-in
-    delete_messages                             at QUIT, if something is marked as deleted
-    unlock_maildrop                             once for each lock_maildrop that returned, however the session ends
-    command_finished, session_finished          after each command, and at the end
-    close                                       once, last, also when nobody signed in
+    set_banner                only with Server(apop=True), before the greeting
+    enable_utf8, set_language as the client asks; the second in any state
+    authenticate_pass, authenticate_apop, authenticate_token,
+    authenticate_certificate or get_scram_credentials
+                              each time the client tries to sign in
+    get_mechanisms            for CAPA, in any state, and for AUTH
+    authorize                 after a right password, if the client asks for another's
+                              maildrop
+    lock_maildrop             once a sign-in has succeeded
+    list_messages             or get_message_count, and get_message_size for each
+    get_message_id, get_message_reader, get_top_reader
+                              as the client asks
+    get_languages, get_login_delay, get_expire
+                              as the client asks, in any state, the last after sign-in
+    delete_messages           at QUIT, if something is marked as deleted
+    unlock_maildrop           once for each lock_maildrop that returned, however the
+                              session ends
+    command_finished          after each command
+    session_finished          at the end
+    close                     once, last, also when nobody signed in
 
-Any method may raise.  A `ReportableError` is a refusal in words that the client may read.  popart answers any other
-exception (SystemExit and KeyboardInterrupt too) with ``-ERR [SYS/TEMP]`` and a fixed text, and gives it to
-`Handler.handle_session_error`.  During sign-in and at QUIT it also ends the session.  popart answers a result of the
-wrong kind with ``-ERR [SYS/PERM]``, and reports it as a `HandlerError` in the same way.  A coroutine is such a result:
-no method may be an ``async def``.
+Any method may raise.  A `popart.ReportableError` is a refusal in words that the client may read.  popart answers any
+other exception (SystemExit and KeyboardInterrupt too) with ``-ERR [SYS/TEMP]`` and a fixed text, and gives it to
+`popart.Handler.handle_session_error`.  During sign-in and at QUIT it also ends the session.  popart answers a result of
+the wrong kind with ``-ERR [SYS/PERM]``, and reports it as a `popart.HandlerError` in the same way.  A coroutine is such
+a result: no method may be an ``async def``.
 
 popart finds the optional abilities below by their methods.  A handler has an ability if it has all of its methods,
 whether from its class, from a property or from ``__getattr__``.  Two attributes say more about signing in:
@@ -215,16 +221,17 @@ class _TakesPasswords:
 class BaseHandler(Handler, SupportsListing):
     """A handler that lists its maildrop by one call.  Derive from it, and write only what popart cannot know.
 
-    Six methods are abstract: `lock_maildrop`, `list_messages`, `get_message_reader`, `delete_messages`,
-    `unlock_maildrop` and `handle_session_error`.  To let anybody in, also override `authenticate_pass`, or add
+    Six methods are abstract: ``lock_maildrop``, ``list_messages``, ``get_message_reader``, ``delete_messages``,
+    ``unlock_maildrop`` and ``handle_session_error``.  To let anybody in, also override `authenticate_pass`, or add
     another way to sign in, such as `SupportsTokens` or `SupportsMechanisms`.
 
     The rest is done: `banner` is kept, APOP is refused, passwords are taken only if `authenticate_pass` is
-    overridden, and the count, the sizes and the ids come from `list_messages`.  There is no ``__init__`` to call.
+    overridden, and the count, the sizes and the ids come from ``list_messages``.  There is no ``__init__`` to call.
 
-    popart calls `list_messages` once, at sign-in, and never asks for the count, a size or an id.  Your own methods may:
-    from sign-in on these answer from that one listing.  Before it, or if popart does not see that you list, because the
-    handler is wrapped, `get_message_count` lists anew each time, and the sizes and ids are those of its listing.
+    popart calls ``list_messages`` once, at sign-in, and never asks for the count, a size or an id.  Your own methods
+    may: from sign-in on these answer from that one listing.  Before it, or if popart does not see that you list,
+    because the handler is wrapped, `get_message_count` lists anew each time, and the sizes and ids are those of its
+    listing.
     """
 
     banner: str = ""
@@ -252,7 +259,7 @@ class BaseHandler(Handler, SupportsListing):
         """Refuse with the code SYS/PERM, so that the client may sign in by other means and no password seems wrong.
 
         A server made with ``apop=True`` whose handler does not override this method can only be an oversight.
-        `handle_session_error` is told so by a `HandlerError`, once for each handler.
+        ``handle_session_error`` is told so by a `HandlerError`, once for each handler.
         """
         if self.banner and not self.__told_of_apop:
             self.__told_of_apop = True

@@ -195,8 +195,8 @@ class Server(ClosingServer):
 
         Such sockets come from systemd or from a parent process.  The server closes *listener* at its end, but you must
         remove the path of a UNIX socket.  A connection to a UNIX socket cannot be reset: if a message breaks off, its
-        client reads an error only if some of what the client sent was left unread.  *options* are the keyword arguments
-        of `Server` except *reuse_port*, for which it is too late.
+        client reads an error only if some of what the client sent was left unread.  *arguments* are the keyword
+        arguments of `Server` except *reuse_port*, for which it is too late.
 
         :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
         """
@@ -292,7 +292,7 @@ class Server(ClosingServer):
         """Learn, in an ``except`` block, of a failure without a handler to tell: PROXY, TLS, *on_new_connection*.
 
         *client_address* is the client's, as far as it is known: behind a proxy the proxy's own until the header has
-        come.  It does nothing; override it to log `sys.exc_info()`.
+        come.  It does nothing; override it to log `sys.exc_info`.
         """
 
     def close_request(self, request: Any) -> None:

@@ -25,6 +25,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType
@@ -814,6 +815,26 @@ def test_the_session_in_the_picture_is_real() -> None:
         assert client.rest() == b""
 
 
+def test_the_first_server_gives_the_session_in_the_picture(tmp_path: Path) -> None:
+    """index.rst: the shortest server runs as it stands, and its client reads what the picture below it says."""
+    _, steps = diagrams.read_sequence((DOCS / "pictures" / "session.txt").read_text("utf-8"))
+    copy_examples(tmp_path, "hello.py")
+    with process(tmp_path, sys.executable, "hello.py", ends=-signal.SIGTERM) as server:
+        port = port_of(server)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock, closing(Client(sock)) as client:
+            for arrow in steps:
+                if isinstance(arrow, str) or not arrow.text:
+                    continue
+                if arrow.sender == "Client":
+                    client.send(arrow.text.encode() + b"\r\n")
+                elif arrow.receiver == "Client":
+                    assert client.line() == arrow.text.encode() + b"\r\n"
+                    if "message" in arrow.remark:
+                        client.lines()
+            assert client.rest() == b""
+        assert line_of(server) == "to be deleted: [1]\n"
+
+
 @pytest.mark.parametrize("source", ["session.txt", "states.dot"])
 def test_pictures_are_current(source: str) -> None:
     """A picture was drawn from its text as it is now: python3 docs/diagrams.py draws it."""
@@ -847,7 +868,47 @@ def test_each_example_is_shown_and_each_shown_file_exists() -> None:
     shown = {block.source for page in PAGES for block in follow_tutorial.blocks(page) if block.source is not None}
     assert all(path.is_file() for path in shown)
     files = (path for path in EXAMPLES.rglob("*.*") if path.suffix != ".pyc" and path.stat().st_size)
-    assert {path.name for path in files if path.is_file() and path not in shown} <= {"settings.py"}
+    assert {path.name for path in files if path.is_file() and path not in shown} <= {"ruff.toml", "settings.py"}
+
+
+def literal_blocks(text: str) -> Iterator[str]:
+    """Yield what a page or docstrings show as it stands: all that is indented behind a directive or two colons."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        words = line.lstrip()
+        if words.startswith(".. code-block::") or (words.endswith("::") and not words.startswith("..")):
+            (margin,) = re.findall(r"\A\s*\n( *)", "\n".join(["", *lines[number + 1 :]]))
+            block = takewhile(lambda row, margin=margin: not row or row.startswith(margin), lines[number + 1 :])
+            yield textwrap.dedent("\n".join(block))
+
+
+def test_each_example_fits_into_a_page() -> None:
+    """Code has 88 columns at most, in the manual and the reference of the test kit too: more would be cut off."""
+    package = Path(popart.__file__).parent
+    sources = [*PAGES, *EXAMPLES.rglob("*.py"), package / "handler.py", *package.glob("testing/*.py")]
+    wide = []
+    for path in sources:
+        text = path.read_text("utf-8")
+        shown = [text] if EXAMPLES in path.parents else literal_blocks(text)
+        wide += [line for block in shown for line in block.splitlines() if len(line) > 88]
+    assert wide == []
+
+
+def test_a_cell_without_a_figure_is_no_list() -> None:
+    """In the tables that programs print a lone hyphen would be drawn as a bullet: such a cell is ``--``."""
+    for table in DOCS.glob("*-table.rst"):
+        assert not re.search(r" - | -$", re.sub(r"^ +(\* )?- ", "", table.read_text("utf-8"), flags=re.MULTILINE))
+
+
+def test_what_no_other_server_does_has_a_test() -> None:
+    """README.rst: each row of the table names a test, which exists."""
+    table = (DOCS.parent / "README.rst").read_text("utf-8").partition(".. The table begins.")[2]
+    rows = table.partition(".. The table ends.")[0].split("   * - ")[2:]
+    named = [re.search(r"\n     - ``(tests/[\w/]+\.py)`` ``(test_\w+)``\n", row) for row in rows]
+    assert len(named) == 7
+    for found in named:
+        assert found is not None
+        assert f"def {found[2]}(" in (DOCS.parent / found[1]).read_text("utf-8")
 
 
 def test_the_table_of_other_servers_is_current() -> None:
@@ -878,8 +939,9 @@ def steps() -> set[str]:
 
 def test_each_step_is_listed() -> None:
     """A step that .ci/run does not know is an error, before any other is run, and lists all: none lacks a function."""
+    known = steps()
     functions = set(re.findall(r"^run_(\w+)\(\) {$", CI.read_text("utf-8"), re.MULTILINE))
-    assert steps() == functions | {"pythons"}
+    assert known == functions | {"pythons"}
 
 
 def test_the_commands_for_contributors() -> None:
@@ -899,5 +961,6 @@ def test_the_commands_for_contributors() -> None:
 
 def test_each_path_for_contributors_exists() -> None:
     """CONTRIBUTING.rst: a change has its places, and they are there."""
+    need(CI.exists(), ".ci")
     paths = re.findall(r"``((?:popart|tests|docs|\.ci)/[\w./-]*)``", CONTRIBUTING.read_text("utf-8"))
     assert [path for path in paths if not (DOCS.parent / path).exists()] == []

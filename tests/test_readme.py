@@ -21,7 +21,8 @@ import popart
 from popart.options import COUNTS, TIMES, LimitOptions, Limits
 from tests.conftest import PATIENCE, Mail, MemoryHandler, connected, signed_in
 
-README = Path(__file__).parent.parent.joinpath("README.rst").read_text(encoding="utf-8")
+README_PATH = Path(__file__).parent.parent / "README.rst"
+README = README_PATH.read_text(encoding="utf-8")
 
 
 def blocks(introduction: str) -> list[str]:
@@ -170,6 +171,14 @@ def test_each_limit_is_checked_and_may_be_named() -> None:
     """A limit is a count or a time, which says how it is checked, and the test kit takes each by its name."""
     limits = sorted(Limits.__annotations__)
     assert limits == sorted(["minimum_timeout", *COUNTS, *TIMES]) == sorted(LimitOptions.__annotations__)
+
+
+def test_each_link_leads_somewhere() -> None:
+    """A link to a file of the checkout leads to one that is there."""
+    links = re.findall(r"`[^`<]+<([^>`]+)>`_|^\.\. image:: (.*)", README, re.MULTILINE)
+    paths = [path or picture for path, picture in links if not path.startswith("https://")]
+    assert len(paths) > 5
+    assert [path for path in paths if not README_PATH.parent.joinpath(path).exists()] == []
 
 
 def test_all_python_of_the_readme_is_executed() -> None:

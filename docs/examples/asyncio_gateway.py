@@ -1,9 +1,11 @@
-"""The mail of an application that is all asyncio, by POP3: here its store is aiosqlite::
+"""The mail of an application that is all asyncio, by POP3: here its store is
+aiosqlite::
 
     POP3_USERS='alice:secret' python3 docs/examples/asyncio_gateway.py mail.db
 
-It needs aiosqlite: pip install -e '.[gateways]'.  The program goes on with whatever it does in its event loop.  popart
-has threads of its own; they ask the loop, and wait for it.
+It needs aiosqlite: pip install -e '.[gateways]'.  The program goes on with whatever it
+does in its event loop.  popart has threads of its own; they ask the loop, and wait for
+it.
 """
 
 from __future__ import annotations
@@ -17,13 +19,22 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import aiosqlite
-from gateway import TIMEOUT, GatewayHandler, PieceReader, Users, make_parser, open_server
+from gateway import (
+    TIMEOUT,
+    GatewayHandler,
+    PieceReader,
+    Users,
+    make_parser,
+    open_server,
+)
 
 import popart
 
 Answer = TypeVar("Answer")
 
-SCHEMA = """
+SCHEMA =
+
+"""
 CREATE TABLE IF NOT EXISTS message (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again for another message
     username TEXT NOT NULL,
@@ -36,7 +47,8 @@ CREATE TABLE IF NOT EXISTS message (
 
 
 class Store:
-    """Each call has a connection of its own.  If the call is cancelled, its connection closes, and rolls back."""
+    """Each call has a connection of its own.  If the call is cancelled, its connection
+    closes, and rolls back."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -51,23 +63,33 @@ class Store:
     async def deliver(self, username: str, message: bytes) -> None:
         row = (username, secrets.token_hex(16), popart.wire_form(message))
         async with self._connect() as db:
-            await db.execute("INSERT INTO message (username, uid, octets) VALUES (?, ?, ?)", row)
+            await db.execute(
+                "INSERT INTO message (username, uid, octets) VALUES (?, ?, ?)", row
+            )
             await db.commit()
 
     async def find(self, username: str) -> list[tuple[int, int, str]]:
-        query = "SELECT id, length(octets), uid FROM message WHERE username = ? ORDER BY id"
+        query = (
+            "SELECT id, length(octets), uid FROM message WHERE username = ? ORDER BY id"
+        )
         async with self._connect() as db, db.execute(query, (username,)) as cursor:
             return [(row[0], row[1], row[2]) async for row in cursor]
 
     async def read(self, message: int, offset: int, count: int) -> bytes | None:
-        query = "SELECT substr(octets, ?, ?) FROM message WHERE id = ?"  # SQL counts from 1
-        async with self._connect() as db, db.execute(query, (offset + 1, count, message)) as cursor:
+        # SQL counts from 1.
+        query = "SELECT substr(octets, ?, ?) FROM message WHERE id = ?"
+        async with (
+            self._connect() as db,
+            db.execute(query, (offset + 1, count, message)) as cursor,
+        ):
             row = await cursor.fetchone()
         return None if row is None else row[0]
 
     async def delete(self, messages: list[int]) -> None:
         async with self._connect() as db:
-            await db.executemany("DELETE FROM message WHERE id = ?", [(message,) for message in messages])
+            await db.executemany(
+                "DELETE FROM message WHERE id = ?", [(message,) for message in messages]
+            )
             await db.commit()  # one transaction: all or none
 
 
@@ -75,14 +97,17 @@ class Store:
 
 
 class AsyncHandler(GatewayHandler):
-    def __init__(self, store: Store, users: Users, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, store: Store, users: Users, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._store = store
         self._users = users
         self._loop = loop
         self._messages: list[tuple[int, int, str]] = []
 
     def _ask(self, question: Coroutine[Any, Any, Answer]) -> Answer:
-        """Have the event loop answer, and cancel the question if that takes too long."""
+        """Have the event loop answer, and cancel the question if that takes too
+        long."""
         answer = asyncio.run_coroutine_threadsafe(question, self._loop)
         try:
             return answer.result(TIMEOUT)
@@ -109,7 +134,9 @@ class AsyncHandler(GatewayHandler):
         return PieceReader(fetch)
 
     def delete_messages(self, numbers: Sequence[int]) -> None:
-        self._ask(self._store.delete([self._messages[number - 1][0] for number in numbers]))
+        self._ask(
+            self._store.delete([self._messages[number - 1][0] for number in numbers])
+        )
 
 
 # 3. The server.
@@ -119,8 +146,8 @@ class AsyncHandler(GatewayHandler):
 async def serving(server: popart.Server) -> AsyncIterator[popart.Server]:
     """Serve in a thread, and at the end close the server in another one.
 
-    Never call ``server_close`` on the event loop's own thread, nor ``with server:`` there: it waits for sessions, whose
-    handlers wait for the loop.
+    Never call ``server_close`` on the event loop's own thread, nor ``with server:``
+    there: it waits for sessions, whose handlers wait for the loop.
     """
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -133,16 +160,22 @@ async def serving(server: popart.Server) -> AsyncIterator[popart.Server]:
 
 async def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("database", help="the file with the mail; it is made if it is not there")
+    parser.add_argument(
+        "database", help="the file with the mail; it is made if it is not there"
+    )
     options = parser.parse_args()
-    users, store, loop, stop = Users(), Store(options.database), asyncio.get_running_loop(), asyncio.Event()
+    users, store = Users(), Store(options.database)
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     await store.create()
-    # A signal handler that closes the server would do so on the loop's thread.  So it only sets an event.  It is the
-    # loop's own, because signal.signal() would not wake a loop that is about to sleep.  On Windows there is none.
+    # A signal handler that closes the server would do so on the loop's thread.  So it
+    # only sets an event.  It is the loop's own, because signal.signal() would not wake
+    # a loop that is about to sleep.  On Windows there is none.
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
-    async with serving(open_server(options, lambda peer: AsyncHandler(store, users, loop))) as server:
+    async with serving(
+        open_server(options, lambda peer: AsyncHandler(store, users, loop))
+    ) as server:
         print("POP3 on port", server.server_address[1], flush=True)
         await stop.wait()
 

@@ -8,11 +8,14 @@ import popart
 
 
 class CramMD5SignIn(popart.SupportsMechanisms):
-    """The client proves that it knows the password.  You have to store the passwords in readable form."""
+    """The client proves that it knows the password.  You have to store the passwords in
+    readable form."""
 
     passwords = {"alice": "secret"}
 
-    def get_mechanisms(self) -> Mapping[str, Callable[[], Generator[bytes, bytes, str]]]:
+    def get_mechanisms(
+        self,
+    ) -> Mapping[str, Callable[[], Generator[bytes, bytes, str]]]:
         return {"CRAM-MD5": self.cram_md5}
 
     def cram_md5(self) -> Generator[bytes, bytes, str]:

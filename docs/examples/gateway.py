@@ -1,4 +1,5 @@
-"""What the gateways beside this file share: their command line, their users, their locks, and messages in pieces."""
+"""What the gateways beside this file share: their command line, their users, their
+locks, and messages in pieces."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ import popart
 log = logging.getLogger("gateway")
 
 TIMEOUT = 10.0
-"""Seconds that a backend may take for one answer.  Clients wait for theirs: a minute, some of them."""
+"""Seconds that a backend may take for one answer.  Clients wait for theirs: a minute,
+some of them."""
 
 PIECE = 1 << 20
 """Octets of a message that are fetched, and kept in memory, at a time."""
 
 FIRST_PIECE = 1 << 16
-"""Octets of the first piece: for TOP, which many clients send for each message, it is most often enough."""
+"""Octets of the first piece: for TOP, which many clients send for each message, it is
+most often enough."""
 
 Answer = TypeVar("Answer")
 
@@ -34,7 +37,8 @@ Answer = TypeVar("Answer")
 def twice(ask: Callable[[], Answer], *faults: type[Exception]) -> Answer:
     """Return ``ask()``, and if one of these faults breaks it, ask once more.
 
-    Nobody knows what a backend did whose answer was lost.  So ask only for what may be done twice.
+    Nobody knows what a backend did whose answer was lost.  So ask only for what may be
+    done twice.
     """
     try:
         return ask()
@@ -43,31 +47,40 @@ def twice(ask: Callable[[], Answer], *faults: type[Exception]) -> Answer:
 
 
 def short_id(*parts: str) -> str:
-    """Return a unique-id of 64 characters that stands for names which are too long, or hold spaces."""
+    """Return a unique-id of 64 characters that stands for names which are too long, or
+    hold spaces."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 class Users:
-    """Names and passwords of the gateway's own, from the environment: POP3_USERS='alice:secret bob:hunter2'."""
+    """Names and passwords of the gateway's own, from the environment:
+    POP3_USERS='alice:secret bob:hunter2'."""
 
     def __init__(self, pairs: str | None = None) -> None:
         pairs = os.environ.get("POP3_USERS", "") if pairs is None else pairs
         self._passwords = dict(pair.split(":", 1) for pair in pairs.split())
         if not self._passwords:
-            sys.exit("Nobody could sign in: set POP3_USERS to names and passwords, such as 'alice:secret bob:hunter2'.")
+            sys.exit(
+                "Nobody could sign in: set POP3_USERS to names and passwords, "
+                "such as 'alice:secret bob:hunter2'."
+            )
 
     def __contains__(self, username: str) -> bool:
         return username in self._passwords
 
     def check(self, username: str, password: str) -> None:
-        """Return if the password is right.  The time that it takes does not show whether there is such a user."""
+        """Return if the password is right.  The time that it takes does not show
+        whether there is such a user."""
         wanted = self._passwords.get(username, "")
-        if not (hmac.compare_digest(wanted.encode(), password.encode()) and username in self):
+        if not (
+            hmac.compare_digest(wanted.encode(), password.encode()) and username in self
+        ):
             raise popart.ReportableError("wrong name or password")
 
 
 class _Locks:
-    """The users whose maildrops are locked, by this process: the backends know no such lock."""
+    """The users whose maildrops are locked, by this process: the backends know no such
+    lock."""
 
     def __init__(self) -> None:
         self._users: set[str] = set()
@@ -97,15 +110,16 @@ class GatewayHandler(popart.BaseHandler):
         self._locks.release(self.username)
 
     def handle_session_error(self, error: BaseException) -> None:
-        # Not its traceback, and not repr(error): a UnicodeEncodeError's, for one, shows all that was to be encoded.
+        # Not its traceback, and not repr(error): a UnicodeEncodeError's, for one, shows
+        # all that was to be encoded.
         log.warning("%r: %s: %r", self.username, type(error).__name__, str(error))
 
 
 class PieceReader:
     """A message that is fetched piece by piece.
 
-    ``fetch(offset, count)`` returns *count* octets from *offset* on, and fewer only where the message ends.  If it is
-    cut off, it raises.
+    ``fetch(offset, count)`` returns *count* octets from *offset* on, and fewer only
+    where the message ends.  If it is cut off, it raises.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
@@ -130,7 +144,8 @@ class PieceReader:
 
 
 class GatewayServer(popart.Server):
-    """A server that logs what no handler can be told, such as a TLS handshake that fails."""
+    """A server that logs what no handler can be told, such as a TLS handshake that
+    fails."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
@@ -140,24 +155,48 @@ class GatewayServer(popart.Server):
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Make a parser that knows where to listen: `serve` takes its result."""
     logging.basicConfig()
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; any but loopback needs --pem")
-    parser.add_argument("--port", type=int, default=1100, help="the port to listen on; 0 is any free one")
-    parser.add_argument("--pem", help="a file with a certificate, its chain and its key, for TLS")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on; any but loopback needs --pem",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=1100,
+        help="the port to listen on; 0 is any free one",
+    )
+    parser.add_argument(
+        "--pem", help="a file with a certificate, its chain and its key, for TLS"
+    )
     return parser
 
 
-def open_server(options: argparse.Namespace, on_new_connection: Callable[[Any], popart.Handler]) -> GatewayServer:
-    """Listen as the command line says.  Without TLS only on loopback, because passwords come this way."""
+def open_server(
+    options: argparse.Namespace, on_new_connection: Callable[[Any], popart.Handler]
+) -> GatewayServer:
+    """Listen as the command line says.  Without TLS only on loopback, because passwords
+    come this way."""
     context = None
     if options.pem:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(options.pem)
-    return GatewayServer((options.host, options.port), on_new_connection, ssl_context=context, require_tls=True)
+    return GatewayServer(
+        (options.host, options.port),
+        on_new_connection,
+        ssl_context=context,
+        require_tls=True,
+    )
 
 
-def serve(options: argparse.Namespace, on_new_connection: Callable[[Any], popart.Handler]) -> None:
-    """Serve until Ctrl-C or SIGTERM.  A second one ends the grace of clients that are still reading."""
+def serve(
+    options: argparse.Namespace, on_new_connection: Callable[[Any], popart.Handler]
+) -> None:
+    """Serve until Ctrl-C or SIGTERM.  A second one ends the grace of clients that are
+    still reading."""
     with open_server(options, on_new_connection) as server:
         signal.signal(signal.SIGINT, lambda *_: server.server_close())
         signal.signal(signal.SIGTERM, lambda *_: server.server_close())

@@ -1,10 +1,12 @@
-"""Mailboxes behind an HTTP API, by POP3: here Microsoft Graph, and so Exchange Online.  It needs nothing but popart::
+"""Mailboxes behind an HTTP API, by POP3: here Microsoft Graph, and so Exchange Online.
+It needs nothing but popart::
 
     GRAPH_TENANT=... GRAPH_CLIENT_ID=... GRAPH_CLIENT_SECRET=... \\
     POP3_USERS='alice@example.org:secret' python3 docs/examples/graph_gateway.py
 
-The application has the permission Mail.ReadWrite.  The passwords are this gateway's own: a device that only knows
-passwords can then read a mailbox that only takes tokens.  Deleted messages go to the folder "Deleted Items".
+The application has the permission Mail.ReadWrite.  The passwords are this gateway's
+own: a device that only knows passwords can then read a mailbox that only takes tokens.
+Deleted messages go to the folder "Deleted Items".
 """
 
 from __future__ import annotations
@@ -35,10 +37,12 @@ BATCH = 20
 BUSY = (429, 503, 504)
 
 MOVED = (200, 201, 404)
-"""What a move answers if the message is not in the folder any more; 404, if it was not there before."""
+"""What a move answers if the message is not in the folder any more; 404, if it was not
+there before."""
 
 SPOOL = 1 << 20
-"""Octets of an answer that are kept in memory; a longer one is kept in a temporary file."""
+"""Octets of an answer that are kept in memory; a longer one is kept in a temporary
+file."""
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -51,7 +55,9 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
 class API:
     """The API, and the token for it, which all sessions share."""
 
-    def __init__(self, address: str, token_address: str, credentials: dict[str, str]) -> None:
+    def __init__(
+        self, address: str, token_address: str, credentials: dict[str, str]
+    ) -> None:
         self.address = address
         self._token_address = token_address
         self._credentials = credentials
@@ -61,10 +67,13 @@ class API:
         self._opener = urllib.request.build_opener(NoRedirects)
 
     def _get_token(self, refused: str | None) -> str:
-        """Return the token, a new one if it is the one that was refused, or will expire soon."""
+        """Return the token, a new one if it is the one that was refused, or will expire
+        soon."""
         with self._guard:
             if self._token in ("", refused) or time.monotonic() >= self._renew_at:
-                request = urllib.request.Request(self._token_address, urlencode(self._credentials).encode())
+                request = urllib.request.Request(
+                    self._token_address, urlencode(self._credentials).encode()
+                )
                 with self._opener.open(request, timeout=TIMEOUT) as response:
                     answer = json.load(response)
                 self._token = answer["access_token"]
@@ -72,9 +81,11 @@ class API:
             return self._token
 
     def ask(self, path: str, body: object = None) -> IO[bytes]:
-        """Return the whole answer.  If the API is busy, wait as long as it says; if the token is refused, renew it.
+        """Return the whole answer.  If the API is busy, wait as long as it says; if the
+        token is refused, renew it.
 
-        Ask only for what may be done twice: if an answer is lost, it is asked for once more.
+        Ask only for what may be done twice: if an answer is lost, it is asked for once
+        more.
         """
         deadline = time.monotonic() + PATIENCE
         refused, is_lost = None, False
@@ -97,15 +108,25 @@ class API:
 
     def _ask_once(self, path: str, body: object, token: str) -> IO[bytes]:
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", **IMMUTABLE}
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/json",
+            **IMMUTABLE,
+        }
         request = urllib.request.Request(self.address + path, data, headers)
         answer = tempfile.SpooledTemporaryFile(SPOOL)
         try:
             with self._opener.open(request, timeout=TIMEOUT) as response:
                 shutil.copyfileobj(response, answer)
-                length, coding = response.headers["Content-Length"], response.headers["Transfer-Encoding"]
-            # Without these two checks, a connection that was lost in the body or in the header is taken for the end.
-            if (length is None and coding != "chunked") or (length is not None and int(length) != answer.tell()):
+                length, coding = (
+                    response.headers["Content-Length"],
+                    response.headers["Transfer-Encoding"],
+                )
+            # Without these two checks, a connection that was lost in the body or in the
+            # header is taken for the end.
+            if (length is None and coding != "chunked") or (
+                length is not None and int(length) != answer.tell()
+            ):
                 raise IncompleteRead(b"")
             answer.seek(0)
         except BaseException:
@@ -125,19 +146,27 @@ class API:
             yield from page["value"]
             address = page.get("@odata.nextLink")
             if address is not None and not address.startswith(f"{self.address}/"):
-                raise ValueError("the next page is on another server, which must not get the token")
+                raise ValueError(
+                    "the next page is on another server, which must not get the token"
+                )
             following = address and address.removeprefix(self.address)
 
 
 IMMUTABLE = {"Prefer": 'IdType="ImmutableId"'}
-"""Without it, a message that is moved gets another id, and POP3 clients would fetch it again."""
+"""Without it, a message that is moved gets another id, and POP3 clients would fetch it
+again."""
 
 
 def wait(answers: Sequence[str | None], deadline: float) -> None:
-    """Wait as long as the API says by Retry-After, in seconds, but no longer than a client would."""
-    pause = max(float(answer) if answer and answer.isdecimal() else 1.0 for answer in answers)
+    """Wait as long as the API says by Retry-After, in seconds, but no longer than a
+    client would."""
+    pause = max(
+        float(answer) if answer and answer.isdecimal() else 1.0 for answer in answers
+    )
     if time.monotonic() + pause > deadline:
-        raise popart.ReportableError("the mailboxes are busy, please try again later", code="SYS/TEMP")
+        raise popart.ReportableError(
+            "the mailboxes are busy, please try again later", code="SYS/TEMP"
+        )
     time.sleep(pause)
 
 
@@ -158,19 +187,24 @@ class GraphHandler(GatewayHandler):
     # Reading.
 
     def list_messages(self) -> list[tuple[int, str]]:
-        inbox = f"{self._mailbox}/mailFolders/inbox/messages?$select=id&$orderby=receivedDateTime&$top=500"
+        query = "$select=id&$orderby=receivedDateTime&$top=500"
+        inbox = f"{self._mailbox}/mailFolders/inbox/messages?{query}"
         # If mail comes or goes between two pages, a message may be on both.
         self._ids = list(dict.fromkeys(item["id"] for item in self._api.pages(inbox)))
         # The API knows no size in octets: 1 is what each message certainly has.
         return [(1, short_id(identifier)) for identifier in self._ids]
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
-        """Read the whole message before the client reads anything: no size was announced that could prove its end."""
+        """Read the whole message before the client reads anything: no size was
+        announced that could prove its end."""
         try:
-            return self._api.ask(f"{self._mailbox}/messages/{quote(self._ids[number - 1], safe='')}/$value")
+            identifier = quote(self._ids[number - 1], safe="")
+            return self._api.ask(f"{self._mailbox}/messages/{identifier}/$value")
         except HTTPError as error:
             if error.code == 404:
-                raise popart.ReportableError("the message is gone, another program has deleted it") from None
+                raise popart.ReportableError(
+                    "the message is gone, another program has deleted it"
+                ) from None
             raise
 
     # Leaving.
@@ -195,15 +229,40 @@ class GraphHandler(GatewayHandler):
             left = list(identifiers[start : start + BATCH])
             while left:
                 moved += left  # until the answer is there, nobody knows
-                answers = self._api.ask_json("/$batch", {"requests": [self._make_move(i, folder) for i in left]})
-                done = {answer["id"] for answer in answers["responses"] if answer["status"] in MOVED}
-                left = [identifier for identifier in left if identifier not in done]  # also what has no answer
-                moved[:] = [identifier for identifier in moved if identifier not in left]
-                failed = [answer for answer in answers["responses"] if answer["id"] in left]
-                if refused := [answer["status"] for answer in failed if answer["status"] not in BUSY]:
-                    raise RuntimeError(f"{len(refused)} messages could not be moved: HTTP {refused[0]}")
+                answers = self._api.ask_json(
+                    "/$batch", {"requests": [self._make_move(i, folder) for i in left]}
+                )
+                done = {
+                    answer["id"]
+                    for answer in answers["responses"]
+                    if answer["status"] in MOVED
+                }
+                left = [
+                    identifier for identifier in left if identifier not in done
+                ]  # also what has no answer
+                moved[:] = [
+                    identifier for identifier in moved if identifier not in left
+                ]
+                failed = [
+                    answer for answer in answers["responses"] if answer["id"] in left
+                ]
+                if refused := [
+                    answer["status"]
+                    for answer in failed
+                    if answer["status"] not in BUSY
+                ]:
+                    raise RuntimeError(
+                        f"{len(refused)} messages could not be moved: HTTP {refused[0]}"
+                    )
                 if left:
-                    wait([answer.get("headers", {}).get("Retry-After") for answer in failed] or [None], deadline)
+                    wait(
+                        [
+                            answer.get("headers", {}).get("Retry-After")
+                            for answer in failed
+                        ]
+                        or [None],
+                        deadline,
+                    )
 
     def _make_move(self, identifier: str, folder: str) -> dict[str, object]:
         return {
@@ -217,8 +276,14 @@ class GraphHandler(GatewayHandler):
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--api", default="https://graph.microsoft.com/v1.0", help="the API's address")
-    parser.add_argument("--login", default="https://login.microsoftonline.com", help="where tokens come from")
+    parser.add_argument(
+        "--api", default="https://graph.microsoft.com/v1.0", help="the API's address"
+    )
+    parser.add_argument(
+        "--login",
+        default="https://login.microsoftonline.com",
+        help="where tokens come from",
+    )
     options = parser.parse_args()
     credentials = {
         "grant_type": "client_credentials",
@@ -226,7 +291,11 @@ def main() -> None:
         "client_secret": os.environ["GRAPH_CLIENT_SECRET"],
         "scope": "https://graph.microsoft.com/.default",
     }
-    api = API(options.api, f"{options.login}/{os.environ['GRAPH_TENANT']}/oauth2/v2.0/token", credentials)
+    api = API(
+        options.api,
+        f"{options.login}/{os.environ['GRAPH_TENANT']}/oauth2/v2.0/token",
+        credentials,
+    )
     users = Users()
     serve(options, lambda peer: GraphHandler(api, users))
 

@@ -7,7 +7,10 @@ import popart
 # The mail: for each message its unique-id and its octets.
 MAIL = [
     ("lunch", b"From: bob@example.org\r\nSubject: Lunch?\r\n\r\nAt noon, as ever.\r\n"),
-    ("invoice", b"From: carol@example.org\r\nSubject: Invoice\r\n\r\nPlease pay soon.\r\n"),
+    (
+        "invoice",
+        b"From: carol@example.org\r\nSubject: Invoice\r\n\r\nPlease pay soon.\r\n",
+    ),
 ]
 LOCK = threading.Lock()
 
@@ -30,7 +33,7 @@ class ListHandler(popart.BaseHandler):
     # Reading.  Messages are numbered from 1.
 
     def list_messages(self) -> list[tuple[int, str]]:
-        return [(popart.wire_size(octets), unique_id) for unique_id, octets in self.messages]
+        return [(popart.wire_size(octets), uid) for uid, octets in self.messages]
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
         return BytesIO(self.messages[number - 1][1])

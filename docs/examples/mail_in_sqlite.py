@@ -65,7 +65,7 @@ class SQLiteHandler(popart.BaseHandler, popart.SupportsClose):
 
     def delete_messages(self, numbers: Sequence[int]) -> None:
         doomed = [(self.messages[number - 1][0],) for number in numbers]
-        with self.db:  # one transaction: COMMIT at its end, ROLLBACK if anything is raised
+        with self.db:  # one transaction: COMMIT at its end, ROLLBACK at any error
             self.db.executemany("DELETE FROM message WHERE id = ?", doomed)
 
     def unlock_maildrop(self) -> None:

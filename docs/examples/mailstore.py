@@ -6,7 +6,9 @@ from email.message import EmailMessage
 
 import popart
 
-SCHEMA = """
+SCHEMA =
+
+"""
 CREATE TABLE IF NOT EXISTS user (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -32,18 +34,23 @@ def connect() -> sqlite3.Connection:
 def add_user(db: sqlite3.Connection, name: str, password: str) -> int:
     salt = secrets.token_bytes(16)
     query = "INSERT INTO user (name, salt, digest) VALUES (?, ?, ?)"
+    values = (name, salt, hash_password(password, salt))
     with db:
-        user_id = db.execute(query, (name, salt, hash_password(password, salt))).lastrowid
+        user_id = db.execute(query, values).lastrowid
     assert user_id is not None
     return user_id
 
 
 def find_user(db: sqlite3.Connection, name: str, password: str) -> int | None:
-    """Return the user's id if the password is right.  Unknown users take as long as others."""
+    """Return the user's id if the password is right.
+
+    Unknown users take as long as others.
+    """
     query = "SELECT id, salt, digest FROM user WHERE name = ?"
     nobody = (None, b"a salt", b"a digest")
     user_id, salt, digest = db.execute(query, (name,)).fetchone() or nobody
-    return user_id if hmac.compare_digest(hash_password(password, salt), digest) else None
+    is_right = hmac.compare_digest(hash_password(password, salt), digest)
+    return user_id if is_right else None
 
 
 def hash_password(password: str, salt: bytes) -> bytes:

@@ -17,7 +17,9 @@ SESSIONS = Counter("pop3_sessions", "Sessions that are over")
 class Counted(popart.SupportsMonitoring):
     """For prometheus_client: its start_http_server(9100) shows the figures."""
 
-    def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
+    def command_finished(
+        self, verb: str, outcome: str, octets: int, seconds: float
+    ) -> None:
         COMMANDS.labels(verb, outcome).inc()
         SECONDS.labels(verb).observe(seconds)
 
@@ -32,11 +34,15 @@ class Logged(popart.SupportsMonitoring):
     peer: object = None
     """The client's address.  Set it in on_new_connection, which knows it."""
 
-    def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
-        log.debug("%s: %s %s, %d octets in %.3f s", self.peer, verb, outcome, octets, seconds)
+    def command_finished(
+        self, verb: str, outcome: str, octets: int, seconds: float
+    ) -> None:
+        text = "%s: %s %s, %d octets in %.3f s"
+        log.debug(text, self.peer, verb, outcome, octets, seconds)
 
     def session_finished(self, commands: int, octets: int, seconds: float) -> None:
-        log.info("%s: session of %d commands, %d octets, %.1f s", self.peer, commands, octets, seconds)
+        text = "%s: session of %d commands, %d octets, %.1f s"
+        log.info(text, self.peer, commands, octets, seconds)
 
     def handle_session_error(self, error: BaseException) -> None:
         log.warning("%s: %r", self.peer, error)

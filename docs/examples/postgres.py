@@ -1,14 +1,16 @@
-"""A POP3 server whose mail is in PostgreSQL, for one machine or for many that share a database.
+"""A POP3 server whose mail is in PostgreSQL, for one machine or many.
 
-    pip install 'psycopg[binary,pool]'                                   beside popart
-    python3 postgres.py --dsn 'host=db dbname=mail' init                 makes the tables
-    python3 postgres.py --dsn 'host=db dbname=mail' adduser alice        reads the password from standard input
-    python3 postgres.py --dsn 'host=db dbname=mail' deliver alice        reads a message from standard input
-    python3 postgres.py --dsn 'host=db dbname=mail' serve --port 1100    until SIGTERM
+    pip install 'psycopg[binary,pool]'                   beside popart
+    DB='host=db dbname=mail'
+    python3 postgres.py --dsn "$DB" init                 makes the tables
+    python3 postgres.py --dsn "$DB" adduser alice        the password is standard input
+    python3 postgres.py --dsn "$DB" deliver alice        the message is standard input
+    python3 postgres.py --dsn "$DB" serve --port 1100    until SIGTERM
 
-Any number of such servers may run against one database.  A maildrop's lock is an advisory lock of the session's own
-database connection, and QUIT deletes through the same connection.  So a session that deletes still has the lock.  When
-a process is killed or a machine vanishes, PostgreSQL ends the connection, and the lock is free.
+Any number of such servers may run against one database.  A maildrop's lock is an
+advisory lock of the session's own database connection, and QUIT deletes through the
+same connection.  So a session that deletes still has the lock.  When a process is
+killed or a machine vanishes, PostgreSQL ends the connection, and the lock is free.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ log = logging.getLogger("postgres")
 
 # 1. The tables.
 
-SCHEMA = """
+SCHEMA =
+
+"""
 CREATE TABLE IF NOT EXISTS users (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL UNIQUE,
@@ -49,30 +53,40 @@ CREATE TABLE IF NOT EXISTS messages (
     size integer NOT NULL,
     octets bytea NOT NULL
 );
-CREATE INDEX IF NOT EXISTS messages_of_user ON messages (user_id, id) INCLUDE (unique_id, size);
--- Not compressed: PostgreSQL then finds a piece of a large message without unpacking all that is before it.
+CREATE INDEX IF NOT EXISTS messages_of_user
+    ON messages (user_id, id) INCLUDE (unique_id, size);
+-- Not compressed: PostgreSQL then finds a piece of a large message without unpacking
+-- all that is before it.
 ALTER TABLE messages ALTER octets SET STORAGE EXTERNAL;
--- One secret for all servers.  popart makes the salts of users who do not exist from it: see serve().
+-- One secret for all servers.  popart makes the salts of users who do not exist from
+-- it: see serve().
 CREATE TABLE IF NOT EXISTS decoy_key (
     only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
-    octets bytea NOT NULL DEFAULT uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+    octets bytea NOT NULL
+        DEFAULT uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
 );
 INSERT INTO decoy_key DEFAULT VALUES ON CONFLICT DO NOTHING;
 """
-# A random unique_id is never used again, even if the database is restored from a backup and counts again from there.
+# A random unique_id is never used again, even if the database is restored from a backup
+# and counts again from there.
 
 LOCK_CLASS = int.from_bytes(b"POP3", "big")
-"""The first key of the advisory locks; the second is a user's id.  Other programs in the database use another."""
+"""The first key of the advisory locks; the second is a user's id.
+
+Other programs in the database use another.
+"""
 
 COST = 2**14
-"""scrypt's cost for new passwords: 16 MB of memory and some 30 ms of a core for each sign-in."""
+"""scrypt's cost for new passwords: 16 MB and some 30 ms of a core for each sign-in."""
 
 
 def derive_key(password: str, salt: bytes, cost: int) -> bytes:
     return hashlib.scrypt(password.encode(), salt=salt, n=cost, r=8, p=1)
 
 
-def add_user(connection: psycopg.Connection[Any], name: str, password: str, cost: int = COST) -> None:
+def add_user(
+    connection: psycopg.Connection[Any], name: str, password: str, cost: int = COST
+) -> None:
     salt = secrets.token_bytes(16)
     connection.execute(
         "INSERT INTO users (name, cost, salt, key) VALUES (%s, %s, %s, %s)",
@@ -81,10 +95,14 @@ def add_user(connection: psycopg.Connection[Any], name: str, password: str, cost
 
 
 def deliver(connection: psycopg.Connection[Any], name: str, message: bytes) -> str:
-    """Store a message as it goes over the wire: its length is then the size to announce.  Return its unique-id."""
+    """Store a message as it goes over the wire, and return its unique-id.
+
+    Its length is then the size to announce.
+    """
     octets = popart.wire_form(message)
     row = connection.execute(
-        "INSERT INTO messages (user_id, size, octets) SELECT id, %s, %s FROM users WHERE name = %s RETURNING unique_id",
+        "INSERT INTO messages (user_id, size, octets) SELECT id, %s, %s FROM users"
+        " WHERE name = %s RETURNING unique_id",
         (len(octets), octets, name),
     ).fetchone()
     if row is None:
@@ -95,13 +113,19 @@ def deliver(connection: psycopg.Connection[Any], name: str, message: bytes) -> s
 # 2. The connections.
 
 
-def open_pool(dsn: str, size: int, dead_after: int) -> ConnectionPool[psycopg.Connection[Any]]:
-    """Open a pool of at most *size* connections.  That is also how many sessions can be signed in at a time.
+def open_pool(
+    dsn: str, size: int, dead_after: int
+) -> ConnectionPool[psycopg.Connection[Any]]:
+    """Open a pool of at most *size* connections.
 
-    A machine that loses its power or its network vanishes without a word.  Each end notices within *dead_after* seconds
-    that the other has vanished.  By default the kernel of PostgreSQL's machine would wait for more than two hours, and
-    keep the locks as long.  TCP's keepalives ask an idle peer, and TCP_USER_TIMEOUT limits the wait for a peer that was
-    sent something.  Each connection can set them for PostgreSQL's end too, so you need not configure anything there.
+    That is also how many sessions can be signed in at a time.
+
+    A machine that loses its power or its network vanishes without a word.  Each end
+    notices within *dead_after* seconds that the other has vanished.  By default the
+    kernel of PostgreSQL's machine would wait for more than two hours, and keep the
+    locks as long.  TCP's keepalives ask an idle peer, and TCP_USER_TIMEOUT limits the
+    wait for a peer that was sent something.  Each connection can set them for
+    PostgreSQL's end too, so you need not configure anything there.
     """
     probe = max(1, dead_after // 3)
     server_settings = {
@@ -116,7 +140,8 @@ def open_pool(dsn: str, size: int, dead_after: int) -> ConnectionPool[psycopg.Co
         min_size=min(4, size),
         max_size=size,
         timeout=10,
-        check=ConnectionPool.check_connection,  # else the first client after a failure gets an error
+        # Without it the first client after a failure gets an error.
+        check=ConnectionPool.check_connection,
         kwargs={
             "autocommit": True,
             "connect_timeout": max(2, dead_after),
@@ -124,7 +149,9 @@ def open_pool(dsn: str, size: int, dead_after: int) -> ConnectionPool[psycopg.Co
             "keepalives_interval": probe,
             "keepalives_count": 2,
             "tcp_user_timeout": dead_after * 1000,
-            "options": " ".join(f"-c {name}={value}" for name, value in server_settings.items()),
+            "options": " ".join(
+                f"-c {name}={value}" for name, value in server_settings.items()
+            ),
         },
     )
 
@@ -133,9 +160,14 @@ def open_pool(dsn: str, size: int, dead_after: int) -> ConnectionPool[psycopg.Co
 
 
 class MailHandler(popart.BaseHandler, popart.SupportsClose):
-    """One client's session.  It has one of the pool's connections to itself, from sign-in to its end."""
+    """One client's session.
 
-    def __init__(self, pool: ConnectionPool[psycopg.Connection[Any]], peer: Any) -> None:
+    It has one of the pool's connections to itself, from sign-in to its end.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool[psycopg.Connection[Any]], peer: Any
+    ) -> None:
         self.pool = pool
         self.peer = peer
         self.connection: psycopg.Connection[Any] | None = None
@@ -146,8 +178,9 @@ class MailHandler(popart.BaseHandler, popart.SupportsClose):
     def query(self, statement: str, *values: Any) -> psycopg.Cursor[Any]:
         """Run a statement, as a transaction of its own, in one round trip.
 
-        If it fails, close the connection and do not use it again.  The connection might hold the lock without our
-        knowing, because an error does not release an advisory lock.
+        If it fails, close the connection and do not use it again.  The connection
+        might hold the lock without our knowing, because an error does not release an
+        advisory lock.
         """
         if self.connection is None:
             self.connection = self.pool.getconn()
@@ -160,7 +193,9 @@ class MailHandler(popart.BaseHandler, popart.SupportsClose):
     # Signing in.
 
     def authenticate_pass(self, username: str, password: str) -> None:
-        row = self.query("SELECT id, cost, salt, key FROM users WHERE name = %s", username).fetchone()
+        row = self.query(
+            "SELECT id, cost, salt, key FROM users WHERE name = %s", username
+        ).fetchone()
         # Unknown users take as long as others.
         user_id, cost, salt, key = row or (0, COST, b"", b"")
         if not hmac.compare_digest(derive_key(password, salt, cost), key):
@@ -169,16 +204,26 @@ class MailHandler(popart.BaseHandler, popart.SupportsClose):
         self.username, self.user_id = username, user_id
 
     def lock_maildrop(self) -> None:
-        (locked,) = self.query("SELECT pg_try_advisory_lock(%s, %s)", LOCK_CLASS, self.user_id).fetchone() or (False,)
+        (locked,) = self.query(
+            "SELECT pg_try_advisory_lock(%s, %s)", LOCK_CLASS, self.user_id
+        ).fetchone() or (False,)
         if not locked:
             self.give_back()
-            raise popart.ReportableError("another session has the maildrop", code="IN-USE")
+            raise popart.ReportableError(
+                "another session has the maildrop", code="IN-USE"
+            )
 
     # Reading.
 
     def list_messages(self) -> list[tuple[int, str]]:
-        """One query, answered from the index alone.  Sizes and ids were stored at delivery."""
-        rows = self.query("SELECT id, unique_id, size FROM messages WHERE user_id = %s ORDER BY id", self.user_id)
+        """One query, answered from the index alone.
+
+        Sizes and ids were stored at delivery.
+        """
+        rows = self.query(
+            "SELECT id, unique_id, size FROM messages WHERE user_id = %s ORDER BY id",
+            self.user_id,
+        )
         self.messages = [(row, str(unique_id), size) for row, unique_id, size in rows]
         return [(size, unique_id) for _, unique_id, size in self.messages]
 
@@ -189,11 +234,18 @@ class MailHandler(popart.BaseHandler, popart.SupportsClose):
     # Leaving.
 
     def delete_messages(self, numbers: Sequence[int]) -> None:
-        """Delete all in one statement, so in one transaction, through the connection that holds the lock."""
-        self.query("DELETE FROM messages WHERE id = ANY(%s)", [self.messages[number - 1][0] for number in numbers])
+        """Delete all in one statement, so in one transaction.
+
+        This goes through the connection that holds the lock.
+        """
+        self.query(
+            "DELETE FROM messages WHERE id = ANY(%s)",
+            [self.messages[number - 1][0] for number in numbers],
+        )
 
     def unlock_maildrop(self) -> None:
-        # If the connection broke, its lock is gone too, and what was deleted is deleted: no reason to say -ERR.
+        # If the connection broke, its lock is gone too, and what was deleted is
+        # deleted: no reason to say -ERR.
         with contextlib.suppress(psycopg.Error):
             self.query("SELECT pg_advisory_unlock(%s, %s)", LOCK_CLASS, self.user_id)
 
@@ -204,14 +256,20 @@ class MailHandler(popart.BaseHandler, popart.SupportsClose):
         self.give_back()
 
     def give_back(self) -> None:
-        """Return the connection, without a lock or closed.  In place of a closed one the pool opens another."""
+        """Return the connection, without a lock or closed.
+
+        In place of a closed one the pool opens another.
+        """
         if self.connection is not None:
             self.pool.putconn(self.connection)
             self.connection = None
 
 
 class MessageReader:
-    """Reads a message piece by piece, one query each.  Memory stays flat, and a slow client holds no transaction."""
+    """Reads a message piece by piece, one query each.
+
+    Memory stays flat, and a slow client holds no transaction.
+    """
 
     def __init__(self, handler: MailHandler, row: int, size: int) -> None:
         self.handler = handler
@@ -223,7 +281,10 @@ class MessageReader:
         if self.offset >= self.size:
             return b""
         found = self.handler.query(
-            "SELECT substring(octets FROM %s FOR %s) FROM messages WHERE id = %s", self.offset + 1, n, self.row
+            "SELECT substring(octets FROM %s FOR %s) FROM messages WHERE id = %s",
+            self.offset + 1,
+            n,
+            self.row,
         ).fetchone()
         if found is None:
             raise LookupError("the message is gone")
@@ -237,7 +298,9 @@ class MessageReader:
 # 4. The program.
 
 
-def serve(options: argparse.Namespace, handler_class: type[MailHandler] = MailHandler) -> None:
+def serve(
+    options: argparse.Namespace, handler_class: type[MailHandler] = MailHandler
+) -> None:
     context = None
     if options.certfile:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -245,7 +308,9 @@ def serve(options: argparse.Namespace, handler_class: type[MailHandler] = MailHa
     with open_pool(options.dsn, options.pool_size, options.dead_after) as pool:
         pool.wait()
         with pool.connection() as connection:
-            (decoy_key,) = connection.execute("SELECT octets FROM decoy_key").fetchone() or (None,)
+            (decoy_key,) = connection.execute(
+                "SELECT octets FROM decoy_key"
+            ).fetchone() or (None,)
         server = popart.Server(
             (options.host, options.port),
             lambda peer: handler_class(pool, peer),
@@ -255,32 +320,41 @@ def serve(options: argparse.Namespace, handler_class: type[MailHandler] = MailHa
             trusted_proxies=options.trusted_proxy,
         )
         with server:
-            signal.signal(signal.SIGTERM, lambda *_: server.shutdown())  # makes serve_forever return
+            # The first signal makes serve_forever return, a second ends the draining.
+            signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
             log.warning("serving on %s, port %d", *server.server_address[:2])
             server.serve_forever()
-            signal.signal(signal.SIGTERM, lambda *_: server.server_close())  # a second signal ends the draining
+            signal.signal(signal.SIGTERM, lambda *_: server.server_close())
             server.drain(options.drain)
 
 
-def main(arguments: Sequence[str] | None = None, handler_class: type[MailHandler] = MailHandler) -> None:
+def main(
+    arguments: Sequence[str] | None = None,
+    handler_class: type[MailHandler] = MailHandler,
+) -> None:
     parser = argparse.ArgumentParser(description="POP3 with the mail in PostgreSQL.")
-    parser.add_argument("--dsn", required=True, help="the database, as libpq takes it: 'host=db dbname=mail'")
+    dsn = "the database, as libpq takes it: 'host=db dbname=mail'"
+    parser.add_argument("--dsn", required=True, help=dsn)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("init", help="make the tables")
-    commands.add_parser("adduser", help="add a user; the password is read from standard input").add_argument("name")
-    commands.add_parser("deliver", help="deliver the message on standard input").add_argument("name")
+    adding = commands.add_parser("adduser", help="its password is standard input")
+    adding.add_argument("name")
+    delivering = commands.add_parser("deliver", help="the message is standard input")
+    delivering.add_argument("name")
     serving = commands.add_parser("serve", help="serve until SIGTERM")
-    serving.add_argument("--host", default="127.0.0.1")
-    serving.add_argument("--port", type=int, default=1100)
-    serving.add_argument("--certfile", help="a certificate: all connections are then TLS")
-    serving.add_argument("--keyfile")
-    serving.add_argument("--trusted-proxy", action="append", default=[], metavar="NETWORK",
-                         help="expect the PROXY protocol, from this network; may be repeated")  # fmt: skip
-    serving.add_argument("--pool-size", type=int, default=50, help="signed-in sessions at a time (%(default)s)")
-    serving.add_argument("--dead-after", type=int, default=15, metavar="SECONDS",
-                         help="how long a machine may be silent until its locks are freed (%(default)s)")  # fmt: skip
-    serving.add_argument("--drain", type=float, default=30, metavar="SECONDS",
-                         help="how long sessions may go on after SIGTERM (%(default)s)")  # fmt: skip
+    add = serving.add_argument
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=1100)
+    add("--certfile", help="a certificate: all connections are then TLS")
+    add("--keyfile")
+    add("--trusted-proxy", action="append", default=[], metavar="NETWORK",
+        help="expect the PROXY protocol from this network (repeatable)")  # fmt: skip
+    add("--pool-size", type=int, default=50,
+        help="signed-in sessions at a time (%(default)s)")  # fmt: skip
+    add("--dead-after", type=int, default=15, metavar="SECONDS",
+        help="a machine silent for so long loses its locks (%(default)s)")  # fmt: skip
+    add("--drain", type=float, default=30, metavar="SECONDS",
+        help="how long sessions may go on after SIGTERM (%(default)s)")  # fmt: skip
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     if options.command == "serve":

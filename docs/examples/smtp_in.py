@@ -1,9 +1,11 @@
-"""A mail server for tests: programs send to it by SMTP, and fetch by POP3.  One process, with the mail in memory::
+"""A mail server for tests: programs send to it by SMTP, and fetch by POP3.  One
+process, with the mail in memory::
 
     python3 docs/examples/smtp_in.py
 
-It needs aiosmtpd: pip install -e '.[gateways]'.  Mail to alice at any domain is alice's.  The users are those of the
-environment variable POP3_USERS, or alice with the password "secret".  If it ends, the mail is gone.
+It needs aiosmtpd: pip install -e '.[gateways]'.  Mail to alice at any domain is
+alice's.  The users are those of the environment variable POP3_USERS, or alice with the
+password "secret".  If it ends, the mail is gone.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import popart
 
 
 class Mail:
-    """All messages, by user and unique-id.  aiosmtpd's thread and popart's share them."""
+    """All messages, by user and unique-id.  aiosmtpd's thread and popart's share
+    them."""
 
     def __init__(self) -> None:
         self._messages: dict[str, dict[str, bytes]] = {}
@@ -50,16 +53,25 @@ class SMTPHandler:
         self._users = users
 
     async def handle_RCPT(
-        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+        self,
+        server: SMTP,
+        session: Session,
+        envelope: Envelope,
+        address: str,
+        options: list[str],
     ) -> str:
         if address.rpartition("@")[0] not in self._users:
             return "550 5.1.1 no such user"
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 OK"
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+    async def handle_DATA(
+        self, server: SMTP, session: Session, envelope: Envelope
+    ) -> str:
         assert isinstance(envelope.content, bytes)
-        for username in {address.rpartition("@")[0] for address in envelope.rcpt_tos}:  # once for each
+        for username in {
+            address.rpartition("@")[0] for address in envelope.rcpt_tos
+        }:  # once for each
             self._mail.deliver(username, popart.wire_form(envelope.content))
         return "250 2.0.0 delivered"
 
@@ -85,12 +97,16 @@ class POP3Handler(GatewayHandler):
         return io.BytesIO(self._messages[number - 1][1])
 
     def delete_messages(self, numbers: Sequence[int]) -> None:
-        self._mail.delete(self.username, [self._messages[number - 1][0] for number in numbers])
+        self._mail.delete(
+            self.username, [self._messages[number - 1][0] for number in numbers]
+        )
 
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--smtp-port", type=int, default=2525, help="the port to listen on for mail")
+    parser.add_argument(
+        "--smtp-port", type=int, default=2525, help="the port to listen on for mail"
+    )
     options = parser.parse_args()
     mail, users = Mail(), Users(os.environ.get("POP3_USERS", "alice:secret"))
     controller = Controller(SMTPHandler(mail, users), options.host, options.smtp_port)

@@ -8,7 +8,7 @@ import popart
 
 
 def inherited_sockets() -> list[socket.socket]:
-    """Return the listening sockets that systemd has opened for us, as sd_listen_fds(3) does."""
+    """Return the sockets that systemd has opened for us, as sd_listen_fds(3) does."""
     if os.environ.pop("LISTEN_PID", None) != str(os.getpid()):
         return []  # the sockets are for our parent
     descriptors = range(3, 3 + int(os.environ.pop("LISTEN_FDS")))
@@ -24,5 +24,5 @@ if __name__ == "__main__":
     with popart.Server.from_socket(listener, lambda peer: SQLiteHandler()) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
         server.serve_forever()
-        signal.signal(signal.SIGTERM, lambda *_: server.server_close())  # a second signal ends the draining
+        signal.signal(signal.SIGTERM, lambda *_: server.server_close())  # ends drain
         server.drain(30)

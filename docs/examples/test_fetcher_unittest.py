@@ -28,5 +28,7 @@ class FetchTest(unittest.TestCase):
         with self.assertRaises(poplib.error_proto):
             fetch(self.server.host, self.server.port, "alice", "secret")
         self.server.wait_for_session_end()
-        self.assertEqual(len(self.server.messages("alice")), 1, self.server.transcript())
+        self.assertEqual(
+            len(self.server.messages("alice")), 1, self.server.transcript()
+        )
         self.assertEqual(self.server.pending_faults, [])

@@ -63,7 +63,8 @@ class MailServer(MailStore):
     SCRAM-SHA-256, and needs scramp.  *login* offers LOGIN.  *client_certificates* needs *tls*, and offers EXTERNAL to
     clients that present a certificate from `client_certificate`::
 
-        with MailServer(users={"alice": "secret"}, tokens={"alice": "ya29.x"}, scram=True) as server:
+        users, tokens = {"alice": "secret"}, {"alice": "ya29.x"}
+        with MailServer(users, tokens=tokens, scram=True) as server:
 
     The methods that make the server fail are those of `popart.testing.faults.Faults`.
 

@@ -37,7 +37,9 @@ class DjangoHandler(popart.BaseHandler, popart.SupportsClose):
     def renew_lock(self):
         lock = MaildropLock.objects.filter(owner=self.user, holder=self.holder)
         if not lock.update(expires=timezone.now() + LEASE):
-            raise popart.ReportableError("the lock has expired, sign in again", code="SYS/TEMP")
+            raise popart.ReportableError(
+                "the lock has expired, sign in again", code="SYS/TEMP"
+            )
 
     # Reading.
 
@@ -59,7 +61,8 @@ class DjangoHandler(popart.BaseHandler, popart.SupportsClose):
         keys = [self.messages[number - 1][0] for number in numbers]
         with transaction.atomic():
             self.renew_lock()
-            for start in range(0, len(keys), 500):  # databases limit a query's parameters
+            # Databases limit a query's parameters.
+            for start in range(0, len(keys), 500):
                 Message.objects.filter(pk__in=keys[start : start + 500]).delete()
 
     def unlock_maildrop(self):
