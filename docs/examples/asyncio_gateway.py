@@ -32,9 +32,7 @@ import popart
 
 Answer = TypeVar("Answer")
 
-SCHEMA =
-
-"""
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS message (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again for another message
     username TEXT NOT NULL,

@@ -6,9 +6,7 @@ from email.message import EmailMessage
 
 import popart
 
-SCHEMA =
-
-"""
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS user (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,

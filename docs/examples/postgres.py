@@ -36,9 +36,7 @@ log = logging.getLogger("postgres")
 
 # 1. The tables.
 
-SCHEMA =
-
-"""
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS users (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL UNIQUE,
