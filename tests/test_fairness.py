@@ -343,12 +343,17 @@ def test_no_guess_after_the_login_timeout() -> None:
 )
 def test_how_often_the_clock_is_looked_at(commands: list[bytes], looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 25 pipelined commands, where a listing or a small message counts as 6, after sending, and at the end."""
-    calls: list[int] = []
+    calls: list[Pace] = []
     mail = Mail(b"x" * 70_000, MESSAGE)
+
+    def look(pace: Pace) -> float:
+        calls.append(pace)
+        return 0.0
+
     with running(Server(HOST, lambda peer: MemoryHandler(mail))) as server, signed_in(server) as client:
         client.send(b"NOOP\r\nNOOP\r\n")  # sign-in counts no longer
         assert client.line() + client.line() == 2 * b"+OK nothing done\r\n"
-        monkeypatch.setattr(Pace, "pause", lambda pace: calls.append(1) or 0.0)
+        monkeypatch.setattr(Pace, "pause", look)
         client.send(b"".join(command + b"\r\n" for command in commands))
         for command in commands:
             assert client.line().startswith(b"+OK")
