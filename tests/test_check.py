@@ -429,7 +429,7 @@ def desk(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_commands_of_the_page(desk: Path, number: int) -> None:
     """howto-check: each of the two commands has the output that is printed below it."""
-    shown = re.findall(r"^   \$ python3 (.*)\n((?:   (?!\$ ).*\n)+)", PAGE, re.MULTILINE)
+    shown = re.findall(r"^   \$ python3 (.*)\n((?:   (?!\$ ).*\n)+)", PAGE.replace("\\\n", ""), re.MULTILINE)
     assert len(shown) == 2
     arguments, output = shown[number]
     done = subprocess.run([sys.executable, *arguments.split()], cwd=desk, capture_output=True, text=True)

@@ -34,7 +34,7 @@ def check_lock(bench: Bench) -> None:
             expect_refusal(bench, "once the session of another user is over")
         else:
             bench.report.note(
-                "One user cannot show whether users share a lock, or mail: give a second one, by --other."
+                "One user cannot show whether users share a lock, or mail: see --other."
             )
         if holder.read(1) != before:
             bench.report.find(
