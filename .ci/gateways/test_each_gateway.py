@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import poplib
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from door import PATIENCE, Door
 from wire_suite import ALL, HARD, failures
 
 from tests.conftest import Client, wait_until
+from tests.test_check import CHECK
 
 SMALL = [b"Subject: %d\r\n\r\nThis is message %d.\r\n" % (number, number) for number in range(1, 6)]
 LARGE = b"Subject: large\r\n\r\n" + b"".join(b"%09d is a line of a large message\r\n" % n for n in range(80_000))
@@ -286,3 +290,23 @@ def test_the_wire_suite(backend: Backend, gateway: Gateway) -> None:
         assert client.stat()[0] == len(ALL)
         client.quit()
     assert failures(gateway.port, backend.lacks) == backend.fails
+
+
+# The check for handlers.
+
+
+def test_the_check_finds_nothing(backend: Backend) -> None:
+    """The gateway's handler has no finding."""
+    backend.deliver(*SMALL, LARGE)
+    _, script, *arguments = command(backend, backend.port)
+    options = json.dumps({"password": "secret", "delete": True})
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, options, script, *arguments],
+        input=Path(script).read_text("utf-8"),
+        env={**os.environ, "PYTHONPATH": str(Path(script).parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert backend.mail() == []

@@ -10,7 +10,7 @@ import xml.etree.ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.wire.messages import ALL, HARD, ORDINARY, on_the_wire
+from popart.testing.wire.messages import ALL, HARD, ORDINARY, on_the_wire
 
 __all__ = ["ALL", "HARD", "ORDINARY", "failures", "on_the_wire"]
 
@@ -21,8 +21,8 @@ def failures(port: int, lacks: Sequence[str] = ()) -> set[str]:
     """Return the names of the tests that fail for alice, in at least one of their cases."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/wire"]
-        command += [f"--pop3-server=127.0.0.1:{port}", "--pop3-delete", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "popart.testing.wire", f"127.0.0.1:{port}", "-q", "--tb=short"]
+        command += ["--pop3-delete", f"--junitxml={report}"]
         command += [f"--pop3-lacks={','.join(lacks)}"] * bool(lacks)
         # With CI set, pytest shows all differences between octets, and may need minutes to find them.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
