@@ -111,7 +111,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
     def _knock(self) -> None:
         """Wake the threads that wait for clients."""
-        for door in tuple(self._doors):
+        for door in self._doors.copy():  # a single operation without the interpreter's lock too
             door.knock()
 
     def get_request(self) -> tuple[socket.socket, Any]:
