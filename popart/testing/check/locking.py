@@ -33,9 +33,7 @@ def check_lock(bench: Bench) -> None:
             _try_other_user(bench, bench.options.other)
             expect_refusal(bench, "once the session of another user is over")
         else:
-            bench.report.note(
-                "One user cannot show whether users share a lock, or mail: see --other."
-            )
+            bench.report.note("One user cannot show whether users share a lock, or mail: see --other.")
         if holder.read(1) != before:
             bench.report.find(
                 "shared state",
