@@ -215,6 +215,17 @@ class TestWatch:
         place.watch(110.0)
         assert place.cut == TOO_SLOW
 
+    def test_another_wait_counts_anew(self, place: Place, queue: Queue) -> None:
+        """What was read during the last wait is not counted for the next."""
+        queue.left = 1_000_000
+        place.until(100.0, 10.0)
+        place.watch(90.0)
+        queue.left -= ENOUGH
+        place.until(200.0, 10.0)
+        place.watch(190.0)
+        place.watch(200.0)
+        assert place.cut == TOO_SLOW
+
     def test_nothing_to_take(self, place: Place, queue: Queue) -> None:
         """A client that has everything must say something, whatever the period."""
         place.until(100.0, 10.0)

@@ -354,12 +354,14 @@ def test_how_often_the_clock_is_looked_at(commands: list[bytes], looks: int, mon
         client.send(b"NOOP\r\nNOOP\r\n")  # sign-in counts no longer
         assert client.line() + client.line() == 2 * b"+OK nothing done\r\n"
         monkeypatch.setattr(Pace, "pause", look)
+        begun: list[Pace] = []
+        monkeypatch.setattr(Pace, "begin", lambda pace: begun.append(pace))
         client.send(b"".join(command + b"\r\n" for command in commands))
         for command in commands:
             assert client.line().startswith(b"+OK")
             if command != b"NOOP":
                 client.lines()
-        assert len(calls) == looks
+        assert len(calls) == looks and bool(begun) is (len(commands) > 1)
         monkeypatch.undo()
 
 

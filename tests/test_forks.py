@@ -149,3 +149,33 @@ def test_a_fork_within_a_call(where: str) -> None:
         see_that_it_serves(server)
         see_that_it_serves(server)
     assert forks
+
+
+def test_a_child_of_the_loop_leaves_it() -> None:
+    """A child that is forked by the loop's hook, and returns from it, does not accept beside its parent."""
+    parent = os.getpid()
+    forks: list[int] = []
+
+    class ForkingServer(QuickServer):
+        def service_actions(self) -> None:
+            if forks:
+                return
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                forks.append(os.fork())
+            if os.getpid() == parent:
+                self.shutdown()
+            else:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(10)
+
+    with ForkingServer(HOST, lambda peer: None) as server:
+        try:
+            server.serve_forever(0.01)
+        except BaseException:
+            if os.getpid() != parent:
+                os._exit(1)
+            raise
+        if os.getpid() != parent:
+            os._exit(0)
+        assert os.waitpid(forks[0], 0)[1] == 0

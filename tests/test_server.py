@@ -7,6 +7,7 @@ import errno
 import gc
 import inspect
 import re
+import select
 import signal
 import socket
 import socketserver
@@ -29,6 +30,7 @@ from typing import Any
 import pytest
 
 import popart
+import popart.connection
 import popart.workers
 from popart import system
 from popart.addresses import peer_of
@@ -197,6 +199,47 @@ def test_who_reads_that_there_is_no_place(options: Any, answer: bytes, monkeypat
         monkeypatch.setattr(server._places, "admit", lambda *client, address_known: None)
         with connected(server) as client:
             assert client.rest() == answer
+
+
+def test_a_shortage_once_there_is_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client reads of it, and its place is free again."""
+    with running(QuickServer(HOST, lambda peer: None)) as server:
+        admit = server._places.admit
+
+        def admit_and_fail(*client: Any, address_known: bool) -> None:
+            admit(*client, address_known=address_known)
+            raise MemoryError
+
+        monkeypatch.setattr(server._places, "admit", admit_and_fail)
+        with connected(server) as client:
+            assert client.rest() == b"-ERR [SYS/TEMP] short of resources, please try again later\r\n"
+        assert not len(server._places)
+
+
+def test_a_failure_once_there_is_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread holds the connection all the same."""
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail()))) as server:
+        take = server._workers.take
+
+        def take_and_fail(place: Place) -> None:
+            take(place)
+            wait_until(lambda: place.held is True)
+            raise RuntimeError
+
+        monkeypatch.setattr(server._workers, "take", take_and_fail)
+        with signed_in(server) as client:
+            assert client.ask(b"QUIT").startswith(b"+OK")
+
+
+def test_a_refusal_is_no_reset() -> None:
+    """It takes what the client has said already: a system resets a connection that is closed with unread input."""
+    with socket.create_server(HOST) as listening, socket.create_connection(listening.getsockname(), PATIENCE) as client:
+        client.sendall(b"CAPA\r\n")
+        accepted, _ = listening.accept()
+        with accepted:
+            assert select.select([accepted], [], [], PATIENCE)[0]
+            popart.connection.refuse(accepted, "no")
+        assert client.recv(100) == b"-ERR [SYS/TEMP] no\r\n" and client.recv(100) == b""
 
 
 def test_a_port_is_free_at_once() -> None:

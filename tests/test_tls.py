@@ -211,6 +211,13 @@ def test_the_end_of_a_handshake_is_not_held_back(
         held.go_on.set()
 
 
+def test_a_handshake_has_no_second_period(server_context: ssl.SSLContext) -> None:
+    """Who has yet to shake hands gets no more time for reading what was sent."""
+    with running(by_argument(lambda peer: MemoryHandler(Mail()), server_context)) as server, connected(server):
+        wait_until(lambda: [place.idle for place in server._places.all()] == [True])
+        assert server._places.all()[0]._wait[1] == 0.0
+
+
 def test_a_word_of_tls_itself() -> None:
     """What TLS answers to a record without contents is sent at once."""
 
