@@ -124,12 +124,13 @@ class Message:
 def list_files(directory: Path) -> list[tuple[str, Path]]:
     """Return the files of a Maildir's new/ and cur/, or of a plain directory, with their names, sorted by name.
 
-    A Maildir's file names are unique up to the colon.  The flags after it change when the mail is read.
+    A Maildir's file names are unique up to the colon.  The flags after it change when the mail is read.  On Windows no
+    name may hold a colon, so programs write ";" or "!" there, such as "name!2,S".
     """
     new, cur = directory / "new", directory / "cur"
     if new.is_dir() and cur.is_dir():
         # Mail programs move messages from new/ to cur/.  In this order none is missed, and one seen twice counts once.
-        files = {path.name.partition(":")[0]: path for path in [*new.iterdir(), *cur.iterdir()]}
+        files = {re.split(":|[;!]2,", path.name)[0]: path for path in [*new.iterdir(), *cur.iterdir()]}
     else:
         files = {path.name: path for path in directory.iterdir()}
     return sorted((name, path) for name, path in files.items() if not path.name.startswith("."))

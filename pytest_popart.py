@@ -7,12 +7,15 @@
 
 The marker takes the arguments of `popart.testing.MailServer`.  Arguments on a test override those on its class, and
 these override those on its module.
+
+If a test fails, its report shows the conversations of the servers that it used, whether they came by a fixture or not.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,12 +23,34 @@ import pytest
 if TYPE_CHECKING:
     from popart.testing import MailServer
 
+_BEGIN = "_popart_begin"  # an attribute, as pytest before 7 has no stash
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     config.addinivalue_line(
         "markers", "pop3(**options): arguments of popart.testing.MailServer for pop3_server and pop3s_server"
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note where the test begins."""
+    if "popart.testing.server" in sys.modules:  # suites that use no server are not made to import it
+        from popart.testing.report import now
+
+        setattr(item, _BEGIN, now())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """Add the conversations to the report of a failed test."""
+    outcome = yield
+    found = outcome.get_result()
+    if found.failed and "popart.testing.server" in sys.modules:
+        from popart.testing.report import sections
+
+        found.sections += sections(getattr(item, _BEGIN, 0))
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
         handle_session_error=errors.append,
     )
     certificate = {"subject": ()}
-    policy = Policy("x", "0 USER", banner="<1.2@x>", certificate=certificate, max_bad_commands=50)
+    policy = Policy("hello", "x", "0 USER", banner="<1.2@x>", certificate=certificate, max_bad_commands=50)
     session = Session(handler, policy)
     for line in read_lines(cut(octets, lengths)):
         reply = session.respond(line)

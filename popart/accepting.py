@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import selectors
 import socket
 import socketserver
@@ -12,8 +11,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from popart.client_deadlines import Closing, deadline_in
+from popart import system
 from popart.client_socket import READ_SIZE
+from popart.command_deadlines import Closing, deadline_in
 from popart.signal_handlers import Interruptible, operation
 
 ACCEPT_PAUSE = 0.1
@@ -29,9 +29,6 @@ SIGNAL_PAUSE = 0.05
 LONGEST_WAIT = 0.5
 """Seconds that a thread waits for clients at a time.  If a signal comes in the moment before the wait, or to another
 thread, its handler runs only after that."""
-
-SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-"""Errors of accept() that pass when something is released."""
 
 
 class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
@@ -114,7 +111,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
     def _knock(self) -> None:
         """Wake the threads that wait for clients."""
-        for door in tuple(self._doors):
+        for door in self._doors.copy():  # a single operation without the interpreter's lock too
             door.knock()
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -123,11 +120,13 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
             # SSLSocket.accept shakes hands: one silent client would stop the server.
             request, client_address = socket.socket.accept(self.socket)
         except OSError as error:
-            if error.errno in SHORTAGE:
+            if error.errno in system.SHORTAGE:
                 time.sleep(ACCEPT_PAUSE)
             raise
-        request.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
-        return request, client_address
+        if client_address is None:  # macOS says so of a client that has gone; no such address may pass for a UNIX one
+            request.close()
+            raise ConnectionAbortedError("the client has gone")
+        return system.make_wakeable(request), client_address
 
     def _accept_waiting(self) -> None:
         with contextlib.suppress(OSError):
@@ -147,7 +146,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         self.socket.setblocking(False)
         try:
             request, client_address = self.get_request()
-        except ConnectionAbortedError:
+        except (ConnectionAbortedError, ConnectionResetError):  # on Windows the latter
             return  # this one is lost, and others may be waiting
         try:
             if self.verify_request(request, client_address):

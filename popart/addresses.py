@@ -20,8 +20,8 @@ def peer_of(client_address: Any) -> str | None:
 
 
 def ip_address(client_address: Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Return the IP address of a socket address, without its zone.  An IPv4 address mapped into IPv6 becomes IPv4."""
-    address = ipaddress.ip_address(client_address[0].partition("%")[0])
+    """Return the IP address of a socket address.  An IPv4 address mapped into IPv6 becomes IPv4."""
+    address = ipaddress.ip_address(client_address[0])
     return (address.version == 6 and address.ipv4_mapped) or address
 
 

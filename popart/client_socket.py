@@ -15,7 +15,7 @@ import time
 from itertools import accumulate, islice
 
 from popart import system
-from popart.client_deadlines import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
+from popart.command_deadlines import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, makes_progress
 from popart.errors import ClientGoneError, ClientTimeoutError, SessionError
 from popart.fairness import Pace
 from popart.replies import cut
@@ -32,6 +32,10 @@ RESET_WAIT_SECONDS = 2.0
 
 RESET_WAIT_PAUSE = 0.005
 """... and seconds between two checks whether it has."""
+
+BLIND_RESET_WAIT_SECONDS = 0.5
+"""Seconds that a reset waits where the system does not tell.  On Windows a reset also discards what has arrived and was
+not read yet."""
 
 LAST_ANSWER_SECONDS = 2.0
 """Seconds left for an answer when the server's grace is over."""
@@ -103,7 +107,12 @@ class Stream:
     def receive(self, deadline: float, size: int = READ_SIZE, period: float = 0.0) -> bytes:
         """Return octets as they are on the wire; none if the client has ended its stream, or the server closes."""
         with self._place.until(deadline, period, idle=True):
-            return b"" if self._place.closing.begun else self.socket.recv(size)
+            try:
+                return b"" if self._place.closing.begun else self.socket.recv(size)
+            except OSError:
+                if self._place.closing.begun:  # what woke it, on some system
+                    return b""
+                raise
 
     def read(self, deadline: float, period: float) -> bytes:
         """Return what the client says next, without TLS.  It may be nothing: nothing has come yet, or the server
@@ -200,15 +209,20 @@ class Stream:
     def hang_up(self, end: End) -> None:
         """End the connection in this way.  The server closes the socket."""
         if end is End.RESET:
-            # No system tells when everything sent has arrived.
-            deadline = deadline_in(RESET_WAIT_SECONDS)
-            while system.unsent(self.socket) and time.monotonic() < deadline:
-                time.sleep(RESET_WAIT_PAUSE)
+            self._let_arrive()
         if end in (End.RESET, End.RESET_AT_ONCE):
             system.reset(self.socket)
         elif end in (End.COMPLETE, End.CUT):
             with contextlib.suppress(SessionError):
                 self._finish(end)
+
+    def _let_arrive(self) -> None:
+        # No system tells at what moment everything sent has arrived.
+        deadline = deadline_in(RESET_WAIT_SECONDS)
+        while (left := system.unsent(self.socket)) and time.monotonic() < deadline:
+            time.sleep(RESET_WAIT_PAUSE)
+        if left is None:
+            time.sleep(BLIND_RESET_WAIT_SECONDS)
 
     def _finish(self, end: End) -> None:
         if end is End.COMPLETE and self.tls is not None:

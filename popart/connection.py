@@ -10,8 +10,8 @@ from typing import Any
 
 from popart import system
 from popart.addresses import is_trusted
-from popart.client_deadlines import Place, deadline_in
 from popart.client_socket import READ_SIZE, End, Stream
+from popart.command_deadlines import Place, deadline_in
 from popart.command_lines import LineReader
 from popart.error_replies import explain
 from popart.errors import (
@@ -62,7 +62,7 @@ class Connection(socketserver.StreamRequestHandler):
 
     def finish(self) -> None:
         """No longer count as busy.  The server closes the socket."""
-        self._pace.rest()
+        self._pace.end()
 
     def handle(self) -> None:
         """Hold the whole connection."""
@@ -136,6 +136,7 @@ class Connection(socketserver.StreamRequestHandler):
         # APOP's timestamp (RFC 1939 section 7).  Process number and clock would repeat; random digits do not.
         banner = f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{server.hostname}>" if server.apop else None
         return Policy(
+            greeting=server.greeting,
             implementation=server.implementation,
             expire=server.expire,
             banner=banner,
@@ -204,6 +205,10 @@ class Connection(socketserver.StreamRequestHandler):
         self._had_command = True
         if len(commands) > 1:
             self._pace.begin()
+        elif seconds := self._pace.turn():
+            self._place.pause(seconds)
+            if self._closing.begun:
+                return []
         return commands
 
     def _answer(self, session: Session, commands: list[bytes]) -> None:
@@ -216,7 +221,8 @@ class Connection(socketserver.StreamRequestHandler):
             if self._monitor is None:
                 reply = self._respond(session, line)
                 self._steps += 1 if reply.lines is None and reply.message is None else MESSAGE_STEPS
-                sender.send(reply)
+                if sender.send(reply).startswith(b"-"):
+                    self._pace.refused()
             else:
                 self._answer_monitored(session, line, self._monitor)
             if session.over or self._closing.begun:
@@ -256,6 +262,5 @@ class Connection(socketserver.StreamRequestHandler):
 def refuse(request: socket.socket, text: str) -> None:
     """Refuse the client without waiting for it.  The accepting thread must not wait, and this must not take a place."""
     with contextlib.suppress(OSError):
-        request.setblocking(False)
-        request.send(err(text, "SYS/TEMP").status)
-        request.recv(READ_SIZE)  # unread input would turn the reply into a reset
+        system.send_at_once(request, err(text, "SYS/TEMP").status)
+        system.receive_at_once(request, READ_SIZE)  # unread input would turn the reply into a reset

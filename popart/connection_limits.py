@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from popart.addresses import peer_of
-from popart.client_deadlines import Closing, Place
+from popart.command_deadlines import Closing, Place
 from popart.options import Limits
 
 MAX_LEAVING = 100

@@ -82,6 +82,5 @@ class BrokenMessageError(SessionError):
     """
 
     def __init__(self, text: str, *, answer: bytes | None = None, reset: bool = True) -> None:
-        super().__init__(text)
         self.answer = answer
         self.reset = reset

@@ -1,12 +1,14 @@
-"""Fairness between sessions: clients that pipeline at the same time are paced, so that other clients need not wait.
+"""Fairness between sessions: clients that keep the server busy are paced, so that other clients need not wait.
 
 Every thread that has work waits for the interpreter.  A thousand clients that never stop sending are a thousand such
 threads.  So if n sessions are busy, each pauses for twice the time that the other n - 1 need for as much work.  Half of
-the time is then free for other clients.  A client that pipelines alone never pauses.
+the time is then free for other clients.  A client that pipelines alone never pauses, and one that waits for each answer
+pauses only in a crowd.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -20,8 +22,24 @@ MESSAGE_STEPS = 6
 ALLOWANCE = 0.001
 """Seconds of processor time that a session may use for pipelined commands before it counts as busy, once."""
 
+TURN_ALLOWANCE = 0.0015
+"""The same for commands that come one by one: more than a client needs to fetch its new mail..."""
+
+REFUSED_TURN = 0.001
+"""... and what a command that is answered with ``-ERR`` costs beside the time that it took."""
+
+CROWD = 32
+"""Sessions that may be busy with commands that come one by one before these are paced.  So many take turns fast."""
+
+TURN_SECONDS = 0.5
+"""Seconds after its last command for which such a session counts as busy."""
+
 LONGEST_PAUSE = 5.0
-"""Seconds that a session pauses at a time."""
+"""Seconds that a session pauses at a time, at most..."""
+
+FIRST_TURN_PAUSE = 0.1
+"""... and for commands that come one by one at the first time; each next one may be twice as long.  A good client's
+thread uses processor time too while it waits for the interpreter in a storm."""
 
 
 class Pacer:
@@ -30,10 +48,30 @@ class Pacer:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self.busy: int = 0
+        """Those that pipeline."""
+
+        self._crowd: dict[Pace, float] = {}
+        """Those whose commands come one by one, and until when each counts."""
+
+        self._next_look = -math.inf
 
     def add(self, number: int) -> None:
         with self._guard:
             self.busy += number
+
+    def crowd(self, pace: Pace) -> int:
+        """Count a session among those whose commands come one by one, and return how many are busy in all."""
+        now = time.monotonic()
+        with self._guard:
+            self._crowd[pace] = now + TURN_SECONDS
+            if now >= self._next_look:
+                self._next_look = now + TURN_SECONDS / 4
+                self._crowd = {pace: until for pace, until in self._crowd.items() if until > now}
+            return self.busy + len(self._crowd)
+
+    def forget(self, pace: Pace) -> None:
+        with self._guard:
+            self._crowd.pop(pace, None)
 
 
 class Pace:
@@ -44,6 +82,9 @@ class Pace:
         self._allowance = ALLOWANCE
         self._since: float | None = None
         self.busy: bool = False
+        self._turn_allowance = TURN_ALLOWANCE
+        self._longest_turn_pause = FIRST_TURN_PAUSE
+        self._turn = time.thread_time()
 
     @property
     def counts(self) -> bool:
@@ -74,3 +115,27 @@ class Pace:
         if self.busy:
             self.busy = False
             self._pacer.add(-1)
+
+    def turn(self) -> float:
+        """Return how many seconds the session should pause before a command that came alone."""
+        now = time.thread_time()
+        used, self._turn = now - self._turn, now
+        self._turn_allowance -= used
+        if self._turn_allowance > 0:
+            return 0.0
+        beyond = min(used, -self._turn_allowance)
+        crowd = self._pacer.crowd(self)
+        if crowd <= CROWD:
+            return 0.0
+        longest = self._longest_turn_pause
+        self._longest_turn_pause = min(LONGEST_PAUSE, 2 * longest)
+        return min(longest, 2 * (crowd - 1) * beyond)
+
+    def refused(self) -> None:
+        """Count a command that was answered with ``-ERR``."""
+        self._turn_allowance -= REFUSED_TURN
+
+    def end(self) -> None:
+        """The session is over."""
+        self.rest()
+        self._pacer.forget(self)

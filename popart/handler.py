@@ -13,6 +13,9 @@ The order of calls in a session::
     authenticate_pass, authenticate_apop, authenticate_token,
     authenticate_certificate or get_scram_credentials
                               each time the client tries to sign in
+    get_mechanisms            for CAPA, in any state, and for AUTH
+    authorize                 after a right password, if the client asks for another's
+                              maildrop
     lock_maildrop             once a sign-in has succeeded
     list_messages             or get_message_count, and get_message_size for each
     get_message_id, get_message_reader, get_top_reader
@@ -41,7 +44,8 @@ whether from its class, from a property or from ``__getattr__``.  Two attributes
 ``allow_sasl_login = True``
     AUTH LOGIN is offered, for old clients that know no other AUTH.
 
-Names, passwords and tokens are UTF-8, and hold no NUL, CR or LF, in every way to sign in.
+Names, passwords and tokens are UTF-8, and hold no NUL, CR or LF, in every way to sign in, but for mechanisms that a
+handler brings along.
 
 A handler may block: only its own client waits.  popart cannot interrupt it, so give your backends their own timeouts.
 If the server closes, it waits for running calls.
@@ -50,7 +54,7 @@ If the server closes, it waits for running calls.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -219,7 +223,7 @@ class BaseHandler(Handler, SupportsListing):
 
     Six methods are abstract: ``lock_maildrop``, ``list_messages``, ``get_message_reader``, ``delete_messages``,
     ``unlock_maildrop`` and ``handle_session_error``.  To let anybody in, also override `authenticate_pass`, or add
-    another way to sign in, such as `SupportsTokens`.
+    another way to sign in, such as `SupportsTokens` or `SupportsMechanisms`.
 
     The rest is done: `banner` is kept, APOP is refused, passwords are taken only if `authenticate_pass` is
     overridden, and the count, the sizes and the ids come from ``list_messages``.  There is no ``__init__`` to call.
@@ -380,6 +384,58 @@ class SupportsCertificates(Protocol):
         server's ``ssl_context`` trusts.  You decide which names in it stand for which user.  popart offers EXTERNAL
         only to clients that presented a certificate.  Everything else said about `Handler.authenticate_pass` holds here
         too.
+        """
+
+
+@runtime_checkable
+class SupportsMechanisms(Protocol):
+    """A handler that brings SASL mechanisms of its own, such as CRAM-MD5 (RFC 4422, RFC 5034)."""
+
+    @abstractmethod
+    def get_mechanisms(self) -> Mapping[str, Callable[[], Generator[bytes, bytes, str]]]:
+        """Return the mechanisms: for each name a function that begins an exchange, mostly a method with ``yield``.
+
+        popart asks for CAPA and for a bare AUTH, and for AUTH with a mechanism that popart does not have.  A name has 1
+        to 20 characters: capital letters, digits, hyphens, underscores.  It is none of EXTERNAL, SCRAM-SHA-256,
+        OAUTHBEARER, XOAUTH2, PLAIN and LOGIN, even where popart does not offer that.  All names, each with a space,
+        have at most 400 characters.  Anything else is a `HandlerError`.
+
+        An exchange is a generator.  It yields the server's challenges and is sent the client's responses, as octets:
+        popart does base64.  If the client speaks first in the mechanism, the first challenge is ``b""``, and may never
+        leave, as the client may send its response with AUTH.  If the first challenge is not empty, popart refuses such
+        an initial response (RFC 5034 section 4).  A challenge has at most 9,216 octets, and so has a response.  popart
+        does not check what is in them.
+
+        To let the user in, return the user's name, which is not empty and holds no NUL, CR or LF.  Keep it yourself:
+        `Handler.lock_maildrop`, which comes next, is not told.  To refuse, raise `ReportableError`.  What
+        `Handler.authenticate_pass` says about refusals holds here too.  A challenge that is not bytes, or a result that
+        is not such a name, is a `HandlerError` and lets nobody in.
+
+        popart closes the generator (GeneratorExit) if the client cancels, sends what is no base64 or is gone, if the
+        session's time is up, or if the server closes.  `Server.login_timeout` bounds all of an exchange, however many
+        challenges there are.
+
+        popart cannot know what a client shows in your mechanisms.  So a server with *allow_cleartext* False offers them
+        over TLS only.  ``allow_passwords`` does not concern them.
+        """
+
+
+@runtime_checkable
+class SupportsAuthorization(Protocol):
+    """A handler whose users may read others' mail: authorization identities in AUTH (RFC 4422 section 3.4.1)."""
+
+    @abstractmethod
+    def authorize(self, username: str, identity: str) -> None:
+        """Return if *username* may act as *identity*, otherwise raise.
+
+        popart asks after *username* has signed in by AUTH PLAIN or SCRAM-SHA-256, if the client named another identity
+        than that.  *identity* is as the client sent it, and never empty.  If this method returns, the session is
+        *identity*'s: keep that name, as `Handler.lock_maildrop`, which comes next, is not told.  Everything said about
+        `Handler.authenticate_pass` holds here too: a `ReportableError` without a code is answered with AUTH, and counts
+        as a failed login.
+
+        popart refuses other identities of a handler without this method, and does not ask for the password first.
+        OAUTHBEARER and EXTERNAL have one name only: `SupportsTokens` and `SupportsCertificates` decide about it.
         """
 
 

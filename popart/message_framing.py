@@ -30,7 +30,6 @@ class ShortMessageError(Exception):
     """A message ended with fewer octets than were announced."""
 
     def __init__(self, octets: int) -> None:
-        super().__init__(octets)
         self.octets = octets
 
 

@@ -13,10 +13,8 @@ class Monitor:
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
-        self._session_began = self._command_began = time.monotonic()
+        self._session_began = time.monotonic()
         self._commands = 0
-        self._verb = ""
-        self._octets_before = 0
 
     def begin_command(self, verb: str, octets: int) -> None:
         self._verb = verb

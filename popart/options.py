@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 from popart import system
 from popart.addresses import IPNetwork
@@ -26,13 +26,26 @@ MAX_TIMEOUT = 86_400.0
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 """The networks of this machine alone."""
 
+Factory = TypeVar("Factory")
+
 _HOSTNAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TEXTS = {
-    "hostname": (_HOSTNAME, 255),
-    "implementation": (re.compile(r"[!-~]+( [!-~]+)*"), 400),  # a capability line has 512 octets, RFC 2449 section 5
-    "expire": (re.compile(r"(NEVER|[0-9]{1,9})( USER)?"), len("999999999 USER")),
+    "hostname": (_HOSTNAME, 255, "words of ASCII letters, digits, hyphens and underscores, with dots between them"),
+    # APOP's timestamp takes up to 299 of the 512 octets of a reply's first line, and clients look for it by its signs.
+    # A leading bracket would begin a response code (RFC 2449 section 8).
+    "greeting": (
+        re.compile(r"(?!\[)[!-;=?A-~]+( [!-;=?A-~]+)*"),
+        206,
+        "words of ASCII with single spaces between them, without <, > and @, and no [ at the beginning",
+    ),
+    "implementation": (
+        re.compile(r"[!-~]+( [!-~]+)*"),
+        400,  # a capability line has 512 octets, RFC 2449 section 5
+        "words of ASCII with single spaces between them",
+    ),
+    "expire": (re.compile(r"(NEVER|[0-9]{1,9})( USER)?"), len("999999999 USER"), "NEVER or days, and USER after it"),
 }
-"""What may stand on the wire, and its most octets."""
+"""What may stand on the wire, its most octets, and the first of these in words."""
 
 
 class LimitOptions(TypedDict, total=False):
@@ -120,6 +133,7 @@ class SocketOptions(TypedDict, total=False):
 
     hostname: str | None
     timeout: float
+    greeting: str
     implementation: str
     expire: str
     apop: bool
@@ -132,14 +146,16 @@ class SocketOptions(TypedDict, total=False):
     trusted_proxies: Iterable[str]
 
 
-def check_server_address(address: object) -> None:
-    if not isinstance(address, tuple):
-        raise ValueError(f"server_address must be a host and a port, not {address!r}")
+def is_ipv6(server_address: tuple[str, int]) -> bool:
+    if not isinstance(server_address, tuple):
+        raise ValueError(f"server_address must be a host and a port, not {server_address!r}")
+    return ":" in server_address[0]
 
 
-def check_factory(on_new_connection: object) -> None:
+def check_factory(on_new_connection: Factory) -> Factory:
     if not callable(on_new_connection):
         raise ValueError(f"on_new_connection must be callable, not {on_new_connection!r}")
+    return on_new_connection
 
 
 def choose_hostname(hostname: str | None) -> str:
@@ -158,9 +174,9 @@ def check_timeout(timeout: float, minimum: float) -> float:
 
 
 def check_text(name: str, value: str) -> str:
-    pattern, longest = _TEXTS[name]
+    pattern, longest, rule = _TEXTS[name]
     if not (isinstance(value, str) and len(value) <= longest and pattern.fullmatch(value)):
-        raise ValueError(f"{name} cannot be {value!r}")
+        raise ValueError(f"{name} cannot be {value!r}: it is at most {longest} characters, {rule}")
     return value
 
 

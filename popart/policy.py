@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 class Policy(NamedTuple):
     """The settings of a server for its sessions.  See `popart.Server` for their meaning; None means no limit."""
 
-    implementation: str = "popart"
-    expire: str = "NEVER"
+    greeting: str
+    implementation: str
+    expire: str
     banner: str | None = None
     """The timestamp of APOP.  Without it there is no APOP."""
 

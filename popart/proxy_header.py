@@ -9,7 +9,6 @@ Everything here is pure: octets in, facts out.  It asks for no octet too many, b
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections.abc import Generator
@@ -123,8 +122,13 @@ def _parse_v2(version_and_command: int, family_and_protocol: int, rest: bytes) -
         address = _inet(socket.AF_INET6, rest[:16], int.from_bytes(rest[32:34], "big"))
     else:
         path = rest[:_UNIX_PATH].rstrip(b"\0")
-        address = path if path.startswith(b"\0") else os.fsdecode(path.partition(b"\0")[0])
+        address = path if path.startswith(b"\0") else _text(path.partition(b"\0")[0])
     return Header(address, _says_tls(rest[size:]))
+
+
+def _text(path: bytes) -> str:
+    """Read a path as `os.fsdecode` does on the system that has it: on Windows that would refuse some octets."""
+    return path.decode("utf-8", "surrogateescape")
 
 
 def _says_tls(vectors: bytes) -> bool:
@@ -133,7 +137,7 @@ def _says_tls(vectors: bytes) -> bool:
     A vector that does not fit ends them, and is not an error: some proxies pad their headers.  If a vector cannot be
     read, it does not count as TLS, which is the safe side.
     """
-    while len(vectors) >= 3:
+    while vectors:
         end = 3 + int.from_bytes(vectors[1:3], "big")
         if vectors[0] == _SSL and 3 + _SSL_FIXED <= end <= len(vectors):
             return bool(vectors[3] & _CLIENT_SSL)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from popart.client_deadlines import Place
 from popart.client_socket import Stream
+from popart.command_deadlines import Place
 from popart.errors import BrokenMessageError
 from popart.replies import GATHER_SIZE, Reply
 

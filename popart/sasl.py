@@ -5,7 +5,7 @@ base64.  It returns the user's name once the handler has accepted.  Its first ch
 initial response; other clients never see it.  A refusal is a `ReportableError`, and a response outside the mechanism's
 grammar is a `BadCommandError`.  If a client's line is not a response, but a cancellation or bad base64, the session
 throws a `BadCommandError` into the generator.  The exception that comes out of the generator is the answer.  If the
-handler raises StopIteration, it comes out as a `StoppedError`.
+handler raises StopIteration, it comes out as a `StoppedError`.  A handler's own mechanisms are in `own_mechanisms`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,19 @@ from typing import Any
 
 from popart.command_lines import MAX_LINE
 from popart.errors import BadCommandError, ReportableError
-from popart.handler import Handler, ScramCredentials, SupportsCertificates, SupportsScram, SupportsTokens
+from popart.handler import (
+    Handler,
+    ScramCredentials,
+    SupportsAuthorization,
+    SupportsCertificates,
+    SupportsScram,
+    SupportsTokens,
+)
 from popart.handler_calls import ability, bad_type, expect_none
 
 Exchange = Generator[bytes, bytes, str]
 Authenticate = Callable[[str, str], object]
+Authorize = Callable[[str, str], object]
 
 SCRAM_ITERATIONS = 50_000
 """Rounds of hashing that a client does for its password.  Clients built on Cyrus SASL refuse more than 65,536."""
@@ -44,6 +52,10 @@ XOAUTH2_ERROR = b'{"status":"401","schemes":"bearer","scope":""}'
 _DECOY_KEY = secrets.token_bytes(32)  # for this process
 
 _SCRAM = "SCRAM-SHA-256"
+
+BUILT_IN = ("EXTERNAL", _SCRAM, "OAUTHBEARER", "XOAUTH2", "PLAIN", "LOGIN")
+"""The names of all mechanisms below.  A handler's own have other names, whether a session offers these or not."""
+
 _OTHER_USER = "nobody may act for another user"
 
 # RFC 5801 section 4; SASLprep (RFC 4013) forbids control characters in a name.
@@ -52,7 +64,9 @@ _PAIR = re.compile(rb"([A-Za-z]+)=([^\x01]*)\x01")
 _PAIRS = re.compile(rb"\x01(?:%b)*\x01" % _PAIR.pattern)  # RFC 7628 section 3.1
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)  # RFC 6750 section 2.1
 # A handler may well write names and passwords into another protocol that ends its lines so.
-_FORBIDDEN = re.compile(r"[\0\r\n]")
+FORBIDDEN = re.compile(r"[\0\r\n]")
+"""What no name, password or token holds."""
+
 # RFC 5034 section 5, where the length is a multiple of four.  Bits that a last character has too many are ignored:
 # the grammar takes them, and so does every Python.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
@@ -63,7 +77,6 @@ class StoppedError(Exception):
     479)."""
 
     def __init__(self, error: StopIteration) -> None:
-        super().__init__()
         self.error = error
 
 
@@ -78,17 +91,18 @@ def mechanisms(
     None, the key is one made at random for this process.
     """
     found: dict[str, Callable[[], Exchange]] = {}
+    authorize = ability(handler, SupportsAuthorization, "authorize")
     authenticate_certificate = ability(handler, SupportsCertificates, "authenticate_certificate")
     if certificate and authenticate_certificate is not None:
         found["EXTERNAL"] = partial(_external, authenticate_certificate, certificate)
     get_credentials = ability(handler, SupportsScram, "get_scram_credentials")
     if get_credentials is not None and _has_scramp():
-        found[_SCRAM] = partial(_scram, get_credentials, decoy_key or _DECOY_KEY)
+        found[_SCRAM] = partial(_scram, get_credentials, authorize, decoy_key or _DECOY_KEY)
     authenticate_token = ability(handler, SupportsTokens, "authenticate_token")
     if authenticate_token is not None:
         found["OAUTHBEARER"] = partial(_oauthbearer, authenticate_token)
         found["XOAUTH2"] = partial(_xoauth2, authenticate_token)
-    found["PLAIN"] = partial(_plain, handler.authenticate_pass)
+    found["PLAIN"] = partial(_plain, handler.authenticate_pass, authorize)
     if getattr(handler, "allow_sasl_login", False):
         found["LOGIN"] = partial(_login, handler.authenticate_pass)
     return found
@@ -146,16 +160,19 @@ def _call(method: Callable[..., object], *arguments: object) -> object:
 # Passwords.
 
 
-def _plain(authenticate: Authenticate) -> Exchange:
+def _plain(authenticate: Authenticate, authorize: Authorize | None) -> Exchange:
     """RFC 4616."""
     response = yield b""
     parts = response.split(b"\0")
     if len(parts) != 3:
         raise BadCommandError("PLAIN takes two identities and a password")
     authzid, username, password = parts
-    if authzid not in (b"", username):
+    if authzid in (b"", username):
+        return _authenticate_pass(authenticate, username, password)
+    if authorize is None:
         raise ReportableError(_OTHER_USER)
-    return _authenticate_pass(authenticate, username, password)
+    identity = _text(authzid)
+    return _act_as(authorize, _authenticate_pass(authenticate, username, password), identity)
 
 
 def _login(authenticate: Authenticate) -> Exchange:
@@ -171,14 +188,22 @@ def _authenticate_pass(authenticate: Authenticate, username: bytes, password: by
     return name
 
 
+# Authorization identities (RFC 4422 section 3.4.1).
+
+
+def _act_as(authorize: Authorize, username: str, identity: str) -> str:
+    """Return the identity, if the handler lets this user, who has proved to be that, act as it."""
+    expect_none("authorize", _call(authorize, username, identity))
+    return identity
+
+
 # Tokens.
 
 
 def _oauthbearer(authenticate: Authenticate) -> Exchange:
     """RFC 7628."""
     _, authzid, rest = _split_gs2((yield b""))
-    username = authzid.replace(b"=2C", b",").replace(b"=3D", b"=")
-    return (yield from _authenticate_token(authenticate, username, _pairs(rest), OAUTHBEARER_ERROR))
+    return (yield from _authenticate_token(authenticate, _unescape(authzid), _pairs(rest), OAUTHBEARER_ERROR))
 
 
 def _xoauth2(authenticate: Authenticate) -> Exchange:
@@ -219,14 +244,17 @@ def _external(authenticate: Callable[[str, Mapping[str, Any]], object], certific
 # SCRAM.
 
 
-def _scram(get_credentials: Callable[[str], object], decoy_key: bytes) -> Exchange:
+def _scram(get_credentials: Callable[[str], object], authorize: Authorize | None, decoy_key: bytes) -> Exchange:
     """RFC 5802 and RFC 7677.  A failure is told by ``-ERR`` alone, as section 5.1 allows."""
     from scramp import ScramMechanism
 
     mechanism = ScramMechanism(_SCRAM)
     header, authzid, rest = _split_gs2((yield b""))
+    identity = ""
     if authzid and not rest.startswith(b"n=%b," % authzid):
-        raise ReportableError(_OTHER_USER)
+        if authorize is None:
+            raise ReportableError(_OTHER_USER)
+        identity = _text(_unescape(authzid))
     if len(rest) > MAX_LINE:
         # A name this long fits into no USER, either.  SASLprep takes microseconds for each character, before sign-in.
         raise BadCommandError("SCRAM message too long")
@@ -249,6 +277,8 @@ def _scram(get_credentials: Callable[[str], object], decoy_key: bytes) -> Exchan
     answer = _check_proof(server, (yield server.get_server_first().encode()))
     if answer is None:
         raise ReportableError("wrong name or password")
+    if authorize is not None and identity not in ("", username):
+        username = _act_as(authorize, username, identity)
     if (yield answer.encode()):
         raise BadCommandError("the last response of SCRAM is empty")
     return username
@@ -339,6 +369,11 @@ def _split_gs2(octets: bytes) -> tuple[bytes, bytes, bytes]:
     return found[0], found[2] or b"", octets[found.end() :]
 
 
+def _unescape(saslname: bytes) -> bytes:
+    """RFC 5801 section 4."""
+    return saslname.replace(b"=2C", b",").replace(b"=3D", b"=")
+
+
 def _pairs(octets: bytes) -> dict[bytes, bytes]:
     if not _PAIRS.fullmatch(octets):
         raise BadCommandError("malformed key and value pairs")
@@ -354,7 +389,7 @@ def _text(octets: bytes) -> str:
     text = _decode(octets)
     if not text:
         raise BadCommandError("a name or a password is missing")
-    if _FORBIDDEN.search(text):
+    if FORBIDDEN.search(text):
         raise BadCommandError("names and passwords hold neither NUL nor line ends")
     return text
 

@@ -41,10 +41,10 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from popart import options
+from popart import options, system
 from popart.addresses import IPNetwork, ip_address, is_trusted
-from popart.client_deadlines import Watchdog
 from popart.client_socket import LAST_READ_SECONDS
+from popart.command_deadlines import Watchdog
 from popart.connection import TOO_MANY, Connection, refuse
 from popart.connection_limits import Places
 from popart.fairness import Pacer
@@ -71,16 +71,17 @@ class Server(ClosingServer):
 
     *hostname* is the name in APOP's timestamp (default: this machine's).  *timeout* is how many seconds a client may
     take for a command, and for reading 128 KiB of what was sent, or all that is left of it.  After that it is logged
-    out without a word (RFC 1939 section 3).  CAPA announces *implementation* and *expire*
-    (RFC 2449 sections 6.9 and 6.7).
+    out without a word (RFC 1939 section 3).  *greeting* is the text that clients read first, after ``+OK``: at most 206
+    characters of ASCII, single spaces between words, without ``<``, ``>`` and ``@``, which are the timestamp's, and not
+    beginning with ``[``.  CAPA announces *implementation* and *expire* (RFC 2449 sections 6.9 and 6.7).
 
     With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from its
     first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.  To renew a
     certificate, assign a new context to the attribute ``ssl_context``: new connections take it.  With *require_tls* the
     server refuses to listen without TLS, except on loopback or a UNIX socket.  If *allow_cleartext* is False, a
     connection that is not TLS neither announces nor accepts anything that shows a secret (RFC 5034 section 4): USER and
-    PASS, AUTH PLAIN, LOGIN, XOAUTH2 and OAUTHBEARER.  Behind a proxy, a connection counts as TLS if a PROXY header of
-    version 2 says that the client came by TLS.
+    PASS, AUTH PLAIN, LOGIN, XOAUTH2 and OAUTHBEARER, and the mechanisms that a handler brings along.  Behind a proxy, a
+    connection counts as TLS if a PROXY header of version 2 says that the client came by TLS.
 
     SCRAM-SHA-256 derives the salts of users who do not exist from *scram_decoy_key*.  By default each process makes its
     own at random.  Give the same secret to all processes that serve the same users, and keep it.  Otherwise somebody
@@ -101,15 +102,15 @@ class Server(ClosingServer):
     A connection has a thread to itself, but that thread may have served others before: data that an application keeps
     in thread-local variables stays there.
 
-    :raises ValueError: a *hostname*, *implementation* or *expire* that is not valid on the wire, a *timeout* below
-        `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot be called,
-        *trusted_proxies* that are not networks, a listener that *require_tls* refuses, *reuse_port* on a system without
-        SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may not use, a
-        limit that is not a number.
+    :raises ValueError: a *hostname*, *greeting*, *implementation* or *expire* that is not valid on the wire, a
+        *timeout* below `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot
+        be called, *trusted_proxies* that are not networks, a listener that *require_tls* refuses, *reuse_port* on a
+        system without SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may
+        not use, a limit that is not a number.
     :raises OSError: the address cannot be bound.
     """
 
-    allow_reuse_address = True
+    allow_reuse_address = system.REUSE_ADDRESS
     request_queue_size = 1024
     # Threads that die with the interpreter would never call unlock_maildrop.
     daemon_threads = False
@@ -121,6 +122,7 @@ class Server(ClosingServer):
         *,
         hostname: str | None = None,
         timeout: float = 600.0,
+        greeting: str = "POP3 server ready",
         implementation: str = "popart",
         expire: str = "NEVER",
         apop: bool = False,
@@ -134,15 +136,13 @@ class Server(ClosingServer):
         reuse_port: bool = False,
         bind_and_activate: bool = True,
     ) -> None:
-        if self.address_family == socket.AF_INET:
-            options.check_server_address(server_address)
-            if ":" in server_address[0]:
-                self.address_family: int = socket.AF_INET6
-        options.check_factory(on_new_connection)
+        if self.address_family == socket.AF_INET and options.is_ipv6(server_address):
+            self.address_family: int = socket.AF_INET6
+        self.on_new_connection: Callable[[Any], Handler | None] = options.check_factory(on_new_connection)
         self._check_limits()
-        self.on_new_connection = on_new_connection
         self.hostname: str = options.choose_hostname(hostname)
         self.command_timeout: float = options.check_timeout(timeout, self.minimum_timeout)
+        self.greeting: str = options.check_text("greeting", greeting)
         self.implementation: str = options.check_text("implementation", implementation)
         self.expire: str = options.check_text("expire", expire)
         self.apop = apop
@@ -200,15 +200,15 @@ class Server(ClosingServer):
 
         :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
         """
-        address = listener.getsockname()
-        if listener.type != socket.SOCK_STREAM or not address or (isinstance(address, tuple) and not address[1]):
+        address = system.bound_address(listener)
+        if address is None:
             raise ValueError(f"listener must be a bound stream socket, not {listener!r}")
         server = cls(("", 0), on_new_connection, **arguments, bind_and_activate=False)
         server.socket.close()
         server.socket = listener
         server.address_family = listener.family
         server.server_address = address
-        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if system.is_listening(listener):
             server._check_tls()
         else:
             server.server_activate()
@@ -218,6 +218,8 @@ class Server(ClosingServer):
         """Bind the socket, to a port that others may share with *reuse_port*."""
         if self.reuse_port:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if self.address_family == socket.AF_INET6:
+            system.take_both_families(self.socket)
         super().server_bind()
 
     def server_activate(self) -> None:

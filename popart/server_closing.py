@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from popart.accepting import SHORTAGE, SIGNAL_PAUSE, AcceptingServer
-from popart.client_deadlines import Watchdog, deadline_in
+from popart import system
+from popart.accepting import SIGNAL_PAUSE, AcceptingServer
+from popart.command_deadlines import Watchdog, deadline_in
 from popart.connection_limits import Places
 from popart.options import Limits
 from popart.signal_handlers import operation
@@ -41,7 +42,7 @@ class ClosingServer(Limits, AcceptingServer):
         self.socket.close()
         with self._lock:
             while len(self._places) and time.monotonic() < deadline and not self._operations.get(me):
-                self._changed.wait(min(SIGNAL_PAUSE, max(0.0, deadline - time.monotonic())))
+                self._changed.wait(min(SIGNAL_PAUSE, deadline - time.monotonic()))
             return not (len(self._places) or self._operations.get(me))
 
     def _accept_queue(self, deadline: float) -> None:
@@ -51,7 +52,7 @@ class ClosingServer(Limits, AcceptingServer):
             try:
                 self._accept_one()
             except OSError as error:
-                if error.errno not in SHORTAGE:  # it is empty, or closed
+                if error.errno not in system.SHORTAGE:  # it is empty, or closed
                     return
 
     def server_close(self) -> None:

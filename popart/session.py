@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from popart.capabilities import capabilities
 from popart.command_lines import MAX_AUTH_LINE, MAX_LINE
@@ -43,8 +43,7 @@ class State(enum.Flag):
     ANY = AUTHORIZATION | TRANSACTION
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """An entry in the table of commands."""
 
     run: Callable[..., Reply]
@@ -106,15 +105,15 @@ class Session:
 
     def greet(self) -> Reply:
         """Return the greeting (RFC 1939 section 4)."""
-        banner = self._policy.banner
+        greeting, banner = self._policy.greeting, self._policy.banner
         if banner is None:
-            return ok("POP3 server ready")
+            return ok(greeting)
         try:
             expect_none("set_banner", self._handler.set_banner(banner))
         except BaseException as error:
             self.over = True
             return self._explain(error)
-        return ok(f"POP3 server ready {banner}")
+        return ok(f"{greeting} {banner}")
 
     def respond(self, line: bytes) -> Reply:
         """Run one line, a command or a response to AUTH, without its line end.  Not called once it is `over`."""
@@ -162,6 +161,10 @@ class Session:
     def close(self) -> None:
         """End the session: release what is still held.  Called once, last.  Nothing is deleted."""
         self.over = True
+        try:
+            self._sign_in.abandon()
+        except BaseException as error:
+            self.report(error)
         self.release()
         tell_end(self._handler)
 
@@ -204,7 +207,7 @@ class Session:
             self._policy,
             signed_in=self.state is State.TRANSACTION,
             takes_user=not self._sign_in.why_not("USER"),
-            mechanisms=self._sign_in.offered,
+            mechanisms=self._sign_in.offered(),
             utf8=self._enable_utf8 is not None,
             languages=self._get_languages is not None,
         )
@@ -254,7 +257,7 @@ class Session:
     def do_AUTH(self, mechanism: str | None = None, response: str = "") -> Reply:
         """RFC 5034 section 4.  Without a mechanism it lists them, because some clients ask before CAPA."""
         if mechanism is None:
-            return ok("mechanisms follow", _join(self._sign_in.offered))
+            return ok("mechanisms follow", _join(self._sign_in.offered()))
         return self._admit(self._sign_in.begin_exchange, mechanism, response)
 
     def _admit(self, attempt: Callable[..., Reply | None], *what: object) -> Reply:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Callable
 
 from popart.command_lines import MAX_AUTH_LINE
 from popart.errors import BadCommandError, ReportableError
-from popart.handler import Handler
-from popart.handler_calls import expect_none
+from popart.handler import Handler, SupportsMechanisms
+from popart.handler_calls import ability, expect_none
+from popart.own_mechanisms import check_mechanisms
 from popart.policy import Policy
 from popart.replies import Reply, err
 from popart.sasl import Exchange, StoppedError, mechanisms, read_base64
@@ -41,11 +43,9 @@ class SignIn:
         self._policy = policy
         self._allow_passwords = getattr(handler, "allow_passwords", True)
         self._mechanisms = mechanisms(handler, policy.certificate, policy.scram_decoy_key)
+        self._get_mechanisms = ability(handler, SupportsMechanisms, "get_mechanisms")
         self.username: str | None = None
         """USER's name, until PASS."""
-
-        self.offered: list[str] = [name for name in self._mechanisms if not self.why_not(name)]
-        """The names of AUTH's mechanisms, in CAPA's order."""
 
         self.exchange: Exchange | None = None
         """The exchange of AUTH that waits for the client's response.  The next line is that response, whatever it
@@ -54,13 +54,29 @@ class SignIn:
         self.failures: int = 0
         """Refusals, except those that say that the backend has failed."""
 
-    def why_not(self, way: str) -> str | None:
-        """Return why this connection does not take a command or a mechanism to sign in, or None if it does."""
-        if way in _PASSWORD_WAYS and not self._allow_passwords:
+    def why_not(self, way: str, *, own: bool = False) -> str | None:
+        """Return why this connection does not take a command or a mechanism to sign in, or None if it does.
+
+        *own* is a mechanism of the handler's: it may show a secret.
+        """
+        if not own and way in _PASSWORD_WAYS and not self._allow_passwords:
             return "passwords are not taken here"
-        if way in _CLEARTEXT_WAYS and not self._policy.allow_cleartext:
+        if (own or way in _CLEARTEXT_WAYS) and not self._policy.allow_cleartext:
             return "this needs TLS, from the beginning of the connection"
         return None
+
+    def offered(self) -> list[str]:
+        """Return the names of AUTH's mechanisms, in CAPA's order: those that are known to show a secret come last.
+
+        :raises HandlerError: the handler's own mechanisms are not as they must be.
+        """
+        names = [name for name in self._mechanisms if not self.why_not(name)]
+        proofs = [name for name in names if name not in _CLEARTEXT_WAYS]
+        own = [name for name in self._own_mechanisms() if not self.why_not(name, own=True)]
+        return [*proofs, *own, *names[len(proofs) :]]
+
+    def _own_mechanisms(self) -> dict[str, Callable[[], Exchange]]:
+        return {} if self._get_mechanisms is None else check_mechanisms(self._get_mechanisms())
 
     def take_password(self, password: str) -> None:
         username, self.username = self.username, None
@@ -77,16 +93,26 @@ class SignIn:
 
     def begin_exchange(self, mechanism: str, response: str) -> Reply | None:
         """Begin AUTH; a *response* that is not empty is the initial one."""
-        begin = self._mechanisms.get(mechanism.upper()) if mechanism.isascii() else None
+        name = mechanism.upper() if mechanism.isascii() else ""
+        own = name not in self._mechanisms
+        begin = (self._own_mechanisms() if own else self._mechanisms).get(name)
         if begin is None:
             raise BadCommandError("unknown mechanism")
-        if why := self.why_not(mechanism.upper()):
+        if why := self.why_not(name, own=own):
             raise BadCommandError(why)
         self.username = None
         exchange = begin()
-        challenge = next(exchange)
+        try:
+            challenge = next(exchange)
+        except StopIteration:  # one of the handler's own may need no response
+            return None
         self.exchange = exchange
-        return self.take_response(response.encode()) if response else _make_challenge(challenge)
+        if not response:
+            return _make_challenge(challenge)
+        if challenge and name != "LOGIN":  # LOGIN is in no RFC, and its clients send the name at once
+            self.abandon()
+            raise BadCommandError("in this mechanism the server speaks first: it takes no initial response")
+        return self.take_response(response.encode())
 
     def take_response(self, line: bytes) -> Reply | None:
         """Go on with the exchange that waits."""
@@ -106,6 +132,12 @@ class SignIn:
             self.exchange = exchange
             return _make_challenge(challenge)
         raise error
+
+    def abandon(self) -> None:
+        """Give up the exchange that waits, if there is one."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.close()
 
     def refuse(self, refusal: ReportableError, *, utf8: bool) -> Reply:
         """Count a refusal and return the answer.  Each is held back longer, so that guessing takes time."""

@@ -1,4 +1,4 @@
-"""Differences between operating systems: one function for each thing that popart asks of a connected socket.
+"""Differences between operating systems: one function for each thing that popart asks of the system.
 
 Linux comes first.  If another system lacks something, the function says what it does there instead.
 """
@@ -6,11 +6,14 @@ Linux comes first.  If another system lacks something, the function says what it
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
 import struct
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 try:
     import fcntl
@@ -18,7 +21,20 @@ try:
 except ImportError:  # Windows
     pass
 
-_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none: there a send may block
+REUSE_ADDRESS = os.name == "posix"
+"""Whether SO_REUSEADDR does no more than let a server start again soon.  On Windows another process could take the port
+from it."""
+
+SHORTAGE = {
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+    getattr(errno, "WSAEMFILE", errno.EMFILE),
+}
+"""Errors of accept() that pass when something is released."""
+
+POLL_PAUSE = 0.1
+"""Seconds between two looks of a waiting thread at whether it was woken, on Windows."""
+
+_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none: there the sockets themselves never block
 _RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 _SO_NWRITE = 0x1024  # macOS, sys/socket.h
 
@@ -44,6 +60,50 @@ def current_processor() -> int:
         return int(file.read().rpartition(b")")[2].split()[36])
 
 
+Found = TypeVar("Found")
+
+
+class PolledSocket(socket.socket):
+    """A connection for Windows, where `shutdown` wakes nobody.
+
+    It is in non-blocking mode.  `recv` and `recv_into` wait all the same, and look every `POLL_PAUSE` seconds whether
+    ``shutdown(SHUT_RD)`` was called meanwhile.  That is kept from the system, which would reset the connection if the
+    client sent more.  (CancelIoEx could wake a thread, but nobody promises that for a blocking recv.)
+    """
+
+    _input_is_over = False
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        return self._wait_for(super().recv, b"", size, flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        return self._wait_for(super().recv_into, 0, buffer, size, flags)
+
+    def _wait_for(self, receive: Callable[..., Found], end: Found, *arguments: Any) -> Found:
+        while not self._input_is_over:
+            try:
+                return receive(*arguments)
+            except BlockingIOError:
+                select.select([self], [], [], POLL_PAUSE)
+        return end
+
+    def shutdown(self, how: int, /) -> None:
+        if how == socket.SHUT_RD:
+            self._input_is_over = True
+        else:
+            super().shutdown(how)
+
+
+def make_wakeable(sock: socket.socket) -> socket.socket:
+    """Return an accepted connection in the form that the other functions want: its recv waits until it is woken."""
+    if hasattr(socket, "MSG_DONTWAIT"):
+        sock.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
+        return sock
+    polled = PolledSocket(sock.family, sock.type, sock.proto, sock.detach())
+    polled.setblocking(False)
+    return polled
+
+
 def wake_reader(sock: socket.socket) -> None:
     """Make a thread that waits for this socket's input find its end, and find it again in each later read.
 
@@ -56,7 +116,7 @@ def wake_reader(sock: socket.socket) -> None:
 def receive_at_once(sock: socket.socket, size: int) -> bytes | None:
     """Return what has arrived, at most *size* octets, or None if nothing has."""
     try:
-        return sock.recv(size, _AT_ONCE)
+        return socket.socket.recv(sock, size, _AT_ONCE)
     except BlockingIOError:
         return None
 
@@ -104,12 +164,43 @@ def reset(sock: socket.socket) -> None:
 
 def acknowledge(sock: socket.socket) -> None:
     """Acknowledge at once what has come: a client may hold back the rest of its line until then (Nagle's algorithm)."""
-    if hasattr(socket, "TCP_QUICKACK") and sock.family != getattr(socket, "AF_UNIX", None):
-        with contextlib.suppress(OSError):
+    if hasattr(socket, "TCP_QUICKACK"):
+        with contextlib.suppress(OSError):  # a UNIX socket has no such option
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def send_small_writes_at_once(sock: socket.socket) -> None:
-    """Switch Nagle's algorithm off: each reply would wait for the acknowledgement of the one before."""
+    """Switch Nagle's algorithm off: each reply would wait for the acknowledgement of the one before.
+
+    macOS refuses that if the client has gone, which the next read finds too.
+    """
     if sock.family != getattr(socket, "AF_UNIX", None):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+
+
+# Listening sockets.
+
+
+def take_both_families(listener: socket.socket) -> None:
+    """Let a socket that will be bound to ``::`` take IPv4 too, as Linux does by default, and Windows does not."""
+    with contextlib.suppress(OSError):  # OpenBSD cannot
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+
+
+def bound_address(sock: socket.socket) -> Any:
+    """Return the address that a stream socket is bound to; None if it is no bound stream socket."""
+    try:
+        address = sock.getsockname()
+    except OSError:  # so does Windows say that it is not bound
+        return None
+    is_bound = address[1] if isinstance(address, tuple) else address
+    return address if sock.type == socket.SOCK_STREAM and is_bound else None
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Return whether a socket listens.  macOS does not tell; then it is False, and to listen again does no harm."""
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False

@@ -6,11 +6,11 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from popart.client_deadlines import Place
+from popart.command_deadlines import Place
 
 SPARE_SECONDS = 1.0
 """Seconds that a thread waits for another connection after its own has ended."""
@@ -101,11 +101,11 @@ class Workers:
         try:
             return self._queue.get(timeout=SPARE_SECONDS)
         except Empty:
-            with self._lock:
-                if self._spare:
-                    self._spare -= 1
-                    return None
-            return self._queue.get()  # it was promised to this thread meanwhile
+            with self._lock, suppress(Empty):  # it is empty if a signal handler raised in `take`
+                if not self._spare:
+                    return self._queue.get_nowait()  # it was promised to this thread meanwhile
+                self._spare -= 1
+            return None
 
     def dismiss(self) -> None:
         """Let the spare threads end now, and the others when their connections have ended."""

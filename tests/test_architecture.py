@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import popart
-from popart.session import COMMANDS, State
+from popart.session import COMMANDS, Session, State
 
 ROOT = Path(popart.__file__).parent
 SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in ROOT.rglob("*.py")}
@@ -18,11 +18,12 @@ SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in R
 FLOORS = [
     {"addresses", "command_lines", "errors", "fairness", "message_framing", "policy", "signal_handlers", "system",
      "tls"},
-    {"client_deadlines", "handler", "options", "processor", "proxy_header", "replies"},
+    {"command_deadlines", "handler", "options", "processor", "proxy_header", "replies"},
     {"client_socket", "connection_limits", "handler_calls", "workers"},
     {"accepting", "capabilities", "error_replies", "languages", "maildrop_lock", "monitor", "reply_sending", "sasl",
      "unique_ids"},
-    {"maildrop", "message_reading", "server_closing", "sign_in"},
+    {"maildrop", "message_reading", "own_mechanisms", "server_closing"},
+    {"sign_in"},
     {"session"},
     {"connection"},
     {"server"},
@@ -39,7 +40,7 @@ LONG = {
 """What may be longer than the rest, and why."""
 
 EXTRAS = {
-    "testing": {"scramp", "trustme", "typing_extensions"},
+    "testing": {"pytest", "scramp", "trustme", "typing_extensions"},
     "sasl": {"scramp"},
     "server": {"typing_extensions"},
 }
@@ -75,7 +76,7 @@ def test_imports_go_downward(module: str) -> None:
 
 
 PURE = """capabilities command_lines error_replies errors handler handler_calls languages maildrop maildrop_lock
-message_framing message_reading policy replies sasl session sign_in unique_ids""".split()
+message_framing message_reading own_mechanisms policy replies sasl session sign_in unique_ids""".split()
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -130,6 +131,13 @@ def test_commands_are_those_declared() -> None:
         State.AUTHORIZATION: anywhere | {b"USER", b"PASS", b"APOP", b"AUTH", b"UTF8"},
         State.TRANSACTION: anywhere | {b"STAT", b"LIST", b"RETR", b"DELE", b"NOOP", b"RSET", b"TOP", b"UIDL"},
     }
+
+
+def test_a_command_stays_a_method() -> None:
+    """A declared command is still the method of its name, so a subclass can extend it."""
+    for commands in COMMANDS.values():
+        for keyword, command in commands.items():
+            assert getattr(Session, f"do_{keyword.decode()}") is command.run
 
 
 def test_public_names() -> None:

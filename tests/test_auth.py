@@ -1002,7 +1002,7 @@ def test_gone_amid_an_exchange(connect: Connect, mechanism: str, steps: int, lea
 def test_login_timeout(connect: Connect, octets: bytes) -> None:
     """login_timeout covers the exchanges: neither octets, cancellations nor further attempts extend it."""
     handler = make_handler()
-    with connect(handler, login_timeout=0.3, max_bad_commands=None) as client:
+    with connect(handler, login_timeout=0.6, max_bad_commands=None) as client:
         assert client.ask(b"AUTH PLAIN") == b"+ \r\n"
         client.sock.settimeout(0.05)
         for _ in range(100):

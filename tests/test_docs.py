@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
+import hmac
 import importlib.util
 import os
 import poplib
@@ -136,10 +137,10 @@ def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
 def test_an_answer_that_is_not_printed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The follower of the tutorial does not take any answer for the right one."""
     page = tmp_path / "page.rst"
-    monkeypatch.setattr(follow_tutorial, "PATIENCE", 0.5)
     with follow_tutorial.Reader(tmp_path, {}) as reader, MailServer() as server:
         page.write_text(".. code-block:: console\n\n   $ echo yes\n   no\n   $ true\n")
-        with pytest.raises(AssertionError, match="should have said:\nno"):
+        with monkeypatch.context() as impatient, pytest.raises(AssertionError, match="should have said:\nno"):
+            impatient.setattr(follow_tutorial, "PATIENCE", 0.5)
             reader.follow(page)
         page.write_text(f".. code-block:: pop3\n\n   $ telnet 127.0.0.1 {server.port}\n   S: +OK hello\n")
         with pytest.raises(AssertionError, match="POP3 server ready"):
@@ -149,7 +150,7 @@ def test_an_answer_that_is_not_printed_is_found(tmp_path: Path, monkeypatch: pyt
 @pytest.fixture
 def mail_db(tmp_path: Path) -> Path:
     """A directory with the second part's files, and alice's three messages."""
-    copy_examples(tmp_path, "mailstore.py", "mail_in_sqlite.py", "serve_tls.py", "systemd_sockets.py")
+    copy_examples(tmp_path, "mailstore.py", "mail_in_sqlite.py", "serve_tls.py", "two_ports.py", "systemd_sockets.py")
     copy_examples(tmp_path, "behind_haproxy.py", "one_of_many.py")
     run(tmp_path, sys.executable, "mailstore.py")
     return tmp_path
@@ -251,8 +252,8 @@ def test_short_examples_run(text: str, monkeypatch: pytest.MonkeyPatch, capfd: p
 
 def test_the_faults_that_are_named_exist() -> None:
     """Each call in the table of howto-testing can be made."""
-    calls = re.findall(r"^``(server\..*?)``  ", (DOCS / "howto-testing.rst").read_text("utf-8"), re.MULTILINE)
-    assert len(calls) == 8
+    calls = re.findall(r"^``(server\..*?)`` ", (DOCS / "howto-testing.rst").read_text("utf-8"), re.MULTILINE)
+    assert len(calls) == 22
     with MailServer() as server:
         for call in calls:
             eval(call, {"server": server})
@@ -319,6 +320,30 @@ def test_a_certificate_is_renewed(mail_db: Path, authority: trustme.CA) -> None:
         server.send_signal(signal.SIGHUP)
         assert line_of(server).startswith("certificate not renewed: ")
         assert certificates.serial(connect()) == certificates.serial(new)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_ports(mail_db: Path, authority: trustme.CA, number: signal.Signals) -> None:
+    """howto-tls: a plain port and a TLS port serve the same mail under one lock, and one signal closes both."""
+    certificates = Certificates(authority, mail_db)
+    certificates.issue()
+    with ExitStack() as stack:
+        server = stack.enter_context(process(mail_db, sys.executable, "two_ports.py"))
+        clients = []
+        for context in (None, certificates.context):
+            sock = socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE)
+            if context is not None:
+                sock = context.wrap_socket(sock, server_hostname="localhost")
+            clients.append(stack.enter_context(closing(Client(sock))))
+            assert clients[-1].line() == b"+OK POP3 server ready\r\n"
+        plain, tls = clients
+        plain.sign_in()
+        assert tls.ask(b"USER alice").startswith(b"+OK")
+        assert tls.ask(b"PASS secret").startswith(b"-ERR [IN-USE]")
+        ports = [client.sock.getpeername()[1] for client in clients]
+        server.send_signal(number)
+        assert [client.rest() for client in clients] == [b"", b""]
+        assert server.wait(PATIENCE) == 0 and all(map(is_refused, ports))
 
 
 def test_a_context_in_use_is_spoilt_by_files_that_do_not_fit(authority: trustme.CA, tmp_path: Path) -> None:
@@ -556,9 +581,13 @@ def test_a_second_sigterm_ends_the_grace(mail_db: Path) -> None:
 
 
 def test_a_second_signal_in_each_example() -> None:
-    """The first signal of an example that drains is shutdown(); each other one is server_close()."""
-    examples = [path.read_text("utf-8") for path in EXAMPLES.rglob("*.py") if "SIGTERM" in path.read_text("utf-8")]
-    assert len(examples) == 7
+    """The first signal of an example that drains is shutdown(); each other one is server_close().
+
+    Exceptions are an example with several servers, and one whose signals come to an event loop's thread.
+    """
+    texts = [path.read_text("utf-8") for path in EXAMPLES.rglob("*.py") if path.name != "two_ports.py"]
+    examples = [text for text in texts if "SIGTERM" in text and "import asyncio" not in text]
+    assert len(examples) == 8
     for text in examples:
         wishes = re.findall(r"signal\.SIGTERM, lambda \*_: server\.(\w+)\(\)", text)
         assert wishes == (["shutdown", "server_close"] if "server.drain(" in text else ["server_close"])
@@ -614,6 +643,37 @@ def test_apop_sign_in(monkeypatch: pytest.MonkeyPatch) -> None:
         assert refused(client, b"APOP alice " + hashlib.md5(banner.encode() + b"wrong").hexdigest().encode())
         assert refused(client, b"APOP bob " + hashlib.md5(banner.encode()).hexdigest().encode())
         assert client.ask(b"APOP alice " + hashlib.md5(banner.encode() + b"secret").hexdigest().encode())[:3] == b"+OK"
+
+
+def test_cram_md5_sign_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """howto-sign-in: who knows the password signs in by CRAM-MD5 (RFC 2195), and nobody else; no challenge repeats."""
+
+    class MyHandler(load_example("cram_md5", monkeypatch).CramMD5SignIn, MemoryHandler): ...
+
+    challenges = set()
+
+    def sign_in(client: Client, user: bytes, password: bytes, cut: int | None = None) -> bytes:
+        challenge = base64.b64decode(client.ask(b"AUTH CRAM-MD5")[2:])
+        challenges.add(challenge)
+        assert re.fullmatch(rb"<\d+@mail\.example\.org>", challenge)
+        digest = hmac.new(password, challenge, "md5").hexdigest()[:cut].encode()
+        return client.ask(base64.b64encode(user + b" " + digest))
+
+    class Patient(popart.Server):
+        max_failed_logins = None
+
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
+    with running(Patient(("127.0.0.1", 0), lambda peer: MyHandler(Mail()))) as server, connected(server) as client:
+        assert client.line().startswith(b"+OK")
+        client.send(b"CAPA\r\n")
+        assert b"\r\nSASL CRAM-MD5 PLAIN\r\n" in client.lines()
+        for user, password in ((b"alice", b"wrong"), (b"bob", b""), (b"bob", b"secret"), (b"\xff", b""), (b"", b"")):
+            assert sign_in(client, user, password).startswith(b"-ERR [AUTH] wrong name or password")
+        assert sign_in(client, b"alice", b"secret", -1).startswith(b"-ERR [AUTH]")
+        assert client.ask(b"AUTH CRAM-MD5").startswith(b"+ ")
+        assert refused(client, base64.b64encode("alice é".encode()))
+        assert sign_in(client, b"alice", b"secret").startswith(b"+OK")
+    assert len(challenges) == 7
 
 
 def test_token_sign_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -844,7 +904,7 @@ def test_what_no_other_server_does_has_a_test() -> None:
     """README.rst: each row of the table names a test, which exists."""
     table = (DOCS.parent / "README.rst").read_text("utf-8").partition(".. The table begins.")[2]
     rows = table.partition(".. The table ends.")[0].split("   * - ")[2:]
-    named = [re.search(r"\n     - ``(tests/[\w/]+\.py)`` ``(test_\w+)``\n", row) for row in rows]
+    named = [re.search(r"\n     - ``((?:tests|popart/testing)/[\w/]+\.py)`` ``(test_\w+)``\n", row) for row in rows]
     assert len(named) == 7
     for found in named:
         assert found is not None
@@ -859,7 +919,7 @@ def test_the_table_of_other_servers_is_current() -> None:
 def test_the_wire_suite_has_the_options_that_are_named() -> None:
     """wire-suite.rst: each option that it names is one."""
     named = set(re.findall(r"--pop3-\w+", (DOCS / "wire-suite.rst").read_text("utf-8")))
-    known = run(DOCS.parent, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/wire", "--help")
+    known = run(DOCS.parent, sys.executable, "-m", "popart.testing.wire", "--help")
     assert named and named <= set(re.findall(r"--pop3-\w+", known))
 
 

@@ -171,6 +171,33 @@ def test_it_stops_serving() -> None:
                 assert result.result(PATIENCE) is True
 
 
+def test_it_waits_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """drain does not return before serve_forever, which afterwards returns at once."""
+    with make_server(Mail()) as server:
+        held = Held(server, "service_actions")
+        wait = server._changed.wait
+
+        def let_go_and_wait(timeout: float | None = None) -> bool:
+            held.go_on.set()
+            return wait(timeout)
+
+        with ThreadPoolExecutor(1) as other:
+            serving = other.submit(server.serve_forever)
+            try:
+                with connected(server) as client:
+                    assert held.entered.wait(PATIENCE)
+                    client.send(b"QUIT\r\n")
+                    assert client.rest().endswith(b"+OK goodbye\r\n")
+                wait_until(lambda: not len(server._places))
+                monkeypatch.setattr(server._changed, "wait", let_go_and_wait)
+                assert server.drain() and held.go_on.is_set() and server._loop is None
+                serving.result(PATIENCE)
+                other.submit(server.serve_forever).result(PATIENCE)
+            finally:
+                held.go_on.set()
+                server.server_close()
+
+
 def test_a_session_has_ended_when_its_handler_is_closed() -> None:
     """A backend that still works for a client that has left counts: a process that ended now would cut it short."""
     mail = Mail()
@@ -242,6 +269,7 @@ def test_a_socket_that_is_shared() -> None:
     assert (old_mail.count("lock_maildrop"), new_mail.count("lock_maildrop")) == (1, 2)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a process sends no signals on Windows")
 def test_sigterm() -> None:
     """The way of a service: SIGTERM makes serve_forever return, and the main thread drains and closes."""
     mail = Mail(MESSAGE)

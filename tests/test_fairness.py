@@ -16,7 +16,10 @@ import pytest
 
 import popart
 from popart import system
+from popart.command_deadlines import Closing, Place
+from popart.connection_limits import Places
 from popart.fairness import Pace, Pacer
+from popart.options import Limits
 from popart.server import Server
 from tests.conftest import (
     PATIENCE,
@@ -109,6 +112,124 @@ def test_what_counts_as_used(clock: Clock) -> None:
     assert pace.counts and pace.pause() == pytest.approx(0.04)
 
 
+class Turns(Clock):
+    """The same for sessions whose commands come one by one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sessions: int) -> None:
+        super().__init__(monkeypatch)
+        self.wall = 0.0
+        monkeypatch.setattr("time.monotonic", lambda: self.wall)
+        self.pacer = Pacer()
+        self.others = [self.session() for _ in range(sessions)]
+
+    def session(self) -> Pace:
+        self.now = 0.0
+        return Pace(self.pacer)
+
+    def work(self, pace: Pace, seconds: float) -> float:
+        """Let a session work, and return how long it pauses before its next command."""
+        self.now = self.used[pace] + seconds
+        self.used[pace] = self.now  # type: ignore[assignment]
+        return pace.turn()
+
+    def crowd(self) -> None:
+        for other in self.others:
+            self.work(other, 0.002)
+
+
+def test_a_crowd_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If more than 32 sessions are busy with single commands, each pauses for twice what the others need."""
+    turns = Turns(monkeypatch, 32)
+    turns.crowd()
+    pace = turns.session()
+    assert turns.work(pace, 0.0015) == pytest.approx(0)
+    assert turns.work(pace, 0.0001) == pytest.approx(2 * 32 * 0.0001)
+    turns.others[0].end()
+    assert turns.work(pace, 0.0001) == 0
+
+
+def test_32_sessions_are_no_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 32 sessions, which all want all they can get, never pause as long as they wait for each answer."""
+    turns = Turns(monkeypatch, 32)
+    assert [turns.work(pace, 1.0) for _ in range(3) for pace in turns.others] == [0] * 96
+    turns.pacer.add(1)  # a session that pipelines is one more
+    assert turns.work(turns.others[0], 0.0001) == pytest.approx(2 * 32 * 0.0001)
+
+
+def test_a_short_session_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session may use 1.5 ms for single commands before it counts.  A refused command costs 1 ms more."""
+    turns = Turns(monkeypatch, 40)
+    turns.crowd()
+    pace = turns.session()
+    assert turns.work(pace, 0.0014) == 0
+    assert turns.work(pace, 0.0003) == pytest.approx(2 * 40 * 0.0002)  # what is beyond
+    pace = turns.session()
+    assert turns.work(pace, 0.0003) == 0
+    pace.refused()
+    assert turns.work(pace, 0.0003) == pytest.approx(2 * 41 * 0.0001)
+
+
+def test_first_pauses_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session pauses for a tenth of a second at most, then for two tenths, and so on to five seconds."""
+    turns = Turns(monkeypatch, 1000)
+    turns.crowd()
+    pace = turns.session()
+    assert [turns.work(pace, 1.0) for _ in range(8)] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+
+
+def test_who_is_silent_leaves_the_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session counts for half a second after its last command."""
+    turns = Turns(monkeypatch, 40)
+    turns.crowd()
+    pace = turns.session()
+    turns.wall = 0.4
+    assert turns.work(pace, 0.002) > 0
+    turns.wall = 0.6
+    assert turns.work(pace, 0.002) == 0
+
+
+def test_turns_of_real_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that ask one by one without end pause in a crowd, and a new one does not."""
+    monkeypatch.setattr("popart.fairness.CROWD", 1)
+    monkeypatch.setattr("popart.fairness.TURN_ALLOWANCE", 0.02)
+    pauses: dict[socket.socket, list[float]] = {}
+
+    def pause(place: Place, seconds: float) -> None:
+        pauses.setdefault(place.socket, []).append(seconds)
+
+    monkeypatch.setattr(Place, "pause", pause)
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(Mail(MESSAGE)))) as server:
+        with signed_in(server) as first, signed_in(server) as second:
+            one, two = (place.socket for place in server._places.all())
+            while not (one in pauses and two in pauses):
+                assert first.ask(b"NOOP") == second.ask(b"NOOP") == b"+OK nothing done\r\n"
+            with signed_in(server) as third:
+                third.ask(b"NOOP")
+                assert set(pauses) == {one, two}
+                # Twenty refusals are 0.02 s.
+                for _ in range(20):
+                    assert third.ask(b"XYZZY").startswith(b"-ERR")
+                first.ask(b"NOOP")
+                third.ask(b"NOOP")
+                assert len(pauses) == 3
+        wait_until(lambda: not server._pacer._crowd)
+
+
+def test_a_turn_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command for which its session paused when the server closed is not begun: QUIT deletes nothing (promise 2)."""
+    turns = iter([0.0, 0.0, 0.0, 60.0])  # USER, PASS, DELE, QUIT
+    monkeypatch.setattr(Pace, "turn", lambda pace: next(turns))
+    mail = Mail(MESSAGE)
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(mail))) as server, signed_in(server) as client:
+        assert client.ask(b"DELE 1").startswith(b"+OK")
+        client.send(b"QUIT\r\n")
+        wait_until(lambda: any(place.waits and not place.idle for place in server._places.all()))
+        with ThreadPoolExecutor() as others:
+            others.submit(server.server_close).result(PATIENCE)
+        assert client.rest() == b""
+    assert not mail.locked and not mail.count("delete_messages") and mail.errors == []
+
+
 NOOPS = b"NOOP\r\n" * 2000
 
 
@@ -192,6 +313,56 @@ def test_a_pause_ends_with_the_login_timeout(monkeypatch: pytest.MonkeyPatch) ->
         assert handler.closed.wait(PATIENCE)
 
 
+def test_no_guess_after_the_login_timeout() -> None:
+    """Passwords that were sent ahead are not tried once the time to sign in is over, without their delays."""
+    mail = Mail()
+    handler = ClosingHandler(mail)
+    server = QuickServer(HOST, lambda peer: handler)
+    server.login_timeout = 0.3
+    server.max_failed_logins = None
+    with running(server), connected(server) as client:
+        client.send(b"USER alice\r\nPASS wrong\r\n" * 9)
+        assert handler.closed.wait(PATIENCE)
+    assert 1 <= mail.count("authenticate_pass") <= 2  # the first answer is held back for 0.25 s
+
+
+@pytest.mark.parametrize(
+    ("commands", "looks"),
+    [
+        ([b"NOOP"], 0),
+        ([b"NOOP"] * 2, 1),
+        ([b"NOOP"] * 24, 1),
+        ([b"NOOP"] * 25, 2),
+        ([b"NOOP"] * 60, 3),
+        ([b"LIST"] * 4, 1),
+        ([b"LIST"] * 12, 3),
+        ([b"RETR 2"] * 12, 3),
+        ([b"RETR 1"] * 3, 4),
+        ([b"RETR 1"] + [b"NOOP"] * 5, 2),
+    ],
+)
+def test_how_often_the_clock_is_looked_at(commands: list[bytes], looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 25 pipelined commands, where a listing or a small message counts as 6, after sending, and at the end."""
+    calls: list[Pace] = []
+    mail = Mail(b"x" * 70_000, MESSAGE)
+
+    def look(pace: Pace) -> float:
+        calls.append(pace)
+        return 0.0
+
+    with running(Server(HOST, lambda peer: MemoryHandler(mail))) as server, signed_in(server) as client:
+        client.send(b"NOOP\r\nNOOP\r\n")  # sign-in counts no longer
+        assert client.line() + client.line() == 2 * b"+OK nothing done\r\n"
+        monkeypatch.setattr(Pace, "pause", look)
+        client.send(b"".join(command + b"\r\n" for command in commands))
+        for command in commands:
+            assert client.line().startswith(b"+OK")
+            if command != b"NOOP":
+                client.lines()
+        assert len(calls) == looks
+        monkeypatch.undo()
+
+
 # Places.
 
 
@@ -224,6 +395,9 @@ def deaf(client: Client, server: Server) -> None:
         waits.append(time.monotonic() - begin)
 
     silent(client, server)
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    for place in server._places.all():
+        place.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(system, "wait_for_room", noting)
         client.sock.settimeout(0.1)
@@ -250,16 +424,19 @@ def test_the_oldest_that_has_not_signed_in_makes_room(state: Callable[[Client, S
     mail, old_mail = Mail(MESSAGE), Mail()
     handlers = [*(MemoryHandler(Mail(MESSAGE)) for _ in range(3)), ClosingHandler(old_mail), MemoryHandler(mail)]
     with running(Crowded(HOST, lambda peer: handlers.pop())) as server, signed_in(server) as first:
-        with connected(server) as old, connected(server) as young:
+        with connected(server) as old:
             state(old, server)
-            silent(young, server)
-            with signed_in(server) as newcomer:
-                assert newcomer.ask(b"QUIT").startswith(b"+OK")
-                wait_until(lambda: old_mail.count("close") == 1)
-                assert first.ask(b"NOOP").startswith(b"+OK")
-                assert young.ask(b"CAPA").startswith(b"+OK")
-    told = [popart.ClientTimeoutError] if state is not silent else []
-    assert [type(error) for error in old_mail.errors] == told
+            with connected(server) as young:
+                silent(young, server)
+                wait_until(lambda: all(place.waits for place in server._places.all()))
+                with signed_in(server) as newcomer:
+                    assert newcomer.ask(b"QUIT").startswith(b"+OK")
+                    wait_until(lambda: old_mail.count("close") == 1)
+                    assert first.ask(b"NOOP").startswith(b"+OK")
+                    assert young.ask(b"CAPA").startswith(b"+OK")
+    text = "the client had not signed in when another one needed its place"
+    told = [(popart.ClientTimeoutError, text)] if state is not silent else []
+    assert [(type(error), str(error)) for error in old_mail.errors] == told
 
 
 def test_no_room_where_all_have_signed_in() -> None:
@@ -307,9 +484,29 @@ def test_who_made_room_is_counted_down_once() -> None:
     server.login_timeout = 0.1
     with running(server), contextlib.ExitStack() as stack:
         for _ in range(30):
-            assert stack.enter_context(connected(server)).line()[:3] in (b"+OK", b"")
+            # It may also be refused: if those that are cut have yet to leave.
+            assert stack.enter_context(connected(server)).line()[:3] in (b"+OK", b"-ER", b"")
         wait_until(lambda: not len(server._places))
     assert server._places._leaving == 0
+
+
+def test_a_hundred_more_for_a_moment() -> None:
+    """Beyond the limit there are 100 places for those not known yet, and who makes room; a closing server has none."""
+    limits, closing, lock = Limits(), Closing(), threading.RLock()
+    limits.max_connections = 2
+    places = Places(limits, closing, lock, threading.Condition(lock))
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(104)]
+
+        def is_admitted(sock: socket.socket) -> bool:
+            return places.admit(sock, ("192.0.2.1", 1), address_known=False) is not None
+
+        assert list(map(is_admitted, sockets)) == [True] * 102 + [False] * 2
+        places.leave(sockets[0])
+        assert is_admitted(sockets[-1])
+        places.leave(sockets[1])
+        closing.begun = True
+        assert not is_admitted(sockets[-2])
 
 
 def test_two_addresses_lock_nobody_out() -> None:

@@ -105,6 +105,8 @@ ABILITIES: dict[type, list[str]] = {
     popart.SupportsTokens: ["authenticate_token"],
     popart.SupportsScram: ["get_scram_credentials"],
     popart.SupportsCertificates: ["authenticate_certificate"],
+    popart.SupportsMechanisms: ["get_mechanisms"],
+    popart.SupportsAuthorization: ["authorize"],
     popart.SupportsUTF8: ["enable_utf8"],
     popart.SupportsLanguages: ["get_languages", "set_language"],
     popart.SupportsLoginDelay: ["get_login_delay"],
@@ -147,6 +149,12 @@ class CompleteHandler(ClosingHandler):
 
     def get_scram_credentials(self, username: str) -> popart.ScramCredentials:
         return popart.ScramCredentials(bytes(16), 4096, bytes(32), bytes(32))
+
+    def get_mechanisms(self) -> Any:
+        return {"X-OWN": self.get_login_delay}
+
+    def authorize(self, username: str, identity: str) -> None:
+        self.record("authorize", username, identity)
 
     def enable_utf8(self) -> None:
         self.record("enable_utf8")
@@ -221,8 +229,9 @@ class TestAbility:
             client.line()
             client.send(b"CAPA\r\n")
             capabilities = client.lines().split(b"\r\n")
-            for line in (b"SASL SCRAM-SHA-256 OAUTHBEARER XOAUTH2 PLAIN", b"UTF8 USER", b"LANG", b"LOGIN-DELAY 5 USER"):
+            for line in (b"SASL SCRAM-SHA-256 X-OWN OAUTHBEARER XOAUTH2 PLAIN", b"UTF8 USER", b"LANG"):
                 assert line in capabilities
+            assert b"LOGIN-DELAY 5 USER" in capabilities
             assert client.ask(b"UTF8").startswith(b"+OK") and client.ask(b"LANG *") == b"+OK de Deutsch\r\n"
             token = b64encode(b"user=alice\x01auth=Bearer x\x01\x01")
             assert client.ask(b"AUTH XOAUTH2 " + token).startswith(b"+OK")
@@ -232,7 +241,8 @@ class TestAbility:
             assert handler.closed.wait(10)
         names = {call[0] for call in handler.mail.calls}
         assert {name for methods in ABILITIES.values() for name in methods if name != "get_message_count"} - names == {
-            *("get_scram_credentials", "authenticate_certificate", "get_languages", "get_login_delay", "get_expire")
+            *("get_scram_credentials", "authenticate_certificate", "get_mechanisms", "authorize"),
+            *("get_languages", "get_login_delay", "get_expire"),
         }
         assert handler.mail.calls[-1] == ("close",) and handler.mail.count("close") == 1
         assert not handler.mail.count("get_message_size") and not handler.mail.errors
@@ -282,8 +292,8 @@ class TestAttributeThatRaises:
     @pytest.mark.parametrize(("error", "answer"), ERRORS, ids=lambda value: type(value).__name__)
     @pytest.mark.parametrize("name", [
         "allow_passwords", "allow_sasl_login", "authenticate_pass", "get_message_id", "get_top_reader", "enable_utf8",
-        "get_languages", "set_language", "authenticate_token", "get_scram_credentials", "command_finished",
-        "session_finished",
+        "get_languages", "set_language", "authenticate_token", "get_scram_credentials", "get_mechanisms", "authorize",
+        "command_finished", "session_finished",
     ])  # fmt: skip
     def test_when_the_session_is_made(self, name: str, error: BaseException, answer: bytes) -> None:
         """What is asked for at the start turns the client away; nobody else is told."""
@@ -388,6 +398,8 @@ CALLS: dict[str, list[bytes]] = {
     "authenticate_token": [b"AUTH XOAUTH2 " + b64encode(b"user=alice\x01auth=Bearer x\x01\x01")],
     "authenticate_certificate": [b"AUTH EXTERNAL ="],
     "get_scram_credentials": [b"AUTH SCRAM-SHA-256 " + b64encode(b"n,,n=alice,r=x")],
+    "get_mechanisms": [b"CAPA"],
+    "authorize": [b"AUTH PLAIN " + b64encode(b"bob\0alice\0secret")],
     "lock_maildrop": SIGN_IN,
     "list_messages": SIGN_IN,
     "get_message_count": SIGN_IN,

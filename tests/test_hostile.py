@@ -105,7 +105,8 @@ def test_two_hundred_stalled_clients(tls: bool, server_context: ssl.SSLContext, 
 def test_the_autologout(trickles: bool) -> None:
     """A command has one deadline that no octet extends; past it nothing is sent and nothing deleted (RFC 1939, 3)."""
     mail = Mail(MESSAGE)
-    with running(make(mail, timeout=0.3)) as server, signed_in(server) as client:
+    with running(make(mail)) as server, signed_in(server) as client:
+        server.command_timeout = 0.3
         client.ask(b"DELE 1")
         client.sock.settimeout(0.05)
         for _ in range(100):
@@ -146,26 +147,25 @@ def test_the_login_timeout(line: bytes) -> None:
 def test_the_login_timeout_ends_with_the_login() -> None:
     """Who has signed in has the command's timeout alone."""
     server = make(Mail())
-    server.login_timeout = 0.3
+    server.login_timeout = 1.0
     with running(server), signed_in(server) as client:
-        client.sock.settimeout(0.6)
+        client.sock.settimeout(1.5)
         with pytest.raises(TimeoutError):
             client.sock.recv(1)
         client.send(b"NOOP\r\n")
         assert client.sock.recv(3) == b"+OK"
 
 
-def test_the_login_timeout_bounds_the_delay_of_failed_logins() -> None:
+def test_the_login_timeout_bounds_the_delay_of_failed_logins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Delays that grow after wrong passwords do not outlast login_timeout, whatever max_failed_logins is."""
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 2 * PATIENCE)
     handler = ClosingHandler(Mail())
     server = QuickServer(HOST, lambda peer: handler)
     server.max_failed_logins = None
-    server.login_timeout = 0.8
+    server.login_timeout = 0.3
     with running(server), connected(server) as client:
         client.send(b"USER alice\r\nPASS wrong\r\n" * 4)
-        started = time.monotonic()
         assert handler.closed.wait(PATIENCE)
-        assert time.monotonic() - started < 1.5
 
 
 def test_failed_logins_end_and_delay_that_client_alone() -> None:
@@ -175,8 +175,8 @@ def test_failed_logins_end_and_delay_that_client_alone() -> None:
     server.max_failed_logins = 2
     with running(server), connected(server) as client:
         client.line()
-        client.send(b"USER alice\r\nPASS wrong\r\n" * 3)
         started = time.monotonic()
+        client.send(b"USER alice\r\nPASS wrong\r\n" * 3)
         wait_until(lambda: mail.count("authenticate_pass") == 1)
         with signed_in(server) as other:
             assert other.ask(b"QUIT").startswith(b"+OK")
@@ -246,7 +246,7 @@ def test_a_big_message_in_flat_memory() -> None:
 def test_commands_of_a_client_that_never_reads_in_flat_memory() -> None:
     """Replies do not pile up: while nobody reads them, no further command is run."""
     mail = Mail(*[MESSAGE] * 100)
-    server = make(mail, timeout=0.3)
+    server = make(mail, timeout=1.0)
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
     with running(server), signed_in(server) as client, small_peak(3_000_000):
         with suppress(ConnectionResetError, BrokenPipeError):
@@ -264,6 +264,7 @@ def test_many_sessions_leave_nothing() -> None:
         def visit() -> None:
             with signed_in(server) as client:
                 assert client.ask(b"QUIT").startswith(b"+OK")
+                assert client.rest() == b""  # or sessions that end behind it would add up
 
         visit()
         with small_peak(200_000):
@@ -325,8 +326,9 @@ LOGIN = b"USER alice\r\nPASS secret\r\nDELE 1\r\nQUIT\r\n"
     ids=["get", "long-post", "very-long-post", "tls", "quit", "bad-commands", "binary"],
 )
 @pytest.mark.parametrize("tail", [0, 10_000_000])
-def test_nothing_runs_behind_the_end(octets: bytes, answers: bytes, tail: int) -> None:
+def test_nothing_runs_behind_the_end(octets: bytes, answers: bytes, tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows the last command is read and dropped, never run, and no reset eats the last reply because of it."""
+    monkeypatch.setattr("popart.client_socket.LAST_READ_SECONDS", PATIENCE)
     mail = Mail(MESSAGE)
     server = make(mail)
     server.max_bad_commands = 3

@@ -294,6 +294,26 @@ def test_refused_by_set_banner(error: BaseException) -> None:
         assert it.commands() == [] and it.session() == (0, len(greeting))
 
 
+def test_client_gone_within_an_exchange() -> None:
+    """AUTH that never came to an end is told as lost, and the session after it."""
+    with observed() as it:
+        with connected(it.server) as client:
+            client.line()
+            assert client.ask(b"AUTH PLAIN") == b"+ \r\n"
+        assert it.commands() == [("AUTH", "lost", 4)]
+
+
+def test_unlocked_before_the_figures() -> None:
+    """Whoever looks at a session's figures may begin the user's next one."""
+    with observed(SMALL) as it, connected(it.server) as client:
+        client.line()
+        client.sign_in()
+        client.close()
+        it.session()
+        names = [call[0] for call in it.handler.mail.calls]
+        assert names.index("unlock_maildrop") < names.index("session_finished")
+
+
 def test_client_gone_without_quit() -> None:
     """A session that ends without QUIT is told as well; the commands are those that were answered."""
     with observed(SMALL) as it:

@@ -128,6 +128,8 @@ def quit_without_line_end(client: Client, server: Server) -> None:
 
 
 def time_out(client: Client, server: Server) -> None:
+    server.command_timeout = 0.2
+    client.ask(b"NOOP")
     client.send(b"QUIT")
 
 
@@ -152,7 +154,7 @@ WITHOUT_QUIT = [leave, reset, quit_without_line_end, time_out, close_the_server,
 
 def visit(mail: Mail, end: Callable[[Client, Server], None]) -> None:
     handler = FailingHandler(mail)
-    with running(QuickServer(HOST, lambda peer: handler, timeout=0.2)) as server, signed_in(server) as client:
+    with running(QuickServer(HOST, lambda peer: handler)) as server, signed_in(server) as client:
         assert client.ask(b"DELE 1").startswith(b"+OK")
         end(client, server)
         assert handler.closed.wait(PATIENCE)

@@ -416,6 +416,29 @@ class TestSignIn:
         assert ids.split(b"\r\n")[1:] == [b"%d id%d" % (n + 1, n) for n in range(100_000)] + [b".", b""]
         assert handler.mail.calls[1:] == [("lock_maildrop",), ("list_messages",)]
 
+    @each("entries", [[], [(0, "a")], [(1, "!"), (2**63 - 1, 70 * "~")]])
+    def test_what_is_right_is_checked_together(
+        self, entries: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Sizes and ids are looked at one by one only to find a wrong one: that takes ten times as long."""
+        for module in ("maildrop", "unique_ids"):
+            monkeypatch.setattr(f"popart.{module}.check_each", raising(AssertionError()))
+        handler = altered(ListingHandler, list_messages=returning(entries))
+        assert ask(begin(handler), b"UIDL")[0].startswith(b"+OK") and not handler.mail.errors
+
+    @each("kind", [MemoryHandler, ListingHandler])
+    def test_ids_are_checked_once(self, kind: type[MemoryHandler], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client that asks for the id of each of n messages, or lists them again, has none checked again."""
+        checked = []
+
+        def check(numbers: object, ids: list[str]) -> list[str]:
+            checked.append(ids)
+            return ids
+
+        monkeypatch.setattr("popart.maildrop.check_ids", check)
+        ask(begin(kind(Mail(*TWO))), b"UIDL 1", b"UIDL 2", b"UIDL", b"UIDL 1", b"UIDL")
+        assert len(checked) == 1
+
     @each("entries", [[(5, "a")], ([5, "a"],), iter([(5, "a")]), {(5, "a")}])
     def test_listing_is_any_iterable(self, entries: Any) -> None:
         """A listing may be a list or a generator, and its pairs tuples or lists."""
@@ -736,6 +759,14 @@ class TestReading:
         assert ask(begin(handler), b"RETR 1") == [b"+OK 0 octets\r\n.\r\n"]
         assert reader.closed == 1 and handler.mail.errors == [result]
 
+    @each("octets", [b"", b"x\r\n", b"x" * 32_766 + b"\r\n"])
+    def test_not_read_beyond_its_end(self, octets: bytes) -> None:
+        """A reader that has returned b"" is not asked again: not all say so twice."""
+        reader = Reader(*filter(None, [octets]), b"", AssertionError("read on"))
+        handler = altered(get_message_reader=returning(reader), get_message_size=returning(len(octets)))
+        assert ask(begin(handler), b"RETR 1")[0].endswith(b" octets\r\n" + octets + b".\r\n")
+        assert reader.closed == 1 and not handler.mail.errors
+
     @each(("kind", "method"), [(MemoryHandler, "get_message_reader"), (TopHandler, "get_top_reader")])
     def test_top_reads_what_it_needs(self, kind: type[MemoryHandler], method: str) -> None:
         """What the reader returns beyond the lines is cut off, not read on, and the reader is closed."""
@@ -764,7 +795,7 @@ class TestReading:
             (ReportableError("it is on tape", code="SYS/TEMP"), b"-ERR [SYS/TEMP] it is on tape\r\n"),
         ],
     )
-    @each("before", [[], [b"A: b\n"], [b"x" * 32_767]])
+    @each("before", [[], [b"x"], [b"A: b\n"], [b"x" * 32_767]])
     @each("line", [b"RETR 1", b"TOP 1 1"])
     def test_fails_first(self, line: bytes, before: list[bytes], failure: object, status: bytes) -> None:
         """What fails before the first octet is -ERR, the reader is closed, and the session goes on (promise 1).
@@ -950,6 +981,7 @@ class TestFailures:
         session = make_session(handler, banner=BANNER)
         reply = session.greet().head() if method == "set_banner" else ask(session, *CALLS[method])[-1]
         assert is_refusal(reply) and len(handler.mail.errors) == (reply == INTERNAL)
+        assert error not in handler.mail.errors  # the report says what is wrong with the text
 
     @each("method", ["authenticate_pass", "lock_maildrop", "get_message_reader", "delete_messages"])
     def test_refusal_without_a_text(self, method: str) -> None:
@@ -1044,6 +1076,20 @@ class TestLimits:
         """A well-formed command on a message that is not there does not count as bad."""
         session = begin(MemoryHandler(Mail()), max_bad_commands=2)
         assert all(map(is_refusal, ask(session, *[b"RETR 7"] * 10))) and goes_on(session)
+
+    def test_a_refusal_ends_a_row(self) -> None:
+        """Like a good command, it is none of the bad ones in a row, whose count begins anew."""
+        session = begin(MemoryHandler(Mail()), max_bad_commands=2)
+        ask(session, b"XYZZY", b"RETR 7", b"XYZZY")
+        assert not session.over
+        ask(session, b"RETR 7", b"XYZZY", b"XYZZY")
+        assert session.over
+
+    def test_no_login_may_fail(self) -> None:
+        """A backend that failed has not refused the client, so even a limit of 0 does not end the session."""
+        handler = altered(authenticate_pass=raising(ReportableError("later", code="SYS/TEMP")))
+        session = make_session(handler, max_failed_logins=0)
+        assert ask(session, *SIGN_IN)[-1] == b"-ERR [SYS/TEMP] later\r\n" and goes_on(session)
 
     def test_no_limits(self) -> None:
         """None switches a limit off: each bad command and each refused sign-in is still answered, and soon."""

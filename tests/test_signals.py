@@ -162,6 +162,13 @@ def test_an_exception_of_a_signal_handler_as_a_method_ends() -> None:
     assert 5 < number < 99
 
 
+def test_what_such_an_exception_left_is_forgotten() -> None:
+    """Leaving the with block closes the server though a method seems to run in this thread yet."""
+    with QuickServer(HOST, lambda peer: None) as server:
+        server._operations[threading.get_ident()] = False
+    assert refused(server)
+
+
 def test_a_second_signal_ends_the_grace() -> None:
     """A signal handler that calls server_close() again, while the first call waits for a client, ends the wait."""
     server = QuickServer(HOST, lambda peer: MemoryHandler(Mail(b"x" * 20_000_000)))

@@ -455,7 +455,5 @@ def test_session_and_model_agree() -> None:
     """Whatever two clients send, however it is cut, the session answers, locks and deletes as the model does."""
     run_state_machine_as_test(
         Maildrop,
-        settings=settings(
-            max_examples=600, stateful_step_count=12, deadline=None, derandomize=True, report_multiple_bugs=False
-        ),
+        settings=settings(max_examples=600, stateful_step_count=12, derandomize=True, report_multiple_bugs=False),
     )

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
+import io
+import socket
+import ssl
+import sys
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from scramp import ScramClient
 
 import popart
+from popart.proxy_header import ProxyError, read_header
+from popart.server import Server
 from popart.session import Session
+from popart.system import reset
+from popart.tls import TLS
 
-from .conftest import Mail, MemoryHandler, make_session
-from .test_session import DIGEST, SIGN_IN, altered, returning
+from .conftest import (
+    PATIENCE,
+    Client,
+    ClosingHandler,
+    Mail,
+    MemoryHandler,
+    QuickServer,
+    connected,
+    make_session,
+    running,
+    signed_in,
+    wait_until,
+)
+from .test_session import DIGEST, SIGN_IN, altered, raising, returning
 
 BANNER = "<1.2@localhost>"
 NEEDS_TLS = "-ERR this needs TLS, from the beginning of the connection"
@@ -199,7 +221,282 @@ def test_results_that_must_be_none(method: str, lines: list[bytes]) -> None:
     assert list(map(str, handler.mail.errors)) == [f"{method} returned bool, not None"]
 
 
-def test_a_password_is_not_empty() -> None:
-    """`popart.scram_credentials` says what is wrong."""
-    with pytest.raises(ValueError, match="^a password is not empty$"):
-        popart.scram_credentials("")
+@pytest.mark.parametrize(
+    ("method", "result", "text"),
+    [
+        ("get_login_delay", "5", "the login delay must be an integer: str"),
+        ("get_expire", "5", "the days to keep mail must be an integer: str"),
+        ("get_expire", -1, f"the days to keep mail must be 0 to {2**63 - 1}: -1"),
+    ],
+)
+def test_numbers_in_capabilities(method: str, result: object, text: str) -> None:
+    """The report of a number that cannot stand in CAPA says which one, and what came."""
+    handler = altered(**{method: returning(result)})
+    ask(make_session(handler), *SIGN_IN, b"CAPA")
+    assert list(map(str, handler.mail.errors)) == [text]
+
+
+def test_an_id_that_is_not_ready() -> None:
+    """The report of a coroutine in a listing says where, at sign-in: it is never awaited."""
+
+    async def make_id() -> None: ...
+
+    handler = AbleHandler(Mail())
+    handler.list_messages = lambda: [(1, "a"), (1, "b"), (1, make_id())]  # type: ignore[attr-defined]
+    assert ask(make_session(handler), *SIGN_IN).startswith("-ERR [SYS/PERM]")
+    assert list(map(str, handler.mail.errors)) == ["the unique-id of message 3 must be a str: coroutine"]
+
+
+def test_an_id_that_is_asked_for_and_not_ready() -> None:
+    """So for a single one; Python does not print that it was never awaited."""
+
+    async def make_id() -> None: ...
+
+    made = make_id()
+    handler = altered(get_message_id=returning(made))
+    ask(make_session(handler), *SIGN_IN, b"UIDL 1")
+    assert list(map(str, handler.mail.errors)) == ["the unique-id of message 1 must be a str: coroutine"]
+    assert inspect.getcoroutinestate(made) == inspect.CORO_CLOSED
+
+
+class Unfinished:
+    """Its `close` is a coroutine's: nothing has been closed by the call."""
+
+    def read(self, n: int, /) -> bytes:
+        return b""
+
+    async def close(self) -> None: ...
+
+
+def test_closing_that_is_not_done() -> None:
+    """The reports of the two methods ``close``, that of a reader and that of a handler."""
+    handler = altered(get_message_reader=returning(Unfinished()), get_message_size=returning(0))
+    handler.close = Unfinished().close  # type: ignore[attr-defined]
+    session = make_session(handler)
+    ask(session, *SIGN_IN, b"RETR 1", b"QUIT")
+    session.close()
+    reports = [f"{what} returned coroutine, not None" for what in ("a reader's close", "close")]
+    assert list(map(str, handler.mail.errors)) == reports
+
+
+def test_an_oversight() -> None:
+    """A server that offers APOP tells a handler that has not been made for it so."""
+
+    class NoApop(popart.BaseHandler):
+        def __init__(self) -> None:
+            self.errors: list[str] = []
+
+        def handle_session_error(self, error: BaseException) -> None:
+            self.errors.append(str(error))
+
+    NoApop.__abstractmethods__ = frozenset()
+    handler = NoApop()  # type: ignore[abstract]
+    session = make_session(handler, banner=BANNER)
+    session.greet()
+    assert ask(session, b"APOP alice " + DIGEST.encode()) == "-ERR [SYS/PERM] APOP is not taken here"
+    assert handler.errors == ["apop=True needs NoApop.authenticate_apop to be overridden"]
+
+
+def test_a_refusal_without_a_text() -> None:
+    """So reads one whose class does not call its base's ``__init__``."""
+
+    class LazyRefusal(popart.ReportableError):
+        def __init__(self) -> None: ...
+
+    handler = altered(authenticate_pass=raising(LazyRefusal()))
+    assert ask(make_session(handler), *SIGN_IN) == "-ERR [AUTH] refused"
+
+
+def credentials(**changes: Any) -> popart.ScramCredentials:
+    values = {"salt": bytes(16), "iterations": 4096, "stored_key": bytes(32), "server_key": bytes(32), **changes}
+    return popart.ScramCredentials(**values)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: popart.scram_credentials(""), "a password is not empty"),
+        (lambda: credentials(salt=bytes(11)), "a salt has at least 12 octets"),
+        (lambda: credentials(iterations=4095), "SCRAM-SHA-256 takes at least 4096 iterations"),
+        (lambda: credentials(stored_key=b""), "the keys of SCRAM-SHA-256 have 32 octets each"),
+        (lambda: popart.ReportableError("no", code="A B"), "not a POP3 response code: 'A B'"),
+    ],
+)
+def test_values(make: Callable[[], object], text: str) -> None:
+    """A ValueError says what is wrong, and shows no secret."""
+    with pytest.raises(ValueError) as failure:
+        make()
+    assert str(failure.value) == text
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (popart.wire_form, "a message is bytes, not str"),
+        (popart.wire_size, "a message is bytes or a reader of bytes, not str"),
+    ],
+)
+def test_types(function: Callable[[Any], object], text: str) -> None:
+    """A TypeError says what a message is."""
+    with pytest.raises(TypeError) as failure:
+        function("text")
+    assert str(failure.value) == text
+
+
+def make_server(limits: Mapping[str, object] = MappingProxyType({}), /, **options: Any) -> object:
+    host = options.pop("host", "127.0.0.1")
+    return type("Limited", (Server,), dict(limits))((host, 0), lambda peer: None, **options)
+
+
+def wrong(value: object) -> Any:
+    return value
+
+
+A_CLIENTS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Server(wrong("host"), lambda peer: None), "server_address must be a host and a port, not 'host'"),
+        (lambda: Server(("", 0), wrong(5)), "on_new_connection must be callable, not 5"),
+        (
+            lambda: make_server(hostname="a b"),
+            "hostname cannot be 'a b': it is at most 255 characters, "
+            "words of ASCII letters, digits, hyphens and underscores, with dots between them",
+        ),
+        (
+            lambda: make_server(greeting="[hi]"),
+            "greeting cannot be '[hi]': it is at most 206 characters, "
+            "words of ASCII with single spaces between them, without <, > and @, and no [ at the beginning",
+        ),
+        (
+            lambda: make_server(implementation=""),
+            "implementation cannot be '': it is at most 400 characters, words of ASCII with single spaces between them",
+        ),
+        (
+            lambda: make_server(expire="never"),
+            "expire cannot be 'never': it is at most 14 characters, NEVER or days, and USER after it",
+        ),
+        (lambda: make_server(timeout=1), "timeout must be 600 seconds, the minimum_timeout, to 86400.0, not 1"),
+        (lambda: make_server(ssl_context=5), "ssl_context must be an SSLContext, not 5"),
+        (
+            lambda: make_server(ssl_context=A_CLIENTS),
+            "ssl_context is one for clients; a server's is made with ssl.Purpose.CLIENT_AUTH",
+        ),
+        (lambda: make_server(scram_decoy_key=b""), "scram_decoy_key must be bytes, and not empty"),
+        (lambda: make_server(trusted_proxies="::1"), "trusted_proxies must be several: ['::1']"),
+        (lambda: make_server(processor="x"), """processor must be a number, "current" or None, not 'x'"""),
+        (
+            lambda: make_server({"max_messages": -1}),
+            "max_messages must be a number or None, a whole one and at least 0, not -1",
+        ),
+        (
+            lambda: make_server({"login_timeout": -1}),
+            "login_timeout must be a number or None, and at least 0 seconds, not -1",
+        ),
+        (
+            lambda: make_server({"minimum_timeout": None}),
+            "minimum_timeout must be a number, and at least 0 seconds, not None",
+        ),
+        (
+            lambda: make_server(host="0.0.0.0", require_tls=True),
+            "require_tls: 0.0.0.0 is not loopback, so this server needs an ssl_context",
+        ),
+    ],
+)
+def test_options(make: Callable[[], object], text: str) -> None:
+    """What a server says of an option or a limit."""
+    with pytest.raises(ValueError) as failure:
+        make()
+    assert str(failure.value) == text
+
+
+def test_options_that_depend_on_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says of a listener, of a processor that is not there, and where a system lacks something."""
+    with socket.socket() as unbound, pytest.raises(ValueError) as failure:
+        Server.from_socket(unbound, lambda peer: None)
+    assert str(failure.value).startswith("listener must be a bound stream socket, not <socket.socket fd=")
+    monkeypatch.setattr("popart.system.processors", lambda: [0, 1])
+    with pytest.raises(ValueError) as failure:
+        make_server(processor=7)
+    assert str(failure.value) == "processor must be one of [0, 1], on which this process may run, not 7"
+    monkeypatch.delattr("socket.SO_REUSEPORT", raising=False)
+    with pytest.raises(ValueError) as failure:
+        make_server(reuse_port=True)
+    assert str(failure.value) == "reuse_port needs SO_REUSEPORT, which this system does not have"
+
+
+def test_who_is_no_proxy() -> None:
+    """What `handle_error` of a server is told of a client that comes past the proxy."""
+    told = []
+
+    class Telling(Server):
+        def handle_error(self, request: object, client_address: object) -> None:
+            told.append(str(sys.exc_info()[1]))
+
+    server = Telling(("127.0.0.1", 0), lambda peer: None, proxy_protocol=True, trusted_proxies=["192.0.2.0/24"])
+    with running(server), connected(server) as client:
+        assert client.rest() == b""
+        wait_until(lambda: bool(told))
+    assert told == ["a client that is no trusted proxy"]
+
+
+def vanish(client: Client) -> None:
+    client.file.close()
+    reset(client.sock)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "leave", "report"),
+    [
+        (600, lambda client: client.sock.shutdown(socket.SHUT_WR), "ClientGoneError('the client left without QUIT')"),
+        (600, vanish, "ClientGoneError('the connection broke')"),
+        (1.0, lambda client: None, "ClientTimeoutError('the client was too slow')"),
+    ],
+)
+def test_ends_of_sessions(timeout: float, leave: Callable[[Client], None], report: str) -> None:
+    """What the handler is told of a client that did not say QUIT."""
+    handler = ClosingHandler(Mail())
+    with running(QuickServer(("127.0.0.1", 0), lambda peer: handler, timeout=timeout)) as server:
+        with signed_in(server) as client:
+            leave(client)
+            assert handler.closed.wait(PATIENCE)
+    assert list(map(repr, handler.mail.errors)) == [report]
+
+
+TCP4 = b"PROXY TCP4 192.0.2.1 192.0.2.2 "
+V2 = b"\r\n\r\n\0\r\nQUIT\n"
+TOO_LONG = "the PROXY header is too long"
+CUT_SHORT = "the connection ended within the PROXY header"
+
+
+@pytest.mark.parametrize(
+    ("octets", "text"),
+    [
+        (b"CAPA\r\n", "this is no PROXY header"),
+        (TCP4, CUT_SHORT),
+        (b"PROXY UNKNOWN".ljust(107), TOO_LONG),
+        (b"PROXY TCP5 x y 1 1\r\n", "the PROXY header is malformed"),
+        (b"PROXY TCP4 x y 1 1\r\n", "the PROXY header holds no address"),
+        (TCP4 + b"65536 1\r\n", "the PROXY header holds no port"),
+        (V2 + b"\x21\x11\xff\xff", TOO_LONG),
+        (V2 + b"\x22\x11\0\0", "the PROXY header has an unknown version, command, family or protocol"),
+        (V2 + b"\x21\x11\0\0", "the PROXY header is shorter than its addresses"),
+    ],
+)
+def test_proxy_headers(octets: bytes, text: str) -> None:
+    """What `handle_error` of a server is told of a PROXY header."""
+    reading, stream = read_header(), io.BytesIO(octets)
+    with pytest.raises(ProxyError) as failure:
+        wanted = next(reading)
+        while True:
+            wanted = reading.send(stream.read(wanted))
+    assert str(failure.value) == text
+
+
+def test_end_within_a_handshake(server_context: ssl.SSLContext) -> None:
+    """What it is told of a client that vanished."""
+    with pytest.raises(ConnectionAbortedError) as failure:
+        TLS(server_context).shake_hands(b"")
+    assert str(failure.value) == "the connection ended within the handshake"

@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 import trustme
+from popart.client_deadlines import Closing, Place
 
 import popart
+from popart.client_socket import Stream
+from popart.fairness import Pace, Pacer
 from popart.server import Server
+from popart.tls import TLS
 from tests.conftest import (
     PATIENCE,
     ClosingHandler,
@@ -164,6 +168,73 @@ def test_commands_right_behind_the_handshake(
             assert heard.count(b"\r\n+OK ") == 3
 
 
+def test_commands_behind_those(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """Further commands are read as they are."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with running(by_argument(lambda peer: MemoryHandler(Mail(MESSAGE)), server_context)) as server:
+        with connected(server) as client:
+            for _ in range(2):
+                try:
+                    tls.do_handshake()
+                except ssl.SSLWantReadError:
+                    client.send(outgoing.read())
+                    incoming.write(client.sock.recv(65_536))
+            heard = b""
+            for command in (b"USER alice\r\n", b"PASS secret\r\n", b"QUIT\r\n"):
+                tls.write(command)
+                client.send(outgoing.read())
+                while not heard.endswith(b"\r\n") or heard.count(b"\r\n") < 2:
+                    with suppress(ssl.SSLWantReadError):
+                        heard += tls.read(1000)
+                        continue
+                    incoming.write(client.sock.recv(65_536))
+                assert heard.count(b"+OK ") == 2
+                heard = heard.partition(b"\r\n")[2]
+
+
+def test_the_end_of_a_handshake_is_not_held_back(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, authority: trustme.CA
+) -> None:
+    """A client of TLS 1.2 need not wait for the application to hear that the handshake is over."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    server = by_argument(lambda peer: MemoryHandler(Mail(MESSAGE)), server_context)
+    held = Held(server, "on_new_connection")
+    try:
+        with running(server), connected(server, context) as client:
+            assert held.entered.wait(PATIENCE)
+            held.go_on.set()
+            assert client.line().startswith(b"+OK")
+    finally:
+        held.go_on.set()
+
+
+def test_a_word_of_tls_itself() -> None:
+    """What TLS answers to a record without contents is sent at once."""
+
+    class Answering:
+        ended = False
+
+        def decrypt(self, octets: bytes) -> bytes:
+            return octets[1:]
+
+        def outgoing(self) -> bytes:
+            return b"an answer"
+
+    one, other = socket.socketpair()
+    with one, other:
+        stream = Stream(one, Place(one, "", Closing()), Pace(Pacer()), 600.0)
+        tls: Any = Answering()
+        assert stream._decrypt(tls, b"x") == b""
+        assert other.recv(100) == b"an answer"
+        assert stream._decrypt(tls, b"xNOOP") == b"NOOP"
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(100)
+
+
 @both_ways
 def test_a_silent_client(make: Make, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
     """The handshake is made in the connection's own thread: clients that never end theirs hold up nobody."""
@@ -253,9 +324,10 @@ def test_close_notify_to_idle_sessions(make: Make, server_context: ssl.SSLContex
 
 @pytest.mark.parametrize("commands", [b"QUIT\r\n", b"BAD\r\n" * 3, b"GET / HTTP/1.1\r\n"])
 def test_the_last_reply_survives_unread_input(
-    server_context: ssl.SSLContext, client_context: ssl.SSLContext, commands: bytes
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, commands: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a client sends behind its last command is read and dropped: no reset eats the last reply."""
+    monkeypatch.setattr("popart.client_socket.LAST_READ_SECONDS", PATIENCE)
     server = by_argument(lambda peer: MemoryHandler(Mail()), server_context)
     server.max_bad_commands = 3
     with running(server), connected(server, client_context) as client:
@@ -277,7 +349,25 @@ def test_close_notify_from_the_client(server_context: ssl.SSLContext, authority:
             client.raw += octets
         assert len(client.raw) - before > len(b"+OK message marked as deleted\r\n+OK nothing done\r\n")
         assert client.all_encrypted()
+        assert list(map(str, mail.errors)) == ["the client left without QUIT"]
     assert (mail.count("unlock_maildrop"), mail.count("delete_messages")) == (1, 0)
+
+
+def test_octets_behind_close_notify(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """What follows a client's close_notify is ignored (RFC 8446 section 6.1), and not waited for."""
+    server = TLS(server_context)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    shaken = False
+    while not shaken:
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        shaken = server.shake_hands(outgoing.read())
+        incoming.write(server.outgoing())
+    client.write(b"NOOP\r\n")
+    with suppress(ssl.SSLWantReadError):
+        client.unwrap()
+    assert server.decrypt(outgoing.read() + b"QUIT\r\n") == b"NOOP\r\n" and server.ended
 
 
 @both_ways
@@ -319,7 +409,7 @@ def test_octets_that_are_no_record(server_context: ssl.SSLContext, authority: tr
         with pytest.raises(ssl.SSLError, match="(?i)bad record mac"):
             client.wait_for(client.tls.read, 100)
         wait_until(lambda: bool(mail.errors))  # a server that closes tells of nobody who has gone
-    assert [type(error) for error in mail.errors] == [popart.ClientGoneError]
+    assert list(map(repr, mail.errors)) == ["ClientGoneError('the connection broke')"]
     assert mail.count("unlock_maildrop") == 1
 
 

@@ -364,10 +364,27 @@ def test_failure_of_the_encoder(make_error: Callable[[], Exception], monkeypatch
     monkeypatch.setattr("popart.message_reading.encode_message", encode)
     handler = SizesHandler(GOOD, len(GOOD), most=3)
     with serving(handler) as client:
-        client.send(b"RETR 1\r\nNOOP\r\n")
-        assert rest(client) in (b"+OK 29 octets\r\nA: b\r\n", b"")
+        client.send(b"STAT\r\nRETR 1\r\nNOOP\r\n")
+        assert rest(client) == b"+OK 2 58\r\n+OK 29 octets\r\nA: b\r\n"
         wait_until(lambda: not handler.mail.locked)
     assert handler.mail.errors == [error] and handler.readers[0].closed == 1
+
+
+def test_failure_that_ends_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same failure as a SystemExit ends the connection by a reset, too, so no part passes for the message."""
+    error = SystemExit()
+
+    def encode(*arguments: object) -> Iterator[bytes]:
+        yield b"x" * 40_000 + b"\r\n"
+        raise error
+
+    monkeypatch.setattr("popart.message_reading.encode_message", encode)
+    handler = SizesHandler(GOOD, len(GOOD), most=3)
+    with serving(handler) as client:
+        client.send(b"RETR 1\r\n")
+        assert not client.rest_until_reset().endswith(b"\r\n.\r\n")
+        wait_until(lambda: not handler.mail.locked)
+    assert handler.mail.errors == [error]
 
 
 @pytest.mark.parametrize("make_error", [MemoryError, lambda: OSError(5, "x"), lambda: RuntimeError("x")])

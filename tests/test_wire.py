@@ -99,7 +99,7 @@ class TestMessage:
             assert b"".join(encode_message(chunks)) == sent + b".\r\n", chunks
 
     @given(st.lists(st.lists(st.sampled_from([b"\r", b"\n", b".", b"a"])).map(b"".join)))
-    @settings(max_examples=250, deadline=None, database=None)
+    @settings(max_examples=250, database=None)
     def test_any_chunks(self, chunks: list[bytes]) -> None:
         """What a client reads is the message with CRLF line ends; the final dot never travels without the line end
         before it, but where there is none.
@@ -169,7 +169,7 @@ class TestTop:
         st.lists(st.lists(st.sampled_from([b"\r", b"\n", b"\n\n", b".", b"a"])).map(b"".join)),
         st.integers(0, 5),
     )
-    @settings(max_examples=250, deadline=None, database=None)
+    @settings(max_examples=250, database=None)
     def test_any_chunks(self, chunks: list[bytes], number: int) -> None:
         """The same for any message in any chunks, and no final dot travels without the line end before it."""
         pieces = list(encode_message(chunks, number))
@@ -219,7 +219,7 @@ class TestShortMessage:
         st.none() | st.integers(0, 5),
         st.integers(-3, 3),
     )
-    @settings(max_examples=500, deadline=None, database=None)
+    @settings(max_examples=500, database=None)
     def test_any_chunks(self, chunks: list[bytes], top: int | None, more: int) -> None:
         """What is too small, or was not read to its end, is as without a size; all else fails before its final dot."""
         stored = b"".join(chunks)
@@ -338,7 +338,7 @@ class TestSizes:
 
 class TestCut:
     @given(st.lists(st.integers(0, 40), max_size=12), st.integers(0, 30), st.integers(5, 24))
-    @settings(max_examples=1000, deadline=None, database=None)
+    @settings(max_examples=1000, database=None)
     def test_any_replies(self, lengths: list[int], begun: int, size: int) -> None:
         """Pieces are whole and small enough; of no reply fewer than five octets come last, unless it has no more."""
         ends = list(accumulate(lengths))
@@ -351,7 +351,7 @@ class TestCut:
             assert not [place for place in cuts if start < place < end and end - place < 5]
 
     @given(st.integers(1, 200), st.integers(5, 24))
-    @settings(max_examples=200, deadline=None, database=None)
+    @settings(max_examples=200, database=None)
     def test_pieces_are_as_large_as_they_may_be(self, length: int, size: int) -> None:
         """A piece is smaller than it may be by four octets at most, but for the last."""
         *pieces, _ = cut(bytes(length), [length], size)
@@ -406,7 +406,7 @@ class TestLineReader:
             assert lines_of(pieces) == lines, pieces
 
     @given(st.lists(st.lists(st.sampled_from([b"\r", b"\n", b"a", b"aaa"])).map(b"".join)))
-    @settings(max_examples=250, deadline=None, database=None)
+    @settings(max_examples=250, database=None)
     def test_any_cut_around_the_limit(self, pieces: list[bytes]) -> None:
         """An over-long line comes out once, cut to one octet more than the limit, and all others come out whole."""
         with pytest.MonkeyPatch.context() as patch:
@@ -478,6 +478,7 @@ class TestStatusLine:
             ("\r[x", None, b"-ERR x\r\n"),
             ("a [b]", None, b"-ERR a [b]\r\n"),
             ("[b]", "AUTH", b"-ERR [AUTH] [b]\r\n"),
+            ("X [b]", None, b"-ERR X [b]\r\n"),
         ],
         ids=ascii,
     )

@@ -44,8 +44,8 @@ from popart.connection import Connection
 from popart.handler import Handler
 from popart.server import Server
 from popart.session import Session
+from popart.testing.wire.messages import HARD, make_message, on_the_wire
 from tests.conftest import Mail
-from tests.wire.messages import HARD, make_message, on_the_wire
 
 HERE = Path(__file__).parent
 JAVA_PATH = "/usr/share/java/javax.mail.jar:/usr/share/java/javax.activation.jar"
@@ -86,8 +86,18 @@ class Client:
     changes: tuple[str, ...] = ()
     """The odd messages that arrive changed, or not at all."""
 
+    may_change: tuple[str, ...] = ()
+    """The messages that arrive changed in some runs."""
+
     adds: bytes = b""
     """A pattern for the text that it adds to a message."""
+
+
+def has_version(command: str, least: tuple[int, ...]) -> bool:
+    """Return whether a program is here, in this version or a later one."""
+    output = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    found = re.search(r"\d+(\.\d+)+", output)
+    return found is not None and tuple(map(int, found[0].split("."))) >= least
 
 
 CLIENTS = [
@@ -102,14 +112,14 @@ CLIENTS = [
         "curl",
         ("sh", "curl.sh"),
         "curl --version",
-        signs_in=("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "EXTERNAL"),
+        signs_in=("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "EXTERNAL", "CRAM-MD5"),
         chooses_initial=True,
     ),
     Client(
         "fetchmail",
         ("sh", "fetchmail.sh"),
         "fetchmail --version 2>/dev/null",
-        signs_in=("APOP",),
+        signs_in=("APOP", "CRAM-MD5"),
         remembers=True,
         changes=("lone-cr", "long-line"),
     ),
@@ -126,7 +136,11 @@ CLIENTS = [
         "mpop",
         ("sh", "mpop.sh"),
         "mpop --version",
-        signs_in=("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256", "EXTERNAL"),
+        signs_in=(
+            *("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "EXTERNAL", "CRAM-MD5"),
+            # Debian 13's gives up over TLS before it sends AUTH.
+            *(() if has_version("mpop --version", (1, 4, 21)) else ("SCRAM-SHA-256",)),
+        ),
         remembers=True,
         changes=("lone-cr",),
     ),
@@ -134,15 +148,15 @@ CLIENTS = [
         "mutt",
         ("sh", "mutt.sh"),
         "mutt -v",
-        signs_in=("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256", "EXTERNAL"),
+        signs_in=("APOP", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256", "EXTERNAL", "CRAM-MD5"),
         changes=("nul", "lone-cr"),
         adds=rb"Content-Length: \d+\nLines: \d+\n(?=\n)",
     ),
     Client(
         "Net::POP3",
         ("perl", "net_pop3.pl"),
-        "perl -MNet::POP3 -MIO::Socket::SSL -MAuthen::SASL -e 'print Net::POP3->VERSION'",
-        signs_in=("APOP", "PLAIN", "LOGIN", "EXTERNAL"),
+        "perl -MNet::POP3 -MIO::Socket::SSL -MAuthen::SASL -MDigest::HMAC_MD5 -e 'print Net::POP3->VERSION'",
+        signs_in=("APOP", "PLAIN", "LOGIN", "EXTERNAL", "CRAM-MD5"),
         changes=("lone-cr",),
     ),
     Client(
@@ -150,6 +164,8 @@ CLIENTS = [
         ("ruby", "net_pop.rb"),
         "ruby -rnet/pop -ropenssl -e 'puts Net::POP3::VERSION'",
         signs_in=("APOP",),
+        # It leaves stuffed dots in long messages, wherever its reads happen to end.
+        may_change=("large", "megabyte") if has_version("ruby --version", (3, 3)) else (),
     ),
     Client(
         "node-pop3",

@@ -23,6 +23,7 @@ FEATURES = [
     *("plain", "TLS", "leaves", "new only", "deletes", *ODD.values()),
     *("CAPA", "UIDL", "LIST", "TOP", "pipelines"),
     *("APOP", "AUTH PLAIN", "AUTH LOGIN", "AUTH XOAUTH2", "AUTH OAUTHBEARER", "AUTH SCRAM-SHA-256", "AUTH EXTERNAL"),
+    "AUTH CRAM-MD5",
 ]
 
 

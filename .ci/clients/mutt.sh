@@ -1,6 +1,7 @@
 #!/bin/sh
 # mutt opens the maildrop as a folder and copies all messages.  To delete, it fetches them into its spool.  It also does
-# so if the sign-in may fail, because then it forgets the keys that were pushed.  Python gives it a terminal.
+# so if the sign-in may fail, because then it forgets the keys that were pushed.  Python gives it a terminal, which must
+# have a size.
 set -eu
 url="${POP3_CA:+pops}"
 url="${url:-pop}://localhost:$POP3_PORT/"
@@ -29,4 +30,4 @@ else
     keys="<fetch-mail><quit>"
 fi
 timeout 40 python3 -c 'import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))' \
-    mutt -n -F "$HOME/muttrc" -f "$opened" -e "push '$keys'"
+    sh -c 'stty rows 24 cols 80; exec "$@"' sh mutt -n -F "$HOME/muttrc" -f "$opened" -e "push '$keys'"

@@ -1,4 +1,4 @@
-# Net::POP3, from Perl's standard library.  TLS needs IO::Socket::SSL, and AUTH needs Authen::SASL.
+# Net::POP3, from Perl's standard library.  TLS needs IO::Socket::SSL, AUTH Authen::SASL, and CRAM-MD5 Digest::HMAC_MD5.
 use strict;
 use warnings;
 use Authen::SASL;

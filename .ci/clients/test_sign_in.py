@@ -9,28 +9,32 @@ curl takes OAUTHBEARER when it is told XOAUTH2.
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
-from clients import CLIENTS, Client, RecordingServer, Run, make_context, sent
+from clients import CLIENTS, HERE, Client, RecordingServer, Run, make_context, sent
 from conftest import Table
 
 import popart
 from popart.replies import Reply
 from popart.session import Session
+from popart.testing.wire.messages import ORDINARY
 from tests.conftest import Mail, running
 from tests.wire.conftest import DeletingHandler
-from tests.wire.messages import ORDINARY
 
 SHORT_TOKEN = "ya29.a0Af_B~y+C/D-e=="
 LONG_TOKEN = "eyJ0eXAiOiJKV1Qi." * 120
 """As long as Microsoft's tokens."""
 
 
-class WillingHandler(DeletingHandler):
+CRAM_MD5 = runpy.run_path(str(HERE.parent.parent / "docs/examples/cram_md5.py"))
+
+
+class WillingHandler(CRAM_MD5["CramMD5SignIn"], DeletingHandler):  # type: ignore[misc]
     """Takes each credential that alice may have."""
 
     allow_sasl_login = True
@@ -89,7 +93,7 @@ class SigningIn:
         pytest.param(client, mechanism, initial, id="-".join([client.name, mechanism, *["initial"] * initial]))
         for client in CLIENTS
         for mechanism in client.signs_in
-        for initial in ([False, True] if client.chooses_initial and mechanism != "APOP" else [False])
+        for initial in ([False, True] if client.chooses_initial and mechanism not in ("APOP", "CRAM-MD5") else [False])
     ],
     indirect=["client"],
 )
@@ -122,7 +126,7 @@ def test_sign_in(
         pytest.param(client, mechanism, id=f"{client.name}-{mechanism}")
         for client in CLIENTS
         for mechanism in client.signs_in
-        if mechanism in ("PLAIN", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256")
+        if mechanism in ("PLAIN", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256", "CRAM-MD5")
     ],
     indirect=["client"],
 )

@@ -8,18 +8,21 @@ It needs Debian's postgresql and haproxy, and psycopg[binary,pool].  Whatever it
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 from host import LOCK_LOG
 from world import DEAD_AFTER, Host, World, wait_for
+
+from popart.testing.check import check_handler
 
 import postgres  # isort: skip  # host has told where it is
 from clients import PASSWORD, Client, Mail, Refused, Witness
@@ -175,6 +178,39 @@ def check(witness: Witness, mail: Mail, connection: psycopg.Connection[Any], fai
     return broken
 
 
+FAILING_DELETION = """
+CREATE FUNCTION fail() RETURNS trigger AS $$ BEGIN RAISE EXCEPTION 'the disk is full'; END $$ LANGUAGE plpgsql;
+CREATE TRIGGER broken BEFORE DELETE ON messages FOR EACH ROW WHEN (OLD.id % 2 = 0) EXECUTE FUNCTION fail();
+"""
+
+
+def check_alone(world: World) -> None:
+    """See that the check for handlers finds nothing in this one."""
+    with world.connect() as connection, postgres.open_pool(world.dsn, 4, 15) as pool:
+        for name in ("checked", "other"):
+            postgres.add_user(connection, name, PASSWORD, cost=2)
+            for number in range(5):
+                postgres.deliver(connection, name, b"Subject: %d\n\n" % number + b"a line\n" * 10_000 * number)
+
+        @contextlib.contextmanager
+        def break_backend() -> Iterator[None]:
+            connection.execute(FAILING_DELETION)
+            yield
+            connection.execute("DROP TRIGGER broken ON messages")
+
+        report = check_handler(
+            lambda peer: postgres.MailHandler(pool, peer),
+            user="checked",
+            password=PASSWORD,
+            other=("other", PASSWORD),
+            delete=True,
+            break_backend=break_backend,
+        )
+        connection.execute("DELETE FROM users WHERE name IN ('checked', 'other')")
+    assert (report.findings, report.notes) == ([], []), report
+    print("the check for handlers finds nothing", flush=True)
+
+
 def main() -> None:
     began = time.monotonic()
     with World() as world:
@@ -187,6 +223,7 @@ def main() -> None:
             for name in [*mail.maildrops, Revenant.maildrop]:
                 postgres.add_user(connection, name, PASSWORD, cost=2)
             mail.fill(connection)
+            check_alone(world)
             for host in world.hosts:
                 host.start()
             wait_for(lambda: len(world.hosts_up()) == 3, "three healthy hosts")

@@ -1,6 +1,6 @@
-import fcntl
 import io
 import signal
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
@@ -9,7 +9,19 @@ import mailstore
 
 import popart
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 LOCKS = Path("locks")
+
+
+def try_to_lock(file: IO[str]) -> None:
+    if sys.platform == "win32":
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class SQLiteHandler(popart.BaseHandler, popart.SupportsClose):
@@ -29,8 +41,8 @@ class SQLiteHandler(popart.BaseHandler, popart.SupportsClose):
     def lock_maildrop(self) -> None:
         lock = open(LOCKS / f"{self.user_id}.lock", "w")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            try_to_lock(lock)
+        except (BlockingIOError, PermissionError):  # the second on Windows
             lock.close()
             raise popart.ReportableError("another session has the maildrop") from None
         self.lock = lock

@@ -28,7 +28,8 @@ if __name__ == "__main__":
             except OSError as error:  # ssl.SSLError is an OSError
                 print("certificate not renewed:", error, flush=True)
 
-        signal.signal(signal.SIGHUP, renew)
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            signal.signal(signal.SIGHUP, renew)
         signal.signal(signal.SIGTERM, lambda *_: server.server_close())
         print("POP3 over TLS on port", server.server_address[1], flush=True)
         server.serve_forever()

@@ -9,10 +9,11 @@
 
 It is `popart.Server` with its mail in memory: it does what any popart server does, until a fault is asked for.  In
 pytest the fixtures ``pop3_server`` and ``pop3s_server`` are such servers; ``python3 -m popart.testing`` is one in a
-shell.
+shell, and with ``--control`` one for the tests of any language.
 """
 
 from popart.testing.maildrop import Maildrop
 from popart.testing.server import MailServer
+from popart.testing.session_record import SessionRecord
 
-__all__ = ["MailServer", "Maildrop"]
+__all__ = ["MailServer", "Maildrop", "SessionRecord"]

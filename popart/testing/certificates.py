@@ -23,10 +23,11 @@ class Certificates:
         self.ca_file: str = str(Path(directory, "ca.pem"))
         self._authority.cert_pem.write_to_path(self.ca_file)
 
-    def server_context(self, *, ask_clients: bool) -> ssl.SSLContext:
-        """Return a server's context, with *ask_clients* one that takes the clients' certificates too."""
+    def server_context(self, *names: str, ask_clients: bool) -> ssl.SSLContext:
+        """Return the context of a server with these names and addresses; with *ask_clients* one that takes the clients'
+        certificates too."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+        self._authority.issue_cert(*names).configure_cert(context)
         if ask_clients:
             self._authority.configure_trust(context)
             context.verify_mode = ssl.CERT_OPTIONAL

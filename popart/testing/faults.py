@@ -2,110 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import threading
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
-
-from popart.errors import BrokenMessageError, ReportableError
-from popart.message_framing import TERMINATOR
-from popart.replies import Reply
-
-Action = Callable[[Callable[[], Any]], Any]
-"""What a fault does in place of the call that it is given."""
-
-NEVER = 1_000_000.0
-"""Seconds, eleven days: what stands for an infinite delay, as no system's waits can count so far."""
+from popart.testing.broken_answers import AnswerFaults, late, refusal
+from popart.testing.fault_list import describe
+from popart.testing.wrong_answers import SessionFaults
 
 
-@dataclass(slots=True, eq=False)
-class Fault:
-    """One fault."""
-
-    where: list[str]
-    action: Action
-    times: float
-    username: str | None
-
-    def is_due(self, where: list[str], username: str) -> bool:
-        return self.username in (None, username) and self.where == where[: len(self.where)]
-
-
-class Faults:
+class Faults(AnswerFaults, SessionFaults):
     """The faults of a server.
 
-    `fail`, `drop` and `delay` name a command, which may have arguments: ``"RETR"`` means each RETR, ``"RETR 2"`` only
-    that of message 2.  ``"AUTH"`` means its first line, before the user is known, and ``"AUTH PLAIN"`` that of one
-    mechanism.  `refuse_sign_in`, `lock_maildrop` and `fail_commit` name a step of a session.
+    `fail`, `drop`, `hang_up`, `truncate`, `delay`, `stall`, `drip` and `split` name a command, which may have
+    arguments: ``"RETR"`` means each RETR, ``"RETR 2"`` only that of message 2.  ``"AUTH"`` means its first line, before
+    the user is known, and ``"AUTH PLAIN"`` that of one mechanism.  `refuse_connection`, `delay_greeting`,
+    `refuse_sign_in`, `lock_maildrop` and `fail_commit` name a step of a session.  `spoil_sizes`, `spoil_ids` and `hide`
+    last from the first command that shows them to the end of the session.
 
-    Each method takes *times*, how often the fault happens (None: for good), and *username*, the only user for whom it
-    happens (None: every user).  Faults for the same command happen one after another, in the order of the calls.  A
-    ValueError comes at once if *times* is not a whole number from 1 on, or *username* is not a str.
+    Each method takes *times*, how often the fault happens (None: for good).  Where the user is known it also takes
+    *username*, the only user for whom the fault happens (None: every user).  Faults for the same command happen one
+    after another, in the order of the calls.
+
+    What cannot happen is a ValueError at once: a *command* that begins with no keyword of POP3, has a space too many or
+    names a secret, a *username* that is not in ``users``, *times* that is not a whole number from 1 on.
     """
 
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._faults: list[Fault] = []
-
-    def fail(
+    def refuse_connection(
         self,
-        command: str,
-        text: str = "failed on demand",
+        text: str = "too many connections, please try again later",
         *,
-        code: str | None = None,
+        code: str | None = "SYS/TEMP",
         times: int | None = 1,
-        username: str | None = None,
     ) -> None:
-        """Answer *command* with ``-ERR [code] text`` and do not run it.  After QUIT the session still ends.
+        """Greet a client with ``-ERR [code] text`` and close the connection.
 
         :raises ValueError: *code* is not a response code.
         """
-        self._add(split_command(command), _refusal(text, code), times, username)
+        self._add(describe("refuse_connection", code=code), ["greeting"], refusal(text, code), times)
 
-    def drop(
-        self,
-        command: str,
-        *,
-        after: int | None = None,
-        how: Literal["end", "reset"] = "end",
-        times: int | None = 1,
-        username: str | None = None,
-    ) -> None:
-        """Break the connection in place of an answer to *command*, and do not run it.
-
-        With *after* the command runs, and its answer is cut off.  The first line is sent, then that many octets of the
-        message or listing, as they are on the wire.  The final dot is never sent, however large *after* is.
-
-        *how* is what the client finds when it has read everything that was sent.  ``"end"`` is the end of the stream,
-        over TLS without close_notify: some clients take it for the end of the message.  ``"reset"`` is a connection
-        reset: fewer clients take that for the end.  popart itself resets if a message breaks off.
-
-        :raises ValueError: *after* is not a whole number from 0 on, or *how* is neither of the two.
-        """
-        if after is not None and not _is_whole(after, 0):
-            raise ValueError(f"after must be 0 octets or more, not {after!r}")
-        if how not in ("end", "reset"):
-            raise ValueError(f'how must be "end" or "reset", not {how!r}')
-        reset = how == "reset"
-        if after is None:
-            self._add(split_command(command), lambda run: _cut(Reply(b""), 0, reset), times, username)
-        else:
-            self._add(split_command(command), lambda run: _cut(run(), after, reset), times, username)
-
-    def delay(self, command: str, seconds: float, *, times: int | None = 1, username: str | None = None) -> None:
-        """Run *command*, and send its answer *seconds* later.  Until then the session goes on and holds its lock, even
-        if the client has left.  ``float("inf")`` is as long as the server is up.
-
-        Before sign-in the delay ends with ``login_timeout`` at the latest.  If a client does not wait that long for the
-        answer to QUIT, it has deleted its messages and does not know.
+    def delay_greeting(self, seconds: float = float("inf"), *, times: int | None = 1) -> None:
+        """Let a client wait for the greeting, for *seconds*, or until it leaves, and at most for ``login_timeout``.
 
         :raises ValueError: *seconds* is no number from 0 on.
         """
-        if not (isinstance(seconds, (int, float)) and seconds >= 0):
-            raise ValueError(f"seconds must be 0 or more, not {seconds!r}")
-        self._add(split_command(command), lambda run: _delay(run(), min(seconds, NEVER)), times, username)
+        self._add(describe("delay_greeting", seconds), ["greeting"], late(seconds), times)
 
     def refuse_sign_in(
         self,
@@ -121,7 +58,7 @@ class Faults:
 
         :raises ValueError: *code* is not a response code.
         """
-        self._add(["sign in"], _refusal(text, code), times, username)
+        self._add(describe("refuse_sign_in", code=code), ["sign in"], refusal(text, code), times, username)
 
     def lock_maildrop(
         self,
@@ -135,7 +72,7 @@ class Faults:
 
         :raises ValueError: *code* is not a response code.
         """
-        self._add(["lock"], _refusal(text, code), times, username)
+        self._add(describe("lock_maildrop", code=code), ["lock"], refusal(text, code), times, username)
 
     def fail_commit(
         self,
@@ -149,67 +86,4 @@ class Faults:
 
         :raises ValueError: *code* is not a response code.
         """
-        self._add(["commit"], _refusal(text, code), times, username)
-
-    def clear_faults(self) -> None:
-        """Remove all faults."""
-        with self._guard:
-            self._faults.clear()
-
-    def _run_or_fail(self, where: list[str], username: str, run: Callable[[], Any]) -> Any:
-        """Return what *run* returns, unless a fault is due at this command or step."""
-        with self._guard:
-            due = (fault for fault in self._faults if fault.is_due(where, username))
-            fault = next(due, None)
-            if fault is not None:
-                fault.times -= 1
-                if not fault.times:
-                    self._faults.remove(fault)
-        return run() if fault is None else fault.action(run)
-
-    def _add(self, where: list[str], action: Action, times: int | None, username: str | None) -> None:
-        if times is not None and not _is_whole(times, 1):
-            raise ValueError(f"times must be 1 or more, or None, not {times!r}")
-        if username is not None and not isinstance(username, str):
-            raise ValueError(f"username must be a str or None, not {username!r}")
-        with self._guard:
-            self._faults.append(Fault(where, action, math.inf if times is None else times, username))
-
-
-def split_command(line: str) -> list[str]:
-    """Split a command at its spaces; the keyword, and AUTH's mechanism, are made upper case."""
-    keyword, *arguments = line.split(" ")
-    if keyword.upper() == "AUTH":
-        arguments[:1] = [mechanism.upper() for mechanism in arguments[:1]]
-    return [keyword.upper(), *arguments]
-
-
-def _is_whole(number: object, least: int) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= least
-
-
-def _refusal(text: str, code: str | None) -> Action:
-    ReportableError(text, code=code)  # a bad code is the caller's mistake, and is told at once
-
-    def refuse(run: object) -> NoReturn:
-        raise ReportableError(text, code=code)
-
-    return refuse
-
-
-def _delay(reply: Reply, seconds: float) -> Reply:
-    return reply._replace(delay=reply.delay + seconds)
-
-
-def _cut(reply: Reply, after: int, reset: bool) -> Reply:
-    """Make of a reply one that sends its first line and *after* octets more, and then breaks the connection."""
-    octets = reply.lines or b""
-    if reply.message is not None:
-        with contextlib.closing(reply.message):
-            octets = b"".join(reply.message).removesuffix(TERMINATOR)
-    return Reply(reply.status + octets[:after], message=_break_off(reset))
-
-
-def _break_off(reset: bool) -> Generator[bytes, None, None]:
-    yield from ()
-    raise BrokenMessageError("dropped on demand", reset=reset)
+        self._add(describe("fail_commit", code=code), ["commit"], refusal(text, code), times, username)

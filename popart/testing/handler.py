@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from popart.errors import ReportableError
 from popart.handler import BaseHandler, MessageReader, ScramCredentials, SupportsClose
 from popart.sasl import apop_digest, scram_credentials
+from popart.testing.fault_list import Fault, Run
 from popart.testing.maildrop import Maildrop
+from popart.testing.session_record import SessionRecord
 from popart.testing.store import MailStore
 
 
 class StoredMailHandler(BaseHandler, SupportsClose):
     """Serves a user's maildrop, as it was at sign-in.  It has only the abilities that were asked for."""
 
-    def __init__(self, mail: MailStore) -> None:
+    def __init__(self, mail: MailStore, record: SessionRecord) -> None:
         self.mail = mail
+        self.record = record
         self.allow_sasl_login: bool = "login" in mail._offers
         if "tokens" in mail._offers:
             self.authenticate_token: Callable[[str, str], None] = self._authenticate_token
@@ -26,7 +29,6 @@ class StoredMailHandler(BaseHandler, SupportsClose):
             self.get_scram_credentials: Callable[[str], ScramCredentials] = self._get_scram_credentials
         if "certificates" in mail._offers:
             self.authenticate_certificate: Callable[[str, Mapping[str, Any]], None] = self._authenticate_certificate
-        self.username: str = ""
         self._maildrop = Maildrop()
         self._messages: list[tuple[str, bytes]] = []
 
@@ -47,16 +49,18 @@ class StoredMailHandler(BaseHandler, SupportsClose):
         return _scram_credentials(self._authenticate(username, lambda _: True))
 
     def _authenticate(self, username: str, fits: Callable[[str], bool]) -> str:
-        self.username = username
-        self._run_or_fail("sign in", lambda: None)
+        self.record.username = username
+        self.run_or_fail(["sign in"], lambda: None)
         secret = self.mail.users.get(username)
         if secret is None or not fits(secret):
             raise ReportableError("wrong name or password")
         return secret
 
     def lock_maildrop(self) -> None:
-        self._maildrop = self.mail.maildrop(self.username)
-        self._run_or_fail("lock", self._maildrop.lock)
+        # A session from before a reset must not hold the lock on the new mail.
+        current = self.mail._is_current(self.record)
+        self._maildrop = self.mail.maildrop(self.record.username) if current else Maildrop()
+        self.run_or_fail(["lock"], self._maildrop.lock)
         self._messages = self._maildrop.snapshot()
 
     def list_messages(self) -> list[tuple[int, str]]:
@@ -67,19 +71,32 @@ class StoredMailHandler(BaseHandler, SupportsClose):
 
     def delete_messages(self, numbers: Sequence[int]) -> None:
         unique_ids = [self.get_message_id(number) for number in numbers]
-        self._run_or_fail("commit", lambda: self._maildrop.delete(unique_ids))
+        self.run_or_fail(["commit"], lambda: self._maildrop.delete(unique_ids))
 
     def unlock_maildrop(self) -> None:
         self._maildrop.unlock()
 
     def handle_session_error(self, error: BaseException) -> None:
-        self.mail.errors.append(error)
+        self.mail._record_error(self.record, error)
 
     def close(self) -> None:
-        self.mail._end_session()
+        self.mail._end_session(self.record)
 
-    def _run_or_fail(self, step: str, run: Callable[[], None]) -> None:
-        self.mail._run_or_fail([step], self.username, run)
+    def run_or_fail(self, where: Sequence[str], run: Run, username: str | None = None) -> Any:
+        """Return what *run* returns, unless a fault is due at this command or step."""
+        fault = self.take_fault(where, username)
+        return run() if fault is None else fault.begin()(where, run)
+
+    def take_fault(
+        self, where: Sequence[str], username: str | None = None, *, besides: Collection[str] | None = None
+    ) -> Fault | None:
+        """Return the fault that is due now, and record that it happens.  See `FaultList._take`."""
+        if not self.mail._is_current(self.record):
+            return None
+        fault = self.mail._take(where, self.record.username if username is None else username, besides)
+        if fault is not None:
+            self.record.add_event(str(fault))
+        return fault
 
 
 # It takes tens of milliseconds.  Users with the same password share a salt by this.

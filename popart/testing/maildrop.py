@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterable
 from email.message import Message
 
-from popart.errors import ReportableError
+from popart.errors import HandlerError, ReportableError
 from popart.message_framing import wire_form
+from popart.unique_ids import MAX_UNIQUE_ID, check_id
 
 
 class Maildrop:
@@ -23,12 +24,13 @@ class Maildrop:
         self._numbers = itertools.count(1)
         self._locked = False
 
-    def deliver(self, message: bytes | str | Message) -> str:
-        """Add a message at the end and return its unique-id, which no other message ever gets.
+    def deliver(self, message: bytes | str | Message, *, unique_id: str | None = None) -> str:
+        """Add a message at the end and return its unique-id.  Without *unique_id* no other message ever gets the same.
 
         A str is encoded as UTF-8.  The message is kept as POP3 sends it: with CRLF line ends, one at the very end.
 
         :raises TypeError: *message* is something else.
+        :raises ValueError: *unique_id* is malformed (RFC 1939 section 7), or a message in this maildrop has it.
         """
         if isinstance(message, Message):
             message = message.as_bytes()
@@ -37,8 +39,13 @@ class Maildrop:
         elif not isinstance(message, bytes):
             raise TypeError(f"a message is bytes, str or email.message.Message, not {type(message).__name__}")
         octets = wire_form(message)
+        if unique_id is not None:
+            _check_id(unique_id)
         with self._guard:
-            unique_id = f"{self._prefix}.{next(self._numbers)}"
+            if unique_id is None:
+                unique_id = f"{self._prefix}.{next(self._numbers)}"
+            elif unique_id in self._messages:
+                raise ValueError(f"another message has the unique-id {unique_id!r}")
             self._messages[unique_id] = octets
             return unique_id
 
@@ -72,3 +79,11 @@ class Maildrop:
         """Release the lock."""
         with self._guard:
             self._locked = False
+
+
+def _check_id(unique_id: str) -> None:
+    try:
+        check_id(1, unique_id)
+    except HandlerError:
+        rule = f"1 to {MAX_UNIQUE_ID} characters from '!' to '~'"
+        raise ValueError(f"a unique-id is a str of {rule}, not {unique_id!r}") from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine, Sequence
+from functools import partial
 
 from popart.policy import Policy
 from popart.replies import Reply
 from popart.session import Session, State
-from popart.testing.faults import split_command
+from popart.testing.fault_list import Action, Fault, Run, split_command
 from popart.testing.handler import StoredMailHandler
 
 _SECRET = re.compile(r"\A(\s*(?:PASS|(?:APOP|AUTH)\s\S*)\s).+", re.IGNORECASE | re.DOTALL)
@@ -19,7 +20,17 @@ class RecordingSession(Session):
 
     def __init__(self, handler: StoredMailHandler, policy: Policy) -> None:
         super().__init__(handler, policy)
-        self._client = handler
+        self.client: StoredMailHandler = handler
+        self._lasting: dict[str, tuple[Fault, Action]] = {}
+        """The faults that go on until the end of the session, one of each method."""
+
+    def greet(self) -> Reply:
+        try:
+            reply: Reply = self.client.run_or_fail(["greeting"], super().greet)
+            return reply
+        except BaseException as error:
+            self.over = True
+            return self._explain(error)
 
     def respond(self, line: bytes) -> Reply:
         if self.in_exchange:
@@ -33,20 +44,29 @@ class RecordingSession(Session):
             return self._explain(error)
 
     def _record_and_run(self, line: bytes, words: list[str]) -> Reply:
-        client = self._client
-        username = client.username
-        run = super().respond
-        record: Callable[..., object] = client.mail.record_command
-        recorded = record((username, *words))
+        client, record = self.client, self.client.record
+        username = record.username
+        run = partial(super().respond, line)
+        record.add_command(tuple(words))
+        recorded = client.mail._record(record, (username, *words))
         if isinstance(recorded, Coroutine):
             recorded.close()
             raise TypeError("record_command must not be a coroutine function: its body would never run")
         if self.in_exchange:
-            return run(line)
+            return run()
         if words[0] == "USER" and self.state is State.AUTHORIZATION:
-            client.username = " ".join(words[1:])
-        reply: Reply = client.mail._run_or_fail(words, username, lambda: run(line))
+            record.username = " ".join(words[1:])
+        reply: Reply = client.run_or_fail(words, self._spoilt(words, username, run), username)
         return reply
+
+    def _spoilt(self, words: Sequence[str], username: str, run: Run) -> Run:
+        """Return a call of *run* that the faults which last have changed, those that begin now among them."""
+        while (fault := self.client.take_fault(words, username, besides=self._lasting)) is not None:
+            self._lasting[fault.call[0]] = fault, fault.begin()
+        for fault, action in self._lasting.values():
+            if fault.is_at(words):
+                run = partial(action, words, run)
+        return run
 
     def _do_not_run(self, words: list[str]) -> None:
         """See that the session is where the client takes it to be when it reads of a failure."""

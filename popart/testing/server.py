@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ import ssl
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,15 +20,21 @@ from popart.connection import Connection
 from popart.handler import Handler
 from popart.options import LimitOptions, SocketOptions
 from popart.server import Server
+from popart.session import Session
 from popart.testing.certificates import Certificates, needed_by
 from popart.testing.handler import StoredMailHandler
+from popart.testing.packets import RecordingSender
 from popart.testing.recording import RecordingSession
+from popart.testing.session_record import moments
 from popart.testing.store import MailStore
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
+
+started: weakref.WeakSet[MailServer] = weakref.WeakSet()
+"""The servers that somebody may still look at."""
 
 AnyMailServer = TypeVar("AnyMailServer", bound="MailServer")
 
@@ -42,12 +50,13 @@ class MailServer(MailStore):
 
     It is ready when you enter the block.  When you leave the block, all sessions end at once, and no port, thread or
     file remains, even if a process was forked meanwhile.  You can still read mail and records then, and enter the block
-    again.  A forked child that leaves the block ends nothing in its parent.
+    again: the server comes back on the same port.  A forked child that leaves the block ends nothing in its parent.
+    Where a block does not fit, as in unittest's ``setUpClass``, call `start` and `stop`.
 
-    *users* maps names to passwords.  With *tls* each connection is TLS from its first octet.  This needs trustme, from
-    popart's extra ``testing``.  *port* 0 is any free port.  *server_options* are `popart.Server`'s other arguments,
-    with a *timeout* that may be as small as 0.01 seconds, and its limits by their names, such as
-    ``max_failed_logins=1``.
+    *users* maps names to passwords; neither may be empty.  With *tls* each connection is TLS from its first octet.
+    This needs trustme, from popart's extra ``testing``.  *port* 0 is any free port.  *server_options* are
+    `popart.Server`'s other arguments, with a *timeout* that may be as small as 0.01 seconds, and its limits by their
+    names, such as ``max_failed_logins=1``.
 
     USER and PASS, and AUTH PLAIN, sign in with the password.  You can ask for more mechanisms of AUTH.  *tokens* offers
     XOAUTH2 and OAUTHBEARER: it maps names among *users* to OAuth 2.0 access tokens, and may be empty.  *scram* offers
@@ -61,12 +70,13 @@ class MailServer(MailStore):
 
     :raises OSError: when entered: the port is not free.
     :raises ImportError: when entered: *tls* without trustme, *scram* without scramp.
-    :raises ValueError: *client_certificates* without *tls*, or, when entered, a value of *server_options* that
-        `popart.Server` does not take.
+    :raises ValueError: *client_certificates* without *tls*, an empty name or password, or, when entered, a value of
+        *server_options* that `popart.Server` does not take.
     """
 
     host: str
-    """Where to connect: ``127.0.0.1``, or ``localhost`` with *tls*.  The certificate is for both."""
+    """Where to connect: ``127.0.0.1``, or ``localhost`` with *tls*.  The certificate is for both.  With *tls* the
+    server listens on ``::1`` too, where there is IPv6: some machines know localhost by that address first."""
 
     port: int
     """The TCP port, known when the block is entered."""
@@ -97,10 +107,26 @@ class MailServer(MailStore):
         self._certificates: Certificates | None = None
         self._wanted_port = port
         self._server_options = server_options
+        self._addresses = ["127.0.0.1", "::1"] if tls else ["127.0.0.1"]
+        self._names = ["localhost", "127.0.0.1", "::1"]
+        self._servers: list[_Server] = []
         self._block = contextlib.ExitStack()
         self._process = os.getpid()
+        self._started = 0
 
     def __enter__(self: AnyMailServer) -> AnyMailServer:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self: AnyMailServer) -> AnyMailServer:
+        """Do what entering the block does.  Call `stop` in any case, such as by ``addClassCleanup``.
+
+        :raises RuntimeError: the server is running already.
+        """
+        if self._servers:
+            raise RuntimeError("this server is running already")
         with contextlib.ExitStack() as block:
             options = dict(self._server_options)
             if self._tls:
@@ -108,28 +134,34 @@ class MailServer(MailStore):
             if "scram" in self._offers:
                 with needed_by("scram=True"):
                     import scramp  # noqa: F401
-            server = block.enter_context(_Server(("127.0.0.1", self._wanted_port), self._make_handler, **options))
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            block.callback(thread.join)
-            block.callback(server.server_close)
-            block.callback(server.shut_listener)
-            self.port = server.server_address[1]
-            self._server = server
+            block.callback(self._servers.clear)
+            self._servers += self._listen(block, options)
+            self.port = self._wanted_port = self._servers[0].server_address[1]
+            for server in self._servers:
+                thread = threading.Thread(target=server.serve_forever)
+                thread.start()
+                block.callback(thread.join)
+                block.callback(server.server_close)
+                block.callback(server.shut_listener)
             self._process = os.getpid()
+            self._started = next(moments)
+            started.add(self)
             self._block = block.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
+        """Do what leaving the block does.  A server that is not running stays so."""
         if os.getpid() == self._process:
             self._block.close()
         else:  # a forked child: port, threads and files are its parent's
-            self._server.server_close()
+            for server in self._servers:
+                server.server_close()
 
     @property
     def url(self) -> str:
         """The scheme, ``pop3`` or ``pop3s``, with host and port: ``pop3://127.0.0.1:40123``."""
-        return f"{'pop3s' if self._tls else 'pop3'}://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'pop3s' if self._tls else 'pop3'}://{host}:{self.port}"
 
     def client_certificate(self, username: str) -> str:
         """Return the path of a new PEM file with a certificate of this user and its key.  It is removed with the block.
@@ -147,8 +179,27 @@ class MailServer(MailStore):
         return self._certificates.issue(username)
 
     def _make_handler(self, peer: object) -> Handler:
-        self._begin_session()
-        return StoredMailHandler(self)
+        return StoredMailHandler(self, self._begin_session())
+
+    def _listen(self, block: contextlib.ExitStack, options: dict[str, Any]) -> list[_Server]:
+        """Listen on one port of each address."""
+        first, *others = self._addresses
+        tries = 1 if self._wanted_port else 9
+        while True:
+            tries -= 1
+            with contextlib.ExitStack() as attempt:
+                servers = [attempt.enter_context(_Server((first, self._wanted_port), self._make_handler, **options))]
+                try:
+                    for address in others:
+                        port = servers[0].server_address[1]
+                        servers.append(attempt.enter_context(_Server((address, port), self._make_handler, **options)))
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        if not tries:
+                            raise
+                        continue  # a free port of one address may be taken on the other
+                block.push(attempt.pop_all())
+                return servers  # without IPv6 there is nobody to connect to ::1 either
 
     def _make_tls_context(self, block: contextlib.ExitStack) -> ssl.SSLContext:
         # A TemporaryDirectory would be removed by the end of a forked child, too.
@@ -157,11 +208,20 @@ class MailServer(MailStore):
         self._certificates = Certificates(directory)
         block.callback(setattr, self, "_certificates", None)
         self.ca_file = self._certificates.ca_file
-        return self._certificates.server_context(ask_clients="certificates" in self._offers)
+        return self._certificates.server_context(*self._names, ask_clients="certificates" in self._offers)
 
 
 class _Connection(Connection):
     session_class = RecordingSession
+
+    def setup(self) -> None:
+        super().setup()
+        self._sender: RecordingSender = RecordingSender(self._stream, self._place)
+
+    def _hold_session(self, session: Session) -> None:
+        assert isinstance(session, RecordingSession)
+        self._sender.record = session.client.record
+        super()._hold_session(session)
 
 
 class _Server(Server):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from email.message import Message
+from typing import Any
 
 from popart.testing.faults import Faults
 from popart.testing.maildrop import Maildrop
+from popart.testing.session_record import Entry, SessionRecord
+
+MOST_TRANSCRIPTS = 100
+"""Sessions whose conversations are kept, the last ones."""
 
 
 class MailStore(Faults):
@@ -28,18 +33,47 @@ class MailStore(Faults):
     """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT, and what
     `record_command` raised."""
 
+    sessions: list[SessionRecord]
+    """The sessions in the order of their beginning, those that are open too.  A session begins before its greeting."""
+
+    _most_records: int | None = None
+    """How many of the last commands and errors to keep.  None means all, as a test wants."""
+
+    _most_sessions: int | None = None
+    """How many of the last sessions to keep, or None."""
+
     def __init__(self, users: Mapping[str, str], tokens: Mapping[str, str], offers: Collection[str]) -> None:
         super().__init__()
+        for name, password in users.items():
+            if not (name and password):
+                raise ValueError(f"user {name!r} could never sign in: names and passwords must not be empty")
         self.users = dict(users)
         self.tokens = dict(tokens)
-        self.commands = []
-        self.errors = []
         self._offers = offers
         """The ways to sign in beside passwords: of "tokens", "scram", "login" and "certificates"."""
-        self._maildrops: dict[str, Maildrop] = {}
         self._sessions_changed = threading.Condition()
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._epoch = object()  # the sessions that began before a reset are of another one
+        self.commands = []
+        self.errors = []
+        self.sessions = []
+        self._maildrops: dict[str, Maildrop] = {}
+        self._session_count = 0
         self._open_sessions = 0
         self._ended_sessions = 0
+        self._awaited_sessions = 0
+
+    def reset(self) -> None:
+        """Forget the mail, the records and the faults, as for a new test.  Users and tokens stay.
+
+        A session that is still open goes on, but nothing of it is recorded any more, no fault happens to it, and it
+        neither holds the lock on the new maildrop nor counts in `wait_for_session_end`.
+        """
+        self.clear_faults()
+        with self._sessions_changed:
+            self._begin_epoch()
 
     def maildrop(self, username: str) -> Maildrop:
         """Return a user's mail.
@@ -50,15 +84,18 @@ class MailStore(Faults):
             raise KeyError(username)
         return self._maildrops.setdefault(username, Maildrop())
 
-    def deliver(self, username: str, message: bytes | str | Message) -> str:
+    def deliver(self, username: str, message: bytes | str | Message, *, unique_id: str | None = None) -> str:
         """Add a message to a user's mail and return its unique-id.  Sessions that have signed in do not see it.
 
-        A str is encoded as UTF-8.  Line ends become CRLF, with one at the very end.
+        A str is encoded as UTF-8.  Line ends become CRLF, with one at the very end.  Without *unique_id* the message
+        gets one that no other message ever had.
 
         :raises KeyError: there is no such user.
         :raises TypeError: *message* is something else.
+        :raises ValueError: *unique_id* is not 1 to 70 characters from ``!`` to ``~`` (RFC 1939 section 7), or another
+            message in this maildrop has it.
         """
-        return self.maildrop(username).deliver(message)
+        return self.maildrop(username).deliver(message, unique_id=unique_id)
 
     def messages(self, username: str) -> list[bytes]:
         """Return the messages that are left, oldest first, with CRLF line ends.
@@ -73,10 +110,25 @@ class MailStore(Faults):
         If it raises, such as by an assert, the command is not run and the client reads ``-ERR``, after QUIT as the last
         answer.  The exception is in `errors`, but for a `popart.ReportableError`, whose text is what the client reads.
         """
-        self.commands.append(command)
+        _append(self.commands, command, self._most_records)
 
-    def wait_for_session_end(self, timeout: float = 10.0, *, sessions: int = 1) -> None:
-        """Wait until no session is open and at least *sessions* have ended since the server was made.
+    def transcript(self) -> str:
+        """Return the conversations of the sessions: what clients said, what they were answered, and when, and the
+        faults that happened.
+
+        Secrets are ``***``, and long answers are abridged.  The last 100 sessions are in it.
+        """
+        return self._transcript()
+
+    def _transcript(self, after: int = 0) -> str:
+        """Return the conversations of those sessions that went on after a moment."""
+        sessions = [session for session in self.sessions[-MOST_TRANSCRIPTS:] if session.last_moment > after]
+        return "\n\n".join([session.transcript() for session in sessions])
+
+    def wait_for_session_end(self, timeout: float = 10.0, *, sessions: int = 1, since_last_call: bool = False) -> None:
+        """Wait until no session is open and at least *sessions* have ended since the server was made or `reset`.
+
+        With *since_last_call* only those count that have ended since the last call of this method returned.
 
         A session begins before its greeting.  When it has ended it holds no lock, and has nothing more to record.
         The answer to QUIT comes after the deletions, so wait where a client leaves without it, or for `errors`.
@@ -84,18 +136,54 @@ class MailStore(Faults):
         :raises TimeoutError: that is not so within *timeout* seconds.
         """
         with self._sessions_changed:
+            wanted = sessions + (self._awaited_sessions if since_last_call else 0)
             if not self._sessions_changed.wait_for(
-                lambda: not self._open_sessions and self._ended_sessions >= sessions, timeout
+                lambda: not self._open_sessions and self._ended_sessions >= wanted, timeout
             ):
                 counts = f"{self._open_sessions} sessions open, {self._ended_sessions} ended"
                 raise TimeoutError(f"{counts}, after {timeout} seconds")
+            self._awaited_sessions = self._ended_sessions
 
-    def _begin_session(self) -> None:
+    # What the sessions call.
+
+    def _begin_session(self) -> SessionRecord:
         with self._sessions_changed:
             self._open_sessions += 1
+            self._session_count += 1
+            record = SessionRecord(self._session_count, self._epoch, self._tell)
+            _append(self.sessions, record, self._most_sessions)
+            for old in self.sessions[-MOST_TRANSCRIPTS - 1 : -MOST_TRANSCRIPTS]:
+                old.forget_conversation()
+        return record
 
-    def _end_session(self) -> None:
+    def _end_session(self, record: SessionRecord) -> None:
+        record.add_event("the session is over")
         with self._sessions_changed:
-            self._open_sessions -= 1
-            self._ended_sessions += 1
-            self._sessions_changed.notify_all()
+            record.is_open = False
+            if self._is_current(record):
+                self._open_sessions -= 1
+                self._ended_sessions += 1
+                self._sessions_changed.notify_all()
+
+    def _record(self, session: SessionRecord, command: tuple[str, ...]) -> object:
+        """Return what `record_command` returned, which may have been overridden by anything."""
+        record: Callable[..., object] = self.record_command
+        _append(session.commands, command, self._most_records)
+        return record(command) if self._is_current(session) else None
+
+    def _record_error(self, record: SessionRecord, error: BaseException) -> None:
+        record.add_event(f"{type(error).__name__}: {error}")
+        if self._is_current(record):
+            _append(self.errors, error, self._most_records)
+
+    def _is_current(self, record: SessionRecord) -> bool:
+        return record.epoch is self._epoch
+
+    def _tell(self, record: SessionRecord, entry: Entry) -> None:
+        """Learn of each line of a conversation, in its connection's thread."""
+
+
+def _append(records: list[Any], record: object, most: int | None) -> None:
+    records.append(record)
+    if most is not None and len(records) > most:
+        del records[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+from collections.abc import Callable, Generator
 
 import popart
 from popart.testing import MailServer
@@ -48,6 +49,19 @@ class WrongListingUnsaid:
         return []
 
 
+class YieldsText(Derived, popart.SupportsMechanisms):
+    def get_mechanisms(self) -> dict[str, Callable[[], Generator[str, bytes, str]]]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {}
+
+
+class NoName(Derived, popart.SupportsMechanisms):
+    def get_mechanisms(self) -> dict[str, Callable[[], Generator[bytes, bytes, str]]]:
+        return {"X-ASK": self.ask}  # type: ignore[dict-item]  # pyright: ignore[reportReturnType]
+
+    def ask(self) -> Generator[bytes, bytes, None]:
+        yield b"who?"
+
+
 Unfinished()  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
 listing: popart.SupportsListing = WrongListingUnsaid()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 reader: popart.MessageReader = io.StringIO()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
@@ -67,6 +81,7 @@ class WrongLimit(popart.Server):
 
 
 popart.Server(ADDRESS, make, tiemout=700)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+popart.Server(ADDRESS, make, greeting=b"here")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 popart.Server(ADDRESS, make, timeout="700")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 popart.Server(ADDRESS, make, max_connections=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 popart.Server(ADDRESS, UnfinishedUnsaid)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -91,8 +106,12 @@ class WrongRecord(MailServer):
 MailServer(max_failed_login=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 MailServer(max_failed_logins="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 MailServer(tiemout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+MailServer(greeting=b"here")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 MailServer(apop="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 MailServer(users=["alice"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 MailServer().drop("RETR", how="rest")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 MailServer().fail("RETR", time=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 MailServer().deliver("alice", io.BytesIO())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+MailServer().spoil_ids("repeated")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+MailServer().truncate("RETR")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+MailServer().refuse_connection(username="alice")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

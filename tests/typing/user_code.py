@@ -9,7 +9,8 @@ import http.client
 import io
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from email.message import EmailMessage
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import pytest
 
 import popart
-from popart.testing import Maildrop, MailServer
+from popart.testing import Maildrop, MailServer, SessionRecord
+from popart.testing.check import CheckError, Report, check_handler
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -80,6 +82,8 @@ class Able(
     popart.SupportsTokens,
     popart.SupportsScram,
     popart.SupportsCertificates,
+    popart.SupportsMechanisms,
+    popart.SupportsAuthorization,
     popart.SupportsUTF8,
     popart.SupportsLanguages,
     popart.SupportsLoginDelay,
@@ -107,6 +111,18 @@ class Able(
     def authenticate_certificate(self, identity: str, certificate: Mapping[str, Any]) -> None:
         if identity not in dict(certificate["subject"][0]).values():
             raise popart.ReportableError("not your certificate")
+
+    def get_mechanisms(self) -> dict[str, Callable[[], Generator[bytes, bytes, str]]]:
+        return {"X-ASK": self.ask, "X-ASK-TWICE": functools.partial(self.ask, 2)}
+
+    def ask(self, times: int = 1) -> Generator[bytes, bytes, str]:
+        answer = b""
+        for _ in range(times):
+            answer = yield b"who?"
+            assert_type(answer, bytes)
+        return answer.decode()
+
+    def authorize(self, username: str, identity: str) -> None: ...
 
     def enable_utf8(self) -> None: ...
 
@@ -321,6 +337,7 @@ def serve(context: ssl.SSLContext) -> None:
         make,
         hostname="mail.example.org",
         timeout=600,
+        greeting="mail.example.org",
         implementation="mine",
         expire="30 USER",
         apop=True,
@@ -343,7 +360,7 @@ def serve(context: ssl.SSLContext) -> None:
         assert_type(server.drain(30), bool)
         server.server_close()
     server = CountingServer(0, timeout=700.0, apop=True)
-    assert_type(server.hostname, str)
+    assert_type(server.hostname + server.greeting, str)
     assert_type(server.command_timeout, float)
     assert_type(popart.Server.max_failed_logins, "int | None")
     print(server.connections, server.server_address[1])
@@ -352,7 +369,7 @@ def serve(context: ssl.SSLContext) -> None:
 def serve_inherited(listener: socket.socket) -> None:
     server = MyServer.from_socket(listener, make, timeout=700, apop=True, trusted_proxies=())
     assert_type(server, MyServer)
-    popart.Server.from_socket(listener, lambda peer: Structural(), scram_decoy_key=None)
+    popart.Server.from_socket(listener, lambda peer: Structural(), greeting="here", scram_decoy_key=None)
 
 
 # The test kit.
@@ -401,6 +418,21 @@ def try_fetcher() -> None:
         server.clear_faults()
         fetch(server.host, server.port)
         server.wait_for_session_end(5, sessions=2)
+        server.wait_for_session_end(5, since_last_call=True)
+        server.refuse_connection("no", code=None, times=2)
+        server.delay_greeting(1)
+        server.hang_up("RETR", how="reset", username="alice")
+        server.truncate("RETR", 10)
+        server.stall("RETR", 1, after=10, times=None)
+        server.drip("RETR", 0.1, size=2)
+        server.split("RETR")
+        server.spoil_sizes(1)
+        server.spoil_ids("repeat")
+        server.hide("UIDL", "TOP", times=None)
+        assert_type(server.pending_faults, "list[str]")
+        assert_type(server.transcript(), str)
+        server.reset()
+        server.deliver("alice", "", unique_id="id-1")
         server.users["bob"] = server.tokens["bob"] = server.client_certificate("alice")
         assert_type(server.maildrop("alice"), Maildrop)
         server.maildrop("alice").lock()
@@ -408,6 +440,12 @@ def try_fetcher() -> None:
     assert_type(server.commands, "list[tuple[str, ...]]")
     assert_type(server.errors, "list[BaseException]")
     assert_type(server.ca_file, "str | None")
+    assert_type(server.sessions, list[SessionRecord])
+    for session in server.sessions:
+        assert_type(session.commands, "list[tuple[str, ...]]")
+        assert_type((session.number, session.username, session.is_open), "tuple[int, str, bool]")
+        assert_type(session.transcript(), str)
+    server.start().stop()
     assert_type(server.url, str)
     assert not server.deleting
 
@@ -417,3 +455,26 @@ def test_fetch(pop3_server: MailServer, pop3s_server: MailServer) -> None:
     pop3_server.deliver("alice", "Subject: x\n\nhello\n")
     fetch(pop3_server.host, pop3s_server.port)
     assert ("alice", "QUIT") in pop3_server.commands
+
+
+@contextmanager
+def broken_backend() -> Generator[None, None, None]:
+    yield
+
+
+def try_handler(on_new_connection: Callable[[object], popart.Handler | None]) -> list[str]:
+    try:
+        report: Report = check_handler(
+            on_new_connection,
+            user="alice",
+            password="secret",
+            other=("bob", "hunter2"),
+            delete=True,
+            break_backend=broken_backend,
+            patience=5,
+        )
+        check_handler(on_new_connection, user="alice", token="ya29.x")
+        check_handler(on_new_connection, user="alice", password="secret", apop=True)
+    except CheckError as error:
+        return [str(error)]
+    return [*report.findings, *report.notes]

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import trustme
 
-from .messages import write_maildir
+from popart.testing.wire.messages import write_maildir
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 20.0
@@ -65,7 +65,7 @@ class OtherServer:
 class Dovecot(OtherServer):
     """Debian's dovecot-pop3d."""
 
-    name = "Dovecot 2.3"
+    name = "Dovecot 2.3, 2.4"
     schemes = ("pop3", "pop3s")
     lacks = {
         "lock": "sessions share the maildrop; with pop3_lock_session the second is refused after ten seconds",
@@ -82,8 +82,8 @@ class Dovecot(OtherServer):
         if dovecot is None:
             raise SystemExit("dovecot is not installed")
         version = subprocess.run([dovecot, "--version"], capture_output=True, text=True, check=True).stdout
-        if not version.startswith("2.3."):
-            raise SystemExit(f"the configuration is for Dovecot 2.3, and this is {version.strip()}")
+        if not version.startswith(("2.3.", "2.4.")):
+            raise SystemExit(f"the configurations are for Dovecot 2.3 and 2.4, and this is {version.strip()}")
         root = os.geteuid() == 0
         # Dovecot does not touch mail as root.
         owner = pwd.getpwnam("nobody") if root else pwd.getpwuid(os.geteuid())
@@ -95,7 +95,6 @@ class Dovecot(OtherServer):
         passwords.write_text("alice:{PLAIN}secret\n")
         directory = scratch.directory
         (used, unused) = ("pop3s", "pop3") if scratch.pem else ("pop3", "pop3s")
-        tls = f"ssl = yes\nssl_cert = <{scratch.pem}\nssl_key = <{scratch.pem}" if scratch.pem else "ssl = no"
         # Without root all processes run as this one user.
         users = f"""\
 default_internal_user = {owner.pw_name}
@@ -108,19 +107,12 @@ service stats {{
   chroot =
 }}
 """
-        configuration = directory / "dovecot.conf"
-        configuration.write_text(
-            f"""\
-protocols = pop3
-listen = 127.0.0.1
-base_dir = {directory}/run
-state_dir = {directory}/state
-log_path = {directory}/log
-{"" if root else users}
-{tls}
+        is_old = version.startswith("2.3.")
+        names = ("ssl_cert = <", "ssl_key = <") if is_old else ("ssl_server_cert_file = ", "ssl_server_key_file = ")
+        tls = "\n".join(["ssl = yes", *(f"{name}{scratch.pem}" for name in names)]) if scratch.pem else "ssl = no"
+        if is_old:
+            versioned = f"""\
 disable_plaintext_auth = no
-auth_mechanisms = plain apop scram-sha-256
-auth_failure_delay = 0
 passdb {{
   driver = passwd-file
   args = {passwords}
@@ -129,8 +121,40 @@ userdb {{
   driver = static
   args = uid={owner.pw_uid} gid={owner.pw_gid} home={directory}
 }}
-first_valid_uid = 1
 mail_location = maildir:{scratch.maildir}
+"""
+        else:
+            versioned = f"""\
+dovecot_config_version = 2.4.0
+dovecot_storage_version = 2.4.0
+auth_allow_cleartext = yes
+passdb passwd-file {{
+  passwd_file_path = {passwords}
+}}
+userdb static {{
+  fields {{
+    uid = {owner.pw_uid}
+    gid = {owner.pw_gid}
+    home = {directory}
+  }}
+}}
+mail_driver = maildir
+mail_path = {scratch.maildir}
+"""
+        configuration = directory / "dovecot.conf"
+        configuration.write_text(
+            f"""\
+{versioned}
+{tls}
+protocols = pop3
+listen = 127.0.0.1
+base_dir = {directory}/run
+state_dir = {directory}/state
+log_path = {directory}/log
+{"" if root else users}
+auth_mechanisms = plain apop scram-sha-256
+auth_failure_delay = 0
+first_valid_uid = 1
 mail_max_userip_connections = 0
 # It would answer later and later, because the tests fail to sign in from one address again and again.
 service anvil {{
@@ -236,8 +260,8 @@ def ask(server: OtherServer, scheme: str) -> list[str]:
     """Run the suite, print a line about it, and return all differences from what is listed here."""
     with started(server, scheme == "pop3s") as port, tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/wire"]
-        command += [f"--pop3-server=127.0.0.1:{port}", "--pop3-delete", f"--pop3-lacks={','.join(server.lacks)}"]
+        command = [sys.executable, "-m", "popart.testing.wire", f"127.0.0.1:{port}", "-q"]
+        command += ["--pop3-delete", f"--pop3-lacks={','.join(server.lacks)}"]
         command += [f"--junitxml={report}", *["--pop3-tls"] * (scheme == "pop3s")]
         # With CI set, pytest shows all differences between octets, and may need minutes to find them.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}

@@ -19,7 +19,7 @@ from twisted.internet import protocol, reactor
 from twisted.mail.pop3 import POP3, IMailbox
 from zope.interface import implementer
 
-from .messages import ALL, on_the_wire
+from popart.testing.wire.messages import ALL, on_the_wire
 
 kept = list(ALL)
 

@@ -128,7 +128,7 @@ class Place:
     def pause(self, seconds: float) -> None:
         """Pause, unless somebody wakes this connection, and for no longer than the client has left to sign in.
 
-        :raises ClientTimeoutError: it was cut.
+        :raises ClientTimeoutError: it was cut, or its time to sign in is over.
         """
         self._alarm = threading.Event()
         self.waits = True
@@ -136,8 +136,8 @@ class Place:
             self._alarm.wait(min(seconds, self.login_limit - time.monotonic()))
         self.waits = False
         self._alarm = None
-        if self.cut:
-            raise ClientTimeoutError(self.cut)
+        if self.cut or time.monotonic() >= self.login_limit:
+            raise ClientTimeoutError(self.cut or TOO_SLOW)
 
     # What other threads call, with the lock.
 

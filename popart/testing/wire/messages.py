@@ -1,6 +1,6 @@
 """A maildrop of messages that are hard to carry, for any server.
 
-    python3 -m tests.wire.messages DIR          writes them into a new Maildir
+    python3 -m popart.testing.wire.messages DIR          writes them into a new Maildir
 
 The Message-ID of each hard message holds the message's name.  By it the suite finds the message in any server.
 """

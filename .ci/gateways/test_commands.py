@@ -1,0 +1,49 @@
+"""Each gateway starts by the command of its docstring, and ends quietly."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from backends import free_port
+from conftest import EXAMPLES, NEEDS, need, started
+
+SCRIPTS = ["imap_gateway.py", "s3_gateway.py", "graph_gateway.py", "asyncio_gateway.py", "smtp_in.py"]
+
+
+def documented_command(script: str) -> str:
+    """Return the command of the docstring, in a shell's words."""
+    docstring = ast.get_docstring(ast.parse((EXAMPLES / script).read_text("utf-8")))
+    found = re.search(r"::\n\n((?:    .*\n)+)", f"{docstring}\n")
+    assert found
+    return found[1].replace("\\\n", " ").strip()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_documented_command(script: str, number: signal.Signals, tmp_path: Path) -> None:
+    """The gateway starts by it, in a fresh checkout.  Ctrl-C and SIGTERM end it without a word."""
+    need(script not in NEEDS or importlib.util.find_spec(NEEDS[script]), NEEDS.get(script, ""))
+    command = documented_command(script).replace("mail.db", str(tmp_path / "mail.db"))
+    command += f" --port 0 --smtp-port {free_port()}" if script == "smtp_in.py" else " --port 0"
+    with started(["sh", "-c", f"exec env {command}"], tmp_path / "log", end_by=number) as gateway:
+        if script == "smtp_in.py":
+            with gateway.client() as client:
+                client.quit()
+    assert gateway.log() == ""
+
+
+def test_nobody_can_sign_in(tmp_path: Path) -> None:
+    """Without users of its own, a gateway that needs them says so and does not start."""
+    need(importlib.util.find_spec("aiosqlite"), "aiosqlite")
+    command = [sys.executable, str(EXAMPLES / "asyncio_gateway.py"), str(tmp_path / "mail.db")]
+    environment = {name: value for name, value in os.environ.items() if name != "POP3_USERS"}
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "set POP3_USERS" in done.stderr

@@ -1,0 +1,163 @@
+"""The gateway to an HTTP API: pages, limits, tokens, and a batch in which some requests fail."""
+
+from __future__ import annotations
+
+import poplib
+
+import pytest
+from backends import Graph
+from conftest import Gateway
+from test_each_gateway import LARGE, SMALL, delete, fetch, fetch_all
+
+pytestmark = pytest.mark.parametrize("backend", ["graph"], indirect=True)
+
+MANY = [b"Subject: %d\r\n\r\n" % number for number in range(45)]
+
+
+def test_pages_that_overlap(backend: Graph, gateway: Gateway) -> None:
+    """A message that is on two pages, because others came before it meanwhile, is listed once."""
+    backend.deliver(*SMALL)
+    fake = backend.fake
+
+    def insert() -> None:
+        fake.between_pages = lambda: None
+        fake.deliver(b"Subject: new\r\n\r\n")
+        fake.messages = dict([list(fake.messages.items())[-1], *list(fake.messages.items())[:-1]])
+
+    fake.between_pages = insert
+    with gateway.client() as client:
+        assert fetch_all(client) == SMALL
+        client.quit()
+
+
+def test_a_page_elsewhere(backend: Graph, gateway: Gateway) -> None:
+    """The token goes to the API, and to nobody whom an answer names."""
+    backend.deliver(*SMALL)
+    backend.fake.next_host = "localhost:1"
+    with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"), gateway.client():
+        pass
+    assert "must not get the token" in gateway.log()
+    backend.fake.next_host = None
+    backend.fake.fail("GET", 302, Location=f"http://localhost:{backend.port}/elsewhere")
+    with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"), gateway.client():
+        pass
+    assert not [request for request in backend.fake.asked if "elsewhere" in request]
+
+
+def test_requests_that_come_too_soon(backend: Graph, gateway: Gateway) -> None:
+    """HTTP 429 and 503 are waited out, as long as Retry-After says, wherever they come."""
+    backend.deliver(*SMALL)
+    fake = backend.fake
+    fake.fail(r"GET .*/inbox/messages", 429, times=2, Retry_After="0")
+    fake.fail(r"GET .*value", 429, Retry_After="1")
+    fake.fail(r"GET .*value", 503, Retry_After="0")
+    fake.fail(r"POST .*batch", 429, Retry_After="0")
+    fake.fail(r"batch", 429, times=2, Retry_After="0")
+    with gateway.client() as client:
+        assert fetch_all(client) == SMALL
+        delete(client, 1, 2, 3)
+        client.quit()
+    assert not fake.faults
+    assert backend.mail() == SMALL[3:]
+    assert fake.in_folder("deleteditems") == SMALL[:3]
+    moves = [request for request in fake.asked if request.startswith("batch")]
+    assert len(moves) == 3 + 2 and len(set(moves)) == 3
+
+
+def test_a_wait_that_no_client_would_bear(backend: Graph, gateway: Gateway) -> None:
+    """It is refused at once, and the client may come back."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        backend.fake.fail(r"GET .*value", 429, Retry_After="3600")
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\] the mailboxes are busy"):
+            client.retr(1)
+        assert fetch_all(client) == SMALL
+        client.quit()
+
+
+def test_a_token_that_expires(backend: Graph, gateway: Gateway) -> None:
+    """It is renewed, once, and the session goes on."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        for number in (1, 2):
+            backend.fake.expire()
+            assert fetch(client, number) == SMALL[number - 1]
+        delete(client, 1)
+        backend.fake.expire()
+        client.quit()
+    assert backend.fake.tokens == 4
+    assert backend.mail() == SMALL[1:]
+
+
+def test_a_token_that_is_never_taken(backend: Graph, gateway: Gateway) -> None:
+    """The API may refuse every token: the client reads SYS/TEMP, and no new token is asked for again and again."""
+    backend.fake.fail(r"GET", 401, times=10)
+    with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"), gateway.client():
+        pass
+    assert backend.fake.tokens == 2
+    backend.fake.faults.clear()
+    assert "token-" not in gateway.log() and "client-secret" not in gateway.log()
+
+
+def test_sessions_share_the_token(backend: Graph, gateway: Gateway) -> None:
+    """It is asked for once."""
+    for _ in range(3):
+        with gateway.client() as client:
+            client.quit()
+    assert backend.fake.tokens == 1
+
+
+def test_more_than_a_batch(backend: Graph, gateway: Gateway) -> None:
+    """A $batch takes 20 requests: 43 deletions take three."""
+    backend.deliver(*MANY)
+    with gateway.client() as client:
+        delete(client, *range(2, 45))
+        client.quit()
+    assert backend.mail() == [MANY[0], MANY[44]]
+    assert backend.fake.asked.count("POST /v1.0/$batch") == 3
+
+
+def test_all_or_none(backend: Graph, gateway: Gateway) -> None:
+    """If one message cannot be moved, the others come back, also those of earlier batches.  QUIT is refused."""
+    backend.deliver(*MANY)
+    with gateway.client() as client:
+        delete(client, *range(1, 46))
+        backend.fake.fail(r"batch .*0033%2B", 403)
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    assert not backend.fake.faults
+    assert backend.mail() == MANY
+
+
+def test_an_answer_that_is_missing(backend: Graph, gateway: Gateway) -> None:
+    """A batch may answer fewer requests than it was given: the others are made again."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2, 3)
+        backend.fake.lost_answers = 2
+        client.quit()
+    assert backend.mail() == SMALL[3:]
+
+
+def test_a_message_that_vanished(backend: Graph, gateway: Gateway) -> None:
+    """RETR of it is refused, and deleting it is no error."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        del backend.fake.messages[next(iter(backend.fake.messages))]
+        with pytest.raises(poplib.error_proto, match="-ERR the message is gone"):
+            client.retr(1)
+        delete(client, 1, 2)
+        client.quit()
+    assert backend.mail() == SMALL[2:]
+
+
+def test_a_body_that_breaks_off(backend: Graph, gateway: Gateway) -> None:
+    """It is asked for once more.  If it breaks off again, the client reads -ERR."""
+    backend.deliver(LARGE)
+    with gateway.client() as client:
+        backend.fake.cut_bodies = 1
+        assert fetch(client, 1) == LARGE
+        backend.fake.cut_bodies = 2
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.retr(1)
+        client.quit()

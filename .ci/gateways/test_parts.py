@@ -1,0 +1,32 @@
+"""Parts of the gateways that no backend here shows."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from conftest import EXAMPLES
+
+
+def test_short_answers_without_a_literal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece may come as a quoted string or as NIL (RFC 3501 section 4.3): RFC 3501 allows it where it is short."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    module = importlib.import_module("imap_gateway")
+    handler = module.IMAPHandler(lambda: None)
+    for answer, octets in (
+        (rb'1 (UID 7 BODY[]<0> "a \"b\" \\")', b'a "b" \\'),
+        (b'1 (UID 7 BODY[]<0> "")', b""),
+        (b"1 (UID 7 BODY[]<0> NIL)", b""),
+    ):
+        monkeypatch.setattr(handler, "_uid_command", lambda *command, answer=answer: [answer])
+        assert handler._fetch(7, 0, 100) == octets
+
+
+def test_errors_that_hold_a_secret(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The log has an error's type and text, not what it carries."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    module = importlib.import_module("imap_gateway")
+    handler = module.IMAPHandler(lambda: None)
+    handler.username = "alice"
+    handler.handle_session_error(UnicodeEncodeError("ascii", "p\xe4sswort", 1, 2, "ordinal not in range(128)"))
+    assert "'alice': UnicodeEncodeError: " in caplog.text and "sswort" not in caplog.text

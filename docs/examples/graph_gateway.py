@@ -1,0 +1,304 @@
+"""Mailboxes behind an HTTP API, by POP3: here Microsoft Graph, and so Exchange Online.
+It needs nothing but popart::
+
+    GRAPH_TENANT=... GRAPH_CLIENT_ID=... GRAPH_CLIENT_SECRET=... \\
+    POP3_USERS='alice@example.org:secret' python3 docs/examples/graph_gateway.py
+
+The application has the permission Mail.ReadWrite.  The passwords are this gateway's
+own: a device that only knows passwords can then read a mailbox that only takes tokens.
+Deleted messages go to the folder "Deleted Items".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException, IncompleteRead
+from typing import IO, Any
+from urllib.error import HTTPError
+from urllib.parse import quote, urlencode
+
+from gateway import TIMEOUT, GatewayHandler, Users, make_parser, serve, short_id
+
+import popart
+
+PATIENCE = 20.0
+"""Seconds that a request waits in all, if the API wants it to come later."""
+
+BATCH = 20
+"""Requests that one $batch takes."""
+
+BUSY = (429, 503, 504)
+
+MOVED = (200, 201, 404)
+"""What a move answers if the message is not in the folder any more; 404, if it was not
+there before."""
+
+SPOOL = 1 << 20
+"""Octets of an answer that are kept in memory; a longer one is kept in a temporary
+file."""
+
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would take the token to wherever it leads."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class API:
+    """The API, and the token for it, which all sessions share."""
+
+    def __init__(
+        self, address: str, token_address: str, credentials: dict[str, str]
+    ) -> None:
+        self.address = address
+        self._token_address = token_address
+        self._credentials = credentials
+        self._guard = threading.Lock()
+        self._token = ""
+        self._renew_at = 0.0
+        self._opener = urllib.request.build_opener(NoRedirects)
+
+    def _get_token(self, refused: str | None) -> str:
+        """Return the token, a new one if it is the one that was refused, or will expire
+        soon."""
+        with self._guard:
+            if self._token in ("", refused) or time.monotonic() >= self._renew_at:
+                request = urllib.request.Request(
+                    self._token_address, urlencode(self._credentials).encode()
+                )
+                with self._opener.open(request, timeout=TIMEOUT) as response:
+                    answer = json.load(response)
+                self._token = answer["access_token"]
+                self._renew_at = time.monotonic() + answer["expires_in"] - 60
+            return self._token
+
+    def ask(self, path: str, body: object = None) -> IO[bytes]:
+        """Return the whole answer.  If the API is busy, wait as long as it says; if the
+        token is refused, renew it.
+
+        Ask only for what may be done twice: if an answer is lost, it is asked for once
+        more.
+        """
+        deadline = time.monotonic() + PATIENCE
+        refused, is_lost = None, False
+        while True:
+            token = self._get_token(refused)
+            try:
+                return self._ask_once(path, body, token)
+            except HTTPError as error:
+                with error:
+                    if error.code == 401 and refused is None:
+                        refused = token
+                    elif error.code in BUSY:
+                        wait([error.headers["Retry-After"]], deadline)
+                    else:
+                        raise
+            except (HTTPException, OSError):
+                if is_lost:
+                    raise
+                is_lost = True
+
+    def _ask_once(self, path: str, body: object, token: str) -> IO[bytes]:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/json",
+            **IMMUTABLE,
+        }
+        request = urllib.request.Request(self.address + path, data, headers)
+        answer = tempfile.SpooledTemporaryFile(SPOOL)
+        try:
+            with self._opener.open(request, timeout=TIMEOUT) as response:
+                shutil.copyfileobj(response, answer)
+                length, coding = (
+                    response.headers["Content-Length"],
+                    response.headers["Transfer-Encoding"],
+                )
+            # Without these two checks, a connection that was lost in the body or in the
+            # header is taken for the end.
+            if (length is None and coding != "chunked") or (
+                length is not None and int(length) != answer.tell()
+            ):
+                raise IncompleteRead(b"")
+            answer.seek(0)
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def ask_json(self, path: str, body: object = None) -> Any:
+        with self.ask(path, body) as answer:
+            return json.load(answer)
+
+    def pages(self, path: str) -> Iterator[Any]:
+        """Yield the items of a list that comes in pages."""
+        following: str | None = path
+        while following:
+            page = self.ask_json(following)
+            yield from page["value"]
+            address = page.get("@odata.nextLink")
+            if address is not None and not address.startswith(f"{self.address}/"):
+                raise ValueError(
+                    "the next page is on another server, which must not get the token"
+                )
+            following = address and address.removeprefix(self.address)
+
+
+IMMUTABLE = {"Prefer": 'IdType="ImmutableId"'}
+"""Without it, a message that is moved gets another id, and POP3 clients would fetch it
+again."""
+
+
+def wait(answers: Sequence[str | None], deadline: float) -> None:
+    """Wait as long as the API says by Retry-After, in seconds, but no longer than a
+    client would."""
+    pause = max(
+        float(answer) if answer and answer.isdecimal() else 1.0 for answer in answers
+    )
+    if time.monotonic() + pause > deadline:
+        raise popart.ReportableError(
+            "the mailboxes are busy, please try again later", code="SYS/TEMP"
+        )
+    time.sleep(pause)
+
+
+class GraphHandler(GatewayHandler):
+    def __init__(self, api: API, users: Users) -> None:
+        self._api = api
+        self._users = users
+        self._ids: list[str] = []
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        self._users.check(username, password)
+        self.username = username
+
+    @property
+    def _mailbox(self) -> str:
+        return f"/users/{quote(self.username, safe='')}"
+
+    # Reading.
+
+    def list_messages(self) -> list[tuple[int, str]]:
+        query = "$select=id&$orderby=receivedDateTime&$top=500"
+        inbox = f"{self._mailbox}/mailFolders/inbox/messages?{query}"
+        # If mail comes or goes between two pages, a message may be on both.
+        self._ids = list(dict.fromkeys(item["id"] for item in self._api.pages(inbox)))
+        # The API knows no size in octets: 1 is what each message certainly has.
+        return [(1, short_id(identifier)) for identifier in self._ids]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        """Read the whole message before the client reads anything: no size was
+        announced that could prove its end."""
+        try:
+            identifier = quote(self._ids[number - 1], safe="")
+            return self._api.ask(f"{self._mailbox}/messages/{identifier}/$value")
+        except HTTPError as error:
+            if error.code == 404:
+                raise popart.ReportableError(
+                    "the message is gone, another program has deleted it"
+                ) from None
+            raise
+
+    # Leaving.
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        """Move all or none: if one cannot be moved, those that were moved come back."""
+        doomed = [self._ids[number - 1] for number in numbers]
+        moved: list[str] = []
+        try:
+            self._move(doomed, "deleteditems", moved)
+        except BaseException:
+            try:
+                self._move(moved, "inbox", [])
+            except Exception as error:
+                self.handle_session_error(error)
+            raise
+
+    def _move(self, identifiers: Sequence[str], folder: str, moved: list[str]) -> None:
+        """Move messages, and tell in *moved* which ones may be in the folder now."""
+        deadline = time.monotonic() + PATIENCE
+        for start in range(0, len(identifiers), BATCH):
+            left = list(identifiers[start : start + BATCH])
+            while left:
+                moved += left  # until the answer is there, nobody knows
+                answers = self._api.ask_json(
+                    "/$batch", {"requests": [self._make_move(i, folder) for i in left]}
+                )
+                done = {
+                    answer["id"]
+                    for answer in answers["responses"]
+                    if answer["status"] in MOVED
+                }
+                left = [
+                    identifier for identifier in left if identifier not in done
+                ]  # also what has no answer
+                moved[:] = [
+                    identifier for identifier in moved if identifier not in left
+                ]
+                failed = [
+                    answer for answer in answers["responses"] if answer["id"] in left
+                ]
+                if refused := [
+                    answer["status"]
+                    for answer in failed
+                    if answer["status"] not in BUSY
+                ]:
+                    raise RuntimeError(
+                        f"{len(refused)} messages could not be moved: HTTP {refused[0]}"
+                    )
+                if left:
+                    wait(
+                        [
+                            answer.get("headers", {}).get("Retry-After")
+                            for answer in failed
+                        ]
+                        or [None],
+                        deadline,
+                    )
+
+    def _make_move(self, identifier: str, folder: str) -> dict[str, object]:
+        return {
+            "id": identifier,
+            "method": "POST",
+            "url": f"{self._mailbox}/messages/{quote(identifier, safe='')}/move",
+            "headers": {"Content-Type": "application/json", **IMMUTABLE},
+            "body": {"destinationId": folder},
+        }
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--api", default="https://graph.microsoft.com/v1.0", help="the API's address"
+    )
+    parser.add_argument(
+        "--login",
+        default="https://login.microsoftonline.com",
+        help="where tokens come from",
+    )
+    options = parser.parse_args()
+    credentials = {
+        "grant_type": "client_credentials",
+        "client_id": os.environ["GRAPH_CLIENT_ID"],
+        "client_secret": os.environ["GRAPH_CLIENT_SECRET"],
+        "scope": "https://graph.microsoft.com/.default",
+    }
+    api = API(
+        options.api,
+        f"{options.login}/{os.environ['GRAPH_TENANT']}/oauth2/v2.0/token",
+        credentials,
+    )
+    users = Users()
+    serve(options, lambda peer: GraphHandler(api, users))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The INBOX of an IMAP account, by POP3.  It needs nothing but popart::
+
+    python3 docs/examples/imap_gateway.py imap.example.org
+
+Names and passwords are those of the IMAP server, and so are OAuth tokens, by XOAUTH2.
+No message is marked as read.
+"""
+
+from __future__ import annotations
+
+import imaplib
+import re
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from gateway import TIMEOUT, GatewayHandler, PieceReader, make_parser, serve, twice
+
+import popart
+
+BATCH = 500
+"""Messages named in one command: servers limit the length of its line, some to 8,000
+octets."""
+
+NOT_THE_USERS_FAULT = ("[UNAVAILABLE]", "[SERVERBUG]", "[INUSE]", "[LIMIT]")
+"""Response codes of a refused sign-in (RFC 5530, RFC 9051) that say nothing about the
+password."""
+
+
+class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
+    def __init__(
+        self, connect: Callable[[], imaplib.IMAP4], *, estimated_sizes: bool = False
+    ) -> None:
+        self._connect = connect
+        self._estimated_sizes = estimated_sizes
+        self._imap: imaplib.IMAP4 | None = None
+        self._sign_in = ("", b"")
+        self._has_uidplus = False
+        self._uid_validity: bytes | None = None
+        self._uids: list[int] = []
+
+    # Signing in.  If [IN-USE] or a refusal came after it, the client may sign in again,
+    # also as somebody else.
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        self._authenticate(username, "PLAIN", f"\0{username}\0{password}")
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        self._authenticate(
+            username, "XOAUTH2", f"user={username}\1auth=Bearer {token}\1\1"
+        )
+
+    def _authenticate(self, username: str, mechanism: str, response: str) -> None:
+        self.close()
+        self.username = (
+            username.lower()
+        )  # many servers take ALICE for alice: the lock must be the same
+        # Kept as long as the session, to sign in again if the connection is lost.
+        self._sign_in = mechanism, response.encode()
+        self._uid_validity = None
+        twice(self._connected, imaplib.IMAP4.abort, OSError)
+
+    def _connected(self) -> imaplib.IMAP4:
+        """Return the connection, a new one if there is none, with the INBOX
+        selected."""
+        if self._imap is None:
+            imap = self._connect()
+            try:
+                self._open_inbox(imap)
+            except BaseException:
+                drop(imap)
+                raise
+            self._imap = imap
+        return self._imap
+
+    def _open_inbox(self, imap: imaplib.IMAP4) -> None:
+        mechanism, response = self._sign_in
+        try:
+            # Not login(): it quotes no name, and takes only ASCII.  After a refused
+            # token comes a second challenge.
+            imap.authenticate(
+                mechanism, lambda challenge: b"" if challenge else response
+            )
+        except imaplib.IMAP4.abort:
+            raise
+        except imaplib.IMAP4.error as refusal:
+            if str(refusal).upper().startswith(NOT_THE_USERS_FAULT):
+                raise
+            raise popart.ReportableError("wrong name or password") from None
+        # Servers announce less to strangers, so the capabilities are asked for after
+        # the sign-in.
+        self._has_uidplus = (
+            b"UIDPLUS" in expect_ok(imap.capability())[0].upper().split()
+        )
+        expect_ok(imap.select("INBOX"))
+        uid_validity: bytes | None = imap.response("UIDVALIDITY")[1][0]
+        if uid_validity is None:
+            raise imaplib.IMAP4.error("the server has no UIDs that last")
+        if self._uid_validity not in (None, uid_validity):
+            raise popart.ReportableError(
+                "the mailbox was made anew, please sign in again", code="SYS/TEMP"
+            )
+        self._uid_validity = uid_validity
+
+    def _uid_command(self, *command: str) -> list[Any]:
+        """Run a UID command, and if the connection is lost, run it again on a new one.
+
+        That is safe: a UID never stands for another message, as long as UIDVALIDITY is
+        the same.
+        """
+
+        def ask() -> list[Any]:
+            try:
+                return expect_ok(self._connected().uid(*command))
+            except (imaplib.IMAP4.abort, OSError):
+                if self._imap is not None:
+                    drop(self._imap)
+                self._imap = None
+                raise
+
+        return twice(ask, imaplib.IMAP4.abort, OSError)
+
+    # Reading.
+
+    def list_messages(self) -> list[tuple[int, str]]:
+        """List what is not marked as deleted: by this gateway, which may have died
+        since, or by another program."""
+        assert self._uid_validity is not None
+        sizes = {}
+        for answer in self._uid_command("FETCH", "1:*", "(UID RFC822.SIZE FLAGS)"):
+            uid, size = (
+                re.search(rb"\b%b (\d+)" % item, answer or b"")
+                for item in (b"UID", b"RFC822.SIZE")
+            )
+            if uid and size and not re.search(rb"(?i)\\Deleted\b", answer):
+                sizes[int(uid[1])] = int(size[1])
+        self._uids = sorted(sizes)
+        validity = self._uid_validity.decode()
+        return [
+            (1 if self._estimated_sizes else sizes[uid], f"{validity}.{uid}")
+            for uid in self._uids
+        ]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        uid = self._uids[number - 1]
+        return PieceReader(lambda offset, count: self._fetch(uid, offset, count))
+
+    def _fetch(self, uid: int, offset: int, count: int) -> bytes:
+        for answer in self._uid_command(
+            "FETCH", str(uid), f"(BODY.PEEK[]<{offset}.{count}>)"
+        ):
+            if isinstance(answer, tuple) and b"BODY[]" in answer[0]:
+                octets: bytes = answer[1]
+                return octets
+            # What is empty or very short may come without a literal.
+            if isinstance(answer, bytes) and (
+                found := re.search(rb'BODY\[\]\S* (?:NIL|"(.*)")', answer)
+            ):
+                return re.sub(rb"\\(.)", rb"\1", found[1] or b"")
+        raise popart.ReportableError(
+            "the message is gone, another program has deleted it"
+        )
+
+    # Leaving.
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        """Mark them all, which can be taken back, and only then remove them.
+
+        Neither EXPUNGE nor CLOSE: these remove what other programs have marked, too.
+        Without UIDPLUS the messages stay marked, and are listed no more.
+        """
+        uids = [self._uids[number - 1] for number in numbers]
+        try:
+            self._mark(uids, "+FLAGS.SILENT")
+        except imaplib.IMAP4.abort:
+            raise
+        except imaplib.IMAP4.error:  # the server is there, and refuses
+            self._mark(uids, "-FLAGS.SILENT")
+            raise
+        if self._has_uidplus:
+            for some in batches(uids):
+                self._uid_command("EXPUNGE", some)
+
+    def _mark(self, uids: Sequence[int], how: str) -> None:
+        for some in batches(uids):
+            self._uid_command("STORE", some, how, r"(\Deleted)")
+
+    def close(self) -> None:
+        if self._imap is not None:
+            with suppress(imaplib.IMAP4.error, OSError):
+                self._imap.logout()
+            drop(self._imap)
+            self._imap = None
+
+
+def batches(uids: Sequence[int]) -> Iterator[str]:
+    """Yield sets of UIDs.  They are never ranges: what other programs have put in
+    between would be in them, too."""
+    for start in range(0, len(uids), BATCH):
+        yield ",".join(map(str, uids[start : start + BATCH]))
+
+
+def expect_ok(answer: tuple[str, list[Any]]) -> list[Any]:
+    """Return what the server said, unless it refused: imaplib raises for BAD, but not
+    for NO."""
+    if answer[0] != "OK":
+        raise imaplib.IMAP4.error(f"the server refused: {answer[1]!r}")
+    return answer[1]
+
+
+def drop(imap: imaplib.IMAP4) -> None:
+    with suppress(OSError):
+        imap.shutdown()
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("imap_host", help="the IMAP server")
+    parser.add_argument(
+        "--imap-port", type=int, help="its port (993, or 143 with --imap-plain)"
+    )
+    parser.add_argument(
+        "--imap-plain", action="store_true", help="no TLS to the IMAP server"
+    )
+    parser.add_argument(
+        "--estimated-sizes",
+        action="store_true",
+        help="RFC822.SIZE may be too large, as Exchange's",
+    )
+    options = parser.parse_args()
+
+    def connect() -> imaplib.IMAP4:
+        if options.imap_plain:
+            return imaplib.IMAP4(options.imap_host, options.imap_port or 143, TIMEOUT)
+        context = ssl.create_default_context()
+        return imaplib.IMAP4_SSL(
+            options.imap_host,
+            options.imap_port or 993,
+            ssl_context=context,
+            timeout=TIMEOUT,
+        )
+
+    serve(
+        options,
+        lambda peer: IMAPHandler(connect, estimated_sizes=options.estimated_sizes),
+    )
+
+
+if __name__ == "__main__":
+    main()

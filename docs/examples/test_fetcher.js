@@ -1,0 +1,36 @@
+// Run: node --test test_fetcher.js
+const assert = require("node:assert");
+const { spawn } = require("node:child_process");
+const { once } = require("node:events");
+const { createInterface } = require("node:readline");
+const { after, before, beforeEach, test } = require("node:test");
+const { fetchMail } = require("./fetcher.js"); // the program under test
+
+let server;
+
+async function control(method, path, body) {
+  const headers = { Authorization: `Bearer ${server.token}`, "Content-Type": "application/json" };
+  const answer = await fetch(server.control + path, { method, headers, body: body && JSON.stringify(body) });
+  if (!answer.ok) throw new Error(await answer.text());
+  return answer.json();
+}
+
+before(async () => {
+  const options = { stdio: ["ignore", "pipe", "inherit"] };
+  const child = spawn("python3", ["-m", "popart.testing", "--control", "--exit-with-parent"], options);
+  server = JSON.parse(await once(createInterface(child.stdout), "line"));
+});
+beforeEach(() => control("POST", "/reset"));
+after(() => control("POST", "/stop"));
+
+test("a lost connection loses no mail", async () => {
+  await control("POST", "/messages/alice", { message: "Subject: one\n\nfirst\n" });
+  await control("POST", "/faults", { fault: "drop", command: "RETR", after: 10 });
+  await assert.rejects(fetchMail(server.port));
+  await control("POST", "/wait", { since_last_call: true });
+  assert.equal((await control("GET", "/messages/alice")).length, 1);
+  assert.deepEqual(await fetchMail(server.port), ["Subject: one\r\n\r\nfirst\r\n"]);
+  await control("POST", "/wait", { since_last_call: true });
+  assert.deepEqual(await control("GET", "/messages/alice"), []);
+  assert.deepEqual(await control("GET", "/faults"), []);
+});

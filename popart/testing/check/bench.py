@@ -1,0 +1,279 @@
+"""The handler on the bench: it is served on loopback, and clients come to it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+
+from popart.server import Server
+from popart.testing.check.client import BlockedError, Client, Credentials, LockedError, StopError
+from popart.testing.check.explanations import explain_block
+from popart.testing.check.output import Output
+from popart.testing.check.recorder import Recorder, WatchedHandler
+from popart.testing.check.report import CheckError, Report
+
+STEP_SECONDS = 60.0
+"""After so long a check reads no further message: there may be very many."""
+
+
+class _Server(Server):
+    # A thread whose handler blocks must not keep the program from ending.
+    daemon_threads = True
+    max_failed_logins = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller of the check has said."""
+
+    credentials: Credentials
+    any_secret: bool
+    """True if the handler lets in anybody."""
+    is_token: bool
+    apop: bool
+    other: Credentials | None
+    """A second user."""
+    delete: bool
+    break_backend: Callable[[], AbstractContextManager[object]] | None
+    patience: float
+
+
+@dataclass
+class Snapshot:
+    """A maildrop as one session saw it."""
+
+    ids: list[str] = field(default_factory=list)
+    sizes: list[str] = field(default_factory=list)
+    digests: dict[str, bytes] = field(default_factory=dict)
+    """Of the messages that were read, by their ids."""
+
+
+class Visitor(Client):
+    """A client, and the session of the handler that it talks to."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench.port, bench.options.patience)
+        sessions = bench.recorder.sessions
+        self.session: WatchedHandler | None = sessions[-1] if sessions else None
+        self._bench = bench
+
+    def wait_until_over(self) -> None:
+        """Wait until the handler has been called for the last time."""
+        if self.session is not None and not self.session.over.wait(self._bench.options.patience):
+            raise BlockedError("the session does not end")
+
+    def leave(self) -> None:
+        """Leave without a word, and wait for the end of the session."""
+        self.close()
+        self.wait_until_over()
+        self._bench.last_end = "an end without QUIT"
+
+    def part(self) -> None:
+        """Say QUIT, if the session goes on, and wait for the end of the session."""
+        self.is_answered("QUIT")
+        self.leave()
+        self._bench.last_end = "QUIT"
+
+    def quit(self) -> None:
+        """Say QUIT, which must succeed."""
+        self.ok("QUIT")
+        self.leave()
+        self._bench.last_end = "QUIT"
+
+    def is_answered(self, command: str) -> bool:
+        """Return whether the session goes on."""
+        try:
+            self.ok(command)
+        except StopError:
+            return False
+        return True
+
+    def read(self, number: int) -> bytes:
+        """Return a message, or in its place why it cannot be read."""
+        try:
+            return self.data(f"RETR {number}")
+        except StopError as stop:
+            self.ok("NOOP")
+            return f"{stop}".encode()
+
+    def look(self) -> Snapshot:
+        """List the maildrop."""
+        return Snapshot(self.listing("UIDL"), self.listing("LIST"))
+
+
+class Bench:
+    """What the checks share."""
+
+    def __init__(self, recorder: Recorder, output: Output, options: Options) -> None:
+        self.recorder = recorder
+        self.output = output
+        self.report: Report = recorder.report
+        self.options = options
+        self.credentials: Credentials = options.credentials
+        self.first: Snapshot = Snapshot()
+        """The maildrop as the first session saw it."""
+
+        self.small_sizes: int = 0
+        """Messages that are longer than announced."""
+
+        self.has_lock: bool = True
+        """False once a second session was let in."""
+
+        self.stopped: bool = False
+        """True if no more can be checked."""
+
+        self.last_end: str = "QUIT"
+        """How the last session ended."""
+
+        self.port: int = 0
+        self._deadline = 0.0
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Serve the handler.  At the end the sessions that are open end by a server that closes."""
+        self._server = _Server(("127.0.0.1", 0), self.recorder, apop=self.options.apop)
+        self.port = self._server.server_address[1]
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield
+        except BlockedError:
+            threading.Thread(target=self._server.server_close, daemon=True).start()
+            raise
+        except BaseException:
+            with suppress(BlockedError):
+                self.close_server()
+            raise
+        self.close_server()
+        thread.join()
+
+    def close_server(self) -> None:
+        """Close the server, as often as you like.
+
+        :raises BlockedError: it waits for a handler that blocks.
+        """
+        closer = threading.Thread(target=self._server.server_close, daemon=True)
+        closer.start()
+        closer.join(self.options.patience)
+        if closer.is_alive():
+            raise BlockedError("the server cannot close")
+
+    @contextmanager
+    def nobody_reads_output(self) -> Iterator[None]:
+        """Let handlers print into nothing, as when nobody reads the server's output any more, and find what fails."""
+        recorder = self.recorder
+        recorder.excused = True
+        try:
+            with self.output.broken():
+                yield
+        finally:
+            recorder.excused = False
+            failures = [failure.partition(" raised BrokenPipeError") for failure in recorder.failures]
+            recorder.failures.clear()
+            for method, is_broken, _ in failures:
+                if is_broken and method != "handle_session_error":
+                    self.report.find(
+                        "print",
+                        f"print in {method} fails once nobody reads the output of the server any more",
+                        "the client is answered -ERR [SYS/TEMP], though nothing is wrong with its mail",
+                        "Use logging, or print where a failure does no harm",
+                    )
+
+    def log_out_after(self, seconds: float) -> None:
+        """Log out a client that is silent for so long, from its next command on."""
+        self._server.command_timeout = seconds
+
+    @contextmanager
+    def visitor(self) -> Iterator[Visitor]:
+        """Connect a client that has not signed in.
+
+        :raises CheckError: it is turned away.
+        """
+        with self._explaining():
+            visitor = Visitor(self)
+        with closing(visitor), self._explaining():
+            if not visitor.greeting.startswith("+OK"):
+                if not self.credentials.way and self.report.events == 0:
+                    raise CheckError(f"the handler turns the check away: {visitor.greeting}")
+                raise StopError(f"the greeting is {visitor.greeting}")
+            yield visitor
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Find what blocks, before the client leaves: that might end it."""
+        try:
+            yield
+        except BlockedError as stop:
+            self.explain_block(stop)
+            raise
+
+    @contextmanager
+    def session(self) -> Iterator[Visitor]:
+        """Connect a client and sign in, which must succeed.
+
+        :raises LockedError: the maildrop is locked, although no other session is open.
+        """
+        with self.visitor() as visitor:
+            answer = visitor.sign_in(self.credentials)
+            if answer.startswith("-ERR [IN-USE]"):
+                self.report.find(
+                    "stays locked",
+                    f"The maildrop stays locked after {self.last_end}",
+                    "the user is kept from the mail until the server is started anew",
+                    "Release in unlock_maildrop all that lock_maildrop took, however the session ended",
+                )
+                raise LockedError(answer)
+            if answer.startswith("-ERR [LOGIN-DELAY]"):
+                raise CheckError(f"the handler wants time between sign-ins, which must be off for the check: {answer}")
+            if not answer.startswith("+OK"):
+                raise StopError(f"the sign-in was answered {answer}")
+            yield visitor
+
+    def run(self, what: str, check: Callable[[Bench], None]) -> None:
+        """Run one of the checks, unless it has been seen that no session can begin any more."""
+        if self.stopped:
+            return
+        events = self.report.events
+        self._deadline = time.monotonic() + STEP_SECONDS
+        try:
+            check(self)
+        except BlockedError as stop:
+            self.explain_block(stop)
+            self.stopped = True
+        except LockedError:
+            self.stopped = True
+        except StopError as stop:
+            if self.report.events == events:
+                self.report.find(
+                    ("step", what),
+                    f"While {what}, {stop}",
+                    "a client does not get what the protocol promises",
+                    "Look what the handler does then",
+                )
+        if self.stopped:
+            self.report.note(f"The check ended early, while {what}: the rest has not been checked.")
+
+    @property
+    def is_late(self) -> bool:
+        """True once the check that is run has taken so long that it should read no further."""
+        return time.monotonic() > self._deadline
+
+    def explain_block(self, stop: BlockedError) -> None:
+        """Find what blocks, unless it has been found."""
+        if stop.explained:
+            return
+        stop.explained = True
+        blocked = self.recorder.running()
+        for method in blocked:
+            explain_block(self.report, method, self.options.patience)
+        if not blocked:
+            self.report.find("slow", f"{stop}", "a client gives up", "Look what is slow")
+
+
+def digest(message: bytes) -> bytes:
+    """Return what a message is known by."""
+    return hashlib.sha256(message).digest()

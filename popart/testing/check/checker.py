@@ -1,0 +1,79 @@
+"""The check: all that can be asked of a handler, one question after another."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from popart.handler import Handler
+from popart.testing.check.bench import Bench, Options
+from popart.testing.check.client import Credentials
+from popart.testing.check.deleting import check_deletion, check_failing_deletion
+from popart.testing.check.locking import check_ends, check_lock
+from popart.testing.check.output import Output
+from popart.testing.check.reading import check_again, check_pieces, check_reading
+from popart.testing.check.recorder import Recorder
+from popart.testing.check.report import Report
+from popart.testing.check.signing_in import check_output, check_retry, check_sign_in
+
+
+def check_handler(
+    on_new_connection: Callable[[Any], Handler | None],
+    *,
+    user: str,
+    password: str | None = None,
+    token: str | None = None,
+    apop: bool = False,
+    other: tuple[str, str] | None = None,
+    delete: bool = False,
+    break_backend: Callable[[], AbstractContextManager[object]] | None = None,
+    patience: float = 10.0,
+) -> Report:
+    """Serve a handler on loopback, ask all that can be asked of one, and return what is wrong with it.
+
+    *on_new_connection* is what `popart.Server` takes.  The check signs in as *user* with *password*: by USER and PASS,
+    by SCRAM-SHA-256 if no passwords are taken, or with *apop* by APOP.  With *token* it signs in by XOAUTH2 or
+    OAUTHBEARER.  Without either the handler is one that lets in anybody.  *other* is a second user's name and secret.
+
+    Nothing is changed in the maildrop, and no client says DELE, unless *delete* is True.  Then the maildrop is emptied.
+    *break_backend* returns a context manager in which the back end fails amid a deletion.  The check enters it before a
+    QUIT.  A call of the handler that takes more than *patience* seconds is a fault, and ends the check.
+
+    :raises CheckError: the handler cannot be checked, as the sign-in is refused.
+    :raises ValueError: *break_backend* without *delete*.
+    """
+    if break_backend is not None and not delete:
+        raise ValueError("break_backend needs delete=True")
+    marker = secrets.token_hex(8)
+    secret = token or password
+    options = Options(
+        credentials=Credentials(user, secret or marker),
+        any_secret=secret is None,
+        is_token=token is not None,
+        apop=apop,
+        other=None if other is None else Credentials(*other),
+        delete=delete,
+        break_backend=break_backend,
+        patience=patience,
+    )
+    return _check(on_new_connection, options, marker)
+
+
+def _check(on_new_connection: Callable[[Any], Handler | None], options: Options, marker: str) -> Report:
+    """Ask all.  *marker* is a wrong secret."""
+    recorder = Recorder(on_new_connection, Report())
+    bench = Bench(recorder, Output(recorder, marker), options)
+    with bench.output.replaced():
+        bench.run("reading all messages", check_reading)
+        bench.run("holding a second session", check_again)
+        bench.run("reading in small pieces", check_pieces)
+        bench.run("signing in again", lambda bench: check_retry(bench, marker))
+        bench.run("trying the lock", check_lock)
+        bench.run("ending sessions", check_ends)
+        bench.run("printing", check_output)
+        bench.run("deleting as the back end fails", check_failing_deletion)
+        bench.run("deleting", check_deletion)
+        bench.run("signing in with wrong secrets", lambda bench: check_sign_in(bench, marker))
+    return bench.report

@@ -1,0 +1,201 @@
+"""The check's client: raw octets, and the ways to sign in."""
+
+from __future__ import annotations
+
+import base64
+import re
+import socket
+import time
+from dataclasses import dataclass, replace
+
+from popart import system
+from popart.sasl import apop_digest
+from popart.testing.check.report import CheckError
+
+ANSWER_SHARE = 6
+"""How often its patience a client has for an answer that does come, line by line."""
+
+
+class StopError(Exception):
+    """The client cannot go on with what it does.  The text says what has happened."""
+
+
+class BlockedError(Exception):
+    """The server has not answered in time."""
+
+    explained: bool = False
+    """True once it has been found which method blocks."""
+
+
+class LockedError(Exception):
+    """The maildrop is locked, and no session is open that may have it."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A user, and the one secret that lets it in."""
+
+    user: str
+    secret: str
+    way: str = ""
+    """How: PASS, APOP, SCRAM-SHA-256, XOAUTH2 or OAUTHBEARER; ``""`` as long as it is not known."""
+
+    def with_secret(self, secret: str) -> Credentials:
+        """Return the same user with another secret."""
+        return replace(self, secret=secret)
+
+    def with_user(self, user: str) -> Credentials:
+        """Return another user with the same secret."""
+        return replace(self, user=user)
+
+
+class Client:
+    """A client whose every wait ends after *patience* seconds with a `BlockedError`."""
+
+    def __init__(self, port: int, patience: float) -> None:
+        self._patience = patience
+        self._sock = socket.create_connection(("127.0.0.1", port), timeout=patience)
+        self._file = self._sock.makefile("rb")
+        try:
+            self.greeting: str = self.line()
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, command: str) -> None:
+        """Send a line."""
+        try:
+            self._sock.sendall(command.encode() + b"\r\n")
+        except TimeoutError:
+            raise BlockedError(f"{hide(command)} is not read") from None
+        except OSError:
+            raise StopError(f"{hide(command)} could not be sent, as the connection has ended") from None
+
+    def line(self, after: str = "connecting") -> str:
+        """Read a line, and return it without its end."""
+        try:
+            line = self._file.readline()
+        except TimeoutError:
+            raise BlockedError(f"no answer after {hide(after)}") from None
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise StopError(f"the connection ended after {hide(after)}")
+        return line.decode().rstrip("\r\n")
+
+    def ask(self, command: str) -> str:
+        """Send a command and return the first line of its answer."""
+        self.send(command)
+        return self.line(command)
+
+    def ok(self, command: str) -> str:
+        """Send a command that must succeed, and return the first line of its answer."""
+        answer = self.ask(command)
+        if not answer.startswith("+OK"):
+            raise StopError(f"{hide(command)} was answered {answer}")
+        return answer
+
+    def data(self, command: str) -> bytes:
+        """Send a command with a multi-line answer, and return its octets without the stuffed dots."""
+        self.ok(command)
+        deadline = time.monotonic() + ANSWER_SHARE * self._patience
+        lines: list[bytes] = []
+        while True:
+            try:
+                line = self._file.readline()
+            except TimeoutError:
+                raise BlockedError(f"no more of the answer to {command}") from None
+            except OSError:
+                line = b""
+            if line == b".\r\n":
+                return b"".join(lines)
+            if not line:
+                raise StopError(f"the connection was reset in the middle of the answer to {command}")
+            if time.monotonic() > deadline:
+                raise BlockedError(f"the answer to {command} has no end")
+            lines.append(line[1:] if line.startswith(b".") else line)
+
+    def listing(self, command: str) -> list[str]:
+        """Send LIST or UIDL, and return what it says of each message, message 1 first."""
+        return [line.partition(" ")[2] for line in self.data(command).decode().splitlines()]
+
+    def close(self) -> None:
+        """Leave without a word."""
+        self._file.close()
+        self._sock.close()
+
+    def reset(self) -> None:
+        """Leave by a reset."""
+        self._file.close()
+        system.reset(self._sock)
+
+    def wait_for_end(self) -> None:
+        """Read until the server has closed the connection."""
+        try:
+            while self._file.read1(65_536):
+                pass
+        except TimeoutError:
+            raise BlockedError("the connection does not end") from None
+        except OSError:
+            pass
+
+    # Signing in.
+
+    def choose_way(self, *, token: bool, apop: bool) -> str:
+        """Return how to sign in.
+
+        :raises CheckError: the server offers no way that is known here.
+        """
+        offers = [line.split(" ") for line in self.data("CAPA").decode().splitlines()]
+        mechanisms = [name for words in offers if words[0] == "SASL" for name in words[1:]]
+        if apop:
+            return "APOP"
+        if token:
+            wanted = [name for name in mechanisms if name in ("XOAUTH2", "OAUTHBEARER")]
+        else:
+            wanted = ["PASS"] * (["USER"] in offers) + [name for name in mechanisms if name == "SCRAM-SHA-256"]
+        if not wanted:
+            secret = "tokens" if token else "passwords"
+            raise CheckError(f"the handler takes no {secret}; of SASL it offers: {' '.join(mechanisms) or 'nothing'}")
+        return wanted[0]
+
+    def sign_in(self, as_whom: Credentials) -> str:
+        """Try to sign in, and return the last line of the answer."""
+        user, secret = as_whom.user, as_whom.secret
+        if as_whom.way == "PASS":
+            self.ok(f"USER {user}")
+            return self.ask(f"PASS {secret}")
+        if as_whom.way == "APOP":
+            found = re.search("<.*>", self.greeting)
+            return self.ask(f"APOP {user} {apop_digest(found[0] if found else '', secret)}")
+        if as_whom.way == "SCRAM-SHA-256":
+            return self._sign_in_by_scram(user, secret)
+        escaped = user.replace("=", "=3D").replace(",", "=2C")  # RFC 5801 section 4
+        header = f"user={user}\1" if as_whom.way == "XOAUTH2" else f"n,a={escaped},\1"
+        answer = self.ask(f"AUTH {as_whom.way} {_encode(f'{header}auth=Bearer {secret}' + chr(1) * 2)}")
+        return self.ask("AQ==") if answer.startswith("+ ") else answer
+
+    def _sign_in_by_scram(self, user: str, secret: str) -> str:
+        from scramp import ScramClient, ScramException
+
+        scram = ScramClient(["SCRAM-SHA-256"], user, secret)
+        answer = self.ask(f"AUTH SCRAM-SHA-256 {_encode(scram.get_client_first())}")
+        for step in ("first", "final"):
+            if not answer.startswith("+ "):
+                return answer
+            challenge = base64.b64decode(answer[2:]).decode()
+            try:
+                (scram.set_server_first if step == "first" else scram.set_server_final)(challenge)
+            except ScramException:
+                return self.ask("*")
+            answer = self.ask(_encode(scram.get_client_final()) if step == "first" else "")
+        return answer
+
+
+def _encode(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def hide(command: str) -> str:
+    """Return a command as a report may show it."""
+    return re.sub(r"^(PASS|APOP \S+|AUTH \S+) .*", r"\1 ***", command)

@@ -1,0 +1,242 @@
+"""The checks of the lock: it keeps others out, only them, and is released however a session ends."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from popart.testing.check.bench import Bench, Snapshot, Visitor, digest
+from popart.testing.check.client import BlockedError, Credentials
+
+SILENCE = 0.5
+"""Seconds after which a silent client is logged out, so that it can be seen what happens then."""
+
+_RELEASE = "Release a lock once, in unlock_maildrop, and only if lock_maildrop of this very handler took it"
+
+
+def check_lock(bench: Bench) -> None:
+    """Let others come while a session has the maildrop."""
+    events = bench.report.events
+    with bench.serving(), bench.session() as holder:
+        before = holder.read(1)
+        _try_second(bench)
+        if bench.stopped:
+            return
+        if not bench.has_lock:
+            _explain_no_lock(bench, holder)
+        else:
+            expect_refusal(bench, "once a refused session is over")
+        _try_strangers(bench)
+        if bench.options.other is not None:
+            _try_other_user(bench, bench.options.other)
+            expect_refusal(bench, "once the session of another user is over")
+        else:
+            bench.report.note(
+                "One user cannot show whether users share a lock, or mail: see --other."
+            )
+        if holder.read(1) != before:
+            bench.report.find(
+                "shared state",
+                "A session reads another message than before, while another session tried to sign in",
+                "one user reads, or deletes, what belongs to another one",
+                "Keep what belongs to a session in the handler, and not in its class or module",
+            )
+        holder.quit()
+    if bench.has_lock and bench.report.events == events:
+        _release_late(bench)
+
+
+def _try_second(bench: Bench) -> None:
+    """Sign in as the user who has the maildrop open."""
+    events = bench.report.events
+    with bench.visitor() as second:
+        try:
+            answer = second.sign_in(bench.credentials)
+        except BlockedError as stop:
+            bench.explain_block(stop)
+            bench.stopped = True
+            return
+        bench.has_lock = not answer.startswith("+OK")
+        if bench.has_lock and not answer.startswith("-ERR [IN-USE]") and bench.report.events == events:
+            wrong = "takes its password for wrong" if answer.startswith("-ERR [AUTH]") else "does not know what to do"
+            bench.report.find(
+                "in use",
+                f"While a session has the maildrop, a second one {wrong}: it reads {answer}",
+                "many programs ask the user for a new password then, or delete the account",
+                "Look at the name and the password alone at sign-in, and raise ReportableError in lock_maildrop",
+            )
+        second.part()
+
+
+def _explain_no_lock(bench: Bench, holder: Visitor) -> None:
+    what = "A second session is let in while the first has the maildrop"
+    assert holder.session is not None
+    if bench.options.delete or not _does_nothing(holder.session.handler.unlock_maildrop):
+        bench.report.find(
+            "no lock",
+            what,
+            "two clients fetch and delete at the same time, and one of them is told of messages that are gone",
+            "Take a lock in lock_maildrop, and raise ReportableError if another session has it",
+        )
+    else:
+        bench.report.note(
+            f"{what}. As unlock_maildrop does nothing, that is taken to be meant so. It is right only where nothing is "
+            "ever deleted or changed: see lock_maildrop in the manual."
+        )
+
+
+def _does_nothing(method: Any) -> bool:
+    """Return whether a method is ``...``, ``pass`` or a docstring: what uses no name, and no closure, has no effect."""
+    code = getattr(getattr(method, "__func__", method), "__code__", None)
+    return code is not None and not (code.co_names or code.co_freevars)
+
+
+def expect_refusal(bench: Bench, when: str) -> None:
+    """See that the lock still holds, if there is one."""
+    if not bench.has_lock:
+        return
+    with bench.visitor() as visitor:
+        if visitor.sign_in(bench.credentials).startswith("+OK"):
+            bench.report.find(
+                ("released", when),
+                f"The lock of a session no longer keeps others out, {when}",
+                "two clients fetch and delete at the same time, and one of them is told of messages that are gone",
+                _RELEASE,
+            )
+        visitor.part()
+
+
+def _try_strangers(bench: Bench) -> None:
+    """Come with a name that nobody has, and with the user's name written in other ways."""
+    if bench.options.any_secret:
+        return
+    user = bench.credentials.user
+    with bench.visitor() as visitor:
+        visitor.sign_in(Credentials(f"nobody-{secrets.token_hex(4)}", secrets.token_hex(8), bench.credentials.way))
+        visitor.part()
+    _try_name(bench, user.swapcase(), "in another case")
+    if bench.credentials.way == "PASS":  # the other ways do not all carry a blank there
+        _try_name(bench, f"{user} ", "with a blank at its end")
+
+
+def _try_name(bench: Bench, name: str, how: str) -> None:
+    """Come with the user's name written in another way."""
+    if name == bench.credentials.user:
+        return
+    with bench.visitor() as visitor:
+        if visitor.sign_in(bench.credentials.with_user(name)).startswith("+OK"):
+            same = set(visitor.listing("UIDL")) & set(bench.first.ids)
+            if bench.has_lock or (bench.first.ids and not same):
+                has = "the same maildrop without its lock" if same else "another maildrop"
+                bench.report.find(
+                    ("name", how),
+                    f"The user's name {how}, {name!r}, has {has}",
+                    "a user who writes the name in another way finds no mail, or breaks into an open session",
+                    "Take the name as it is stored, or look up all by the stored name once somebody has signed in",
+                )
+        visitor.part()
+
+
+def _try_other_user(bench: Bench, other: Credentials) -> None:
+    """Sign in as another user."""
+    with bench.visitor() as visitor:
+        answer = visitor.sign_in(replace(other, way=bench.credentials.way))
+        if not answer.startswith("+OK"):
+            bench.report.find(
+                "one lock",
+                f"A user cannot sign in while the maildrop of another user is open: the answer is {answer}",
+                "users wait for each other, and one client that stays connected keeps all the others from their mail",
+                "Take a lock of its own for each user",
+            )
+        elif bench.first.ids and _sees(visitor, bench.first):
+            bench.report.find(
+                "one maildrop",
+                "Two users see the same messages",
+                "a user reads, and deletes, what belongs to another one",
+                "List the messages of the user who has signed in",
+            )
+        visitor.part()
+
+
+def _sees(visitor: Visitor, maildrop: Snapshot) -> bool:
+    """Return whether a session has this maildrop: the same ids, and the same first message."""
+    ids = visitor.listing("UIDL")
+    return ids == maildrop.ids and digest(visitor.read(1)) == maildrop.digests.get(ids[0])
+
+
+def _release_late(bench: Bench) -> None:
+    """See what the end of a connection does when the next session has the lock already."""
+    with bench.serving(), bench.session() as first:
+        assert first.session is not None
+        with first.session.held("close") as gate:
+            first.ok("QUIT")
+            bench.last_end = "QUIT"
+            with bench.session() as second:
+                gate.opened.set()
+                first.leave()
+                expect_refusal(bench, "once the session before it is over: it was released twice")
+                second.quit()
+
+
+# The ends of a session.
+
+
+def _end_by_quit(bench: Bench, visitor: Visitor) -> None:
+    visitor.ok("RSET")
+    visitor.quit()
+
+
+def _end_by_eof(bench: Bench, visitor: Visitor) -> None:
+    visitor.leave()
+
+
+def _end_by_reset(bench: Bench, visitor: Visitor) -> None:
+    if bench.first.sizes:
+        visitor.send(f"RETR {len(bench.first.sizes)}")
+    visitor.reset()
+    visitor.leave()
+
+
+def _end_by_silence(bench: Bench, visitor: Visitor) -> None:
+    bench.log_out_after(SILENCE)
+    visitor.ok("NOOP")
+    visitor.wait_for_end()
+    visitor.leave()
+
+
+def _end_by_closing(bench: Bench, visitor: Visitor) -> None:
+    bench.close_server()
+    visitor.leave()
+
+
+ENDS: dict[str, Callable[[Bench, Visitor], None]] = {
+    "RSET and QUIT": _end_by_quit,
+    "an end without QUIT": _end_by_eof,
+    "a reset in the middle of a message": _end_by_reset,
+    "a timeout": _end_by_silence,
+    "the end of the server": _end_by_closing,
+}
+"""The ways in which a session can end without deleting anything."""
+
+
+def check_ends(bench: Bench) -> None:
+    """End a session in each way, and see that the next one can begin, and finds all the messages."""
+    for name, end in ENDS.items():
+        with bench.serving(), bench.session() as visitor:
+            before = visitor.listing("LIST")
+            if bench.options.delete and before:
+                visitor.ok("DELE 1")
+            end(bench, visitor)
+        bench.last_end = name
+        with bench.serving(), bench.session() as visitor:
+            after = visitor.listing("LIST")
+            if len(after) < len(before):
+                bench.report.find(
+                    "deleted without QUIT",
+                    f"A message {'which was marked ' if bench.options.delete else ''}is gone after {name}",
+                    "mail is lost that the client may not have stored, or has not meant to delete",
+                    "Delete only in delete_messages",
+                )
+            visitor.quit()

@@ -1,0 +1,54 @@
+"""What a check has found."""
+
+from __future__ import annotations
+
+import threading
+
+
+class CheckError(Exception):
+    """The handler cannot be checked: the check cannot sign in, for one.  The text says why."""
+
+
+class Report:
+    """What a check has found.  Any thread may add to it."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        """What could not be checked, and what is unusual but no fault."""
+
+        self.events: int = 0
+        """How often something was found, repetitions included."""
+        self._guard = threading.Lock()
+        self._found: dict[object, tuple[str, int]] = {}
+
+    @property
+    def findings(self) -> list[str]:
+        """The faults, each once: what is wrong, what a client suffers, and what to change.  Empty for a right
+        handler."""
+        more = " (And {} more of this kind.)"
+        return [text if times == 1 else text + more.format(times - 1) for text, times in self._found.values()]
+
+    def find(self, kind: object, what: str, suffers: str, change: str) -> None:
+        """Add a fault: what is wrong, *so* what a client suffers, and what to change.
+
+        Of each *kind* only the first is told, and how many there were.
+        """
+        with self._guard:
+            self.events += 1
+            first, times = self._found.get(kind, (f"{what}, so {suffers}. {change}.", 0))
+            self._found[kind] = first, times + 1
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        with self._guard:
+            if text not in self.notes:
+                self.notes.append(text)
+
+    def __str__(self) -> str:
+        """Return all of it, a line each."""
+        lines = [f"finding: {text}" for text in self.findings] + [f"note: {text}" for text in self.notes]
+        return "\n".join([*lines, f"{_count(self.findings, 'finding')}, {_count(self.notes, 'note')}"])
+
+
+def _count(texts: list[str], what: str) -> str:
+    return f"{len(texts) or 'no'} {what}{'' if len(texts) == 1 else 's'}"

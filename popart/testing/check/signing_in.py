@@ -1,0 +1,105 @@
+"""The checks of who is let in, and of what is printed."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from dataclasses import replace
+
+from popart.testing.check.bench import Bench
+from popart.testing.check.client import Credentials, StopError
+
+_SECRETS = {"PASS": "password", "APOP": "digest", "SCRAM-SHA-256": "password"}
+
+
+def check_sign_in(bench: Bench, marker: str) -> None:
+    """Come with wrong secrets, and with names that nobody has."""
+    if bench.options.any_secret:
+        bench.report.note("Without --password and --token anybody is let in, so no wrong password has been tried.")
+        return
+    right = bench.credentials
+    what = _SECRETS.get(right.way, "token")
+    nobody = f"nobody-{secrets.token_hex(4)}"
+    with bench.serving():
+        refusals = [_try(bench, right.with_secret(bad), f"A wrong {what} is taken") for bad in _wrong(right, marker)]
+        stranger = _try(bench, right.with_user(nobody), "An unknown user is let in")
+        _try(bench, right.with_user("'OR''='"), "An unknown user is let in")
+    if any(marker in refusal for refusal in refusals):
+        bench.report.find(
+            "repeats",
+            f"The refusal repeats the {what}",
+            "it can be read on a screen, and in the client's log",
+            "Say the same words to everybody",
+        )
+    elif refusals[0].replace(right.user, "") != stranger.replace(nobody, "") and not refusals[0].startswith("+OK"):
+        bench.report.find(
+            "told apart",
+            f"An unknown user is told apart from a wrong {what}, by {stranger}",
+            "an attacker finds out which users exist, and guesses only their secrets",
+            "Raise ReportableError with the same text for both",
+        )
+
+
+def _wrong(right: Credentials, marker: str) -> list[str]:
+    """Return secrets that are nearly right, and some that are often taken by mistake."""
+    secret = right.secret
+    found = [marker, f"{secret}x", secret[:-1], secret.swapcase(), f"{secret} ", f" {secret}", "' OR ''='"]
+    if right.way == "PASS":
+        found += ["pässwörd", "x" * 900]
+    if right.way in ("XOAUTH2", "OAUTHBEARER"):
+        found = [wrong for wrong in found if wrong.isprintable() and " " not in wrong]
+    return [wrong for wrong in dict.fromkeys(found) if wrong.strip() and wrong != secret]
+
+
+def _try(bench: Bench, wrong: Credentials, what: str) -> str:
+    """Sign in, which must fail, and return the answer."""
+    events = bench.report.events
+    with bench.visitor() as visitor:
+        answer = visitor.sign_in(wrong)
+        visitor.part()
+    if answer.startswith("+OK"):
+        bench.report.find(
+            what,
+            f"{what}: {_show(wrong.secret)} for {wrong.user}",
+            "anybody can read and delete the user's mail",
+            "Compare the whole secret with that of this very user, by hmac.compare_digest, and raise ReportableError",
+        )
+    elif not answer.startswith("-ERR [AUTH]") and bench.report.events == events:
+        raise StopError(f"a wrong sign-in was answered {answer}")
+    return answer
+
+
+def _show(secret: str) -> str:
+    return repr(secret if len(secret) < 40 else f"{secret[:40]}...")
+
+
+def check_retry(bench: Bench, marker: str) -> None:
+    """Come with a wrong name and secret, and then, on the same connection, with the right ones."""
+    if bench.options.any_secret:
+        return
+    right = bench.credentials
+    with bench.serving():
+        with bench.session() as visitor:
+            ids = visitor.listing("UIDL")
+            visitor.quit()
+        with bench.visitor() as visitor:
+            wrong = visitor.sign_in(replace(right, user=f"nobody-{secrets.token_hex(4)}", secret=marker))
+            if not wrong.startswith("-ERR [AUTH]"):
+                return  # that is found elsewhere
+            answer = visitor.sign_in(right)
+            if not answer.startswith("+OK") or not set(ids) <= set(visitor.listing("UIDL")):
+                bench.report.find(
+                    "retry",
+                    "A client that has tried a wrong name first does not get its mail by the right one: " + answer,
+                    "users who mistype have to start their program anew, or see the mail of somebody else",
+                    "Keep of an attempt only what was right, and forget the rest",
+                )
+            visitor.part()
+
+
+def check_output(bench: Bench) -> None:
+    """Hold a session while nothing can be printed."""
+    with bench.serving(), suppress(StopError), bench.nobody_reads_output(), bench.session() as visitor:
+        for command in ("LIST", "UIDL") + ("RETR 1", "TOP 1 0") * bool(bench.first.sizes):
+            visitor.data(command)
+        visitor.quit()

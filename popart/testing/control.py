@@ -1,0 +1,261 @@
+"""The HTTP interface of a mail server for tests: who may ask, and how requests are read and answered."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import http.server
+import json
+import re
+import secrets
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from ipaddress import ip_address
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from popart.testing.operations import Answer, Operations, Request, RequestError, find
+from popart.testing.server import MailServer
+
+MAX_BODY = 64 << 20
+"""Octets of a request's body."""
+
+MAX_CONNECTIONS = 100
+
+REQUEST_SECONDS = 10.0
+"""Seconds that a client may be silent within a request..."""
+
+LAST_SECONDS = 1.0
+"""... and seconds that an answer may take once the server stops."""
+
+ACCEPT_PAUSE = 0.05
+"""Seconds between two looks whether to go on accepting."""
+
+_CLOSED = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+
+
+class ControlServer(socketserver.ThreadingTCPServer):
+    """Answers requests from its first moment to its `close`."""
+
+    allow_reuse_address = True
+    request_queue_size = 100
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        server: MailServer,
+        facts: Mapping[str, Any],
+        *,
+        token: str | None,
+        hosts: Collection[str],
+        stop: Callable[[], None],
+    ) -> None:
+        if ":" in address[0]:
+            self.address_family: int = socket.AF_INET6
+        self.token: str = token or secrets.token_urlsafe(24)
+        self.hosts: set[str] = {"localhost", *[host.lower() for host in hosts]}
+        self.operations: Operations = Operations(server, facts, stop)
+        self._open: set[Any] = set()
+        self._gone = threading.Condition()
+        super().__init__(address, ControlRequest)
+        bound = self.socket.getsockname()
+        self.port: int = bound[1]
+        self.is_private: bool = ip_address(bound[0]).is_loopback
+        self._thread = threading.Thread(target=self.serve_forever, args=[ACCEPT_PAUSE])
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; requests that are being answered may end."""
+        self.operations.stopping = True
+        self.shutdown()
+        self._thread.join()
+        self._end_all(socket.SHUT_RD)
+        with self._gone:
+            self._gone.wait_for(lambda: not self._open, LAST_SECONDS)
+        self._end_all(socket.SHUT_RDWR)
+        self.server_close()
+
+    def _end_all(self, how: int) -> None:
+        with self._gone:
+            for request in self._open:
+                with contextlib.suppress(OSError):
+                    request.shutdown(how)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Take no more than `MAX_CONNECTIONS` at a time."""
+        return len(self._open) < MAX_CONNECTIONS
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._gone:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._gone:
+            self._open.discard(request)
+            self._gone.notify_all()
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is no error."""
+
+
+class ControlRequest(http.server.BaseHTTPRequestHandler):
+    """One request on one connection."""
+
+    server: ControlServer
+    timeout: ClassVar[float | None] = REQUEST_SECONDS
+    protocol_version: str = "HTTP/1.1"
+    server_version: str = "popart.testing"
+    sys_version: str = ""
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Say nothing."""
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what the standard library has found to be no request."""
+        self.request_version: str = self.protocol_version  # HTTP/0.9, which it may look like, has no headers
+        code = {501: 405, 505: 400}.get(code, code)
+        self._send(_sentence(code, message or "this is not a request of HTTP"))
+        self._read_rest()
+
+    def _answer(self) -> None:
+        try:
+            answer = self._run()
+        except RequestError as error:
+            self._send(_sentence(error.status, error.text))
+            self._read_rest()
+        except OSError:
+            raise
+        except Exception as error:  # a fault of the kit's own
+            self._send(_sentence(500, f"{type(error).__name__}: {error}"))
+            self._read_rest()
+        else:
+            self._send(answer)
+
+    def _run(self) -> Answer:
+        self._check_host()
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            raise RequestError(400, "this is no URL") from None
+        if self.command == "GET" and parts.path == "/":
+            return Answer(PAGE, "text/html; charset=utf-8")  # it holds no data, and no token
+        if self.command != "GET" or not self.server.is_private:
+            self._check_token()
+        operation, names = find(self.command, parts.path)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        kind = self.headers.get_content_type() if "Content-Type" in self.headers else ""
+        request = Request(self.command, parts.path, query, kind, self._body())
+        return self.server.operations.run(request, *map(unquote, names), operation=operation)
+
+    def _check_host(self) -> None:
+        """See that no web page asks, by a name that its owner has led to this address (DNS rebinding) or by a form."""
+        given = self.headers.get_all("Host") or []
+        host = given[0].lower() if len(given) == 1 else ""
+        name = re.sub(r":\d+\Z", "", host)
+        if name not in self.server.hosts and not _is_address(name.removeprefix("[").removesuffix("]")):
+            raise RequestError(403, f"the host {host!r} is not known here: allow it with --allow-host")
+        origin = self.headers.get("Origin")
+        if origin is not None and origin.lower() != f"http://{host}":
+            raise RequestError(403, "other web pages may ask nothing here")
+
+    def _check_token(self) -> None:
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self.server.token.encode()):
+            raise RequestError(401, "this needs the header Authorization: Bearer TOKEN, with the server's token")
+
+    def _body(self) -> bytes:
+        if "Transfer-Encoding" in self.headers:
+            raise RequestError(411, "send the body in one piece, with its Content-Length")
+        length = self.headers.get("Content-Length", "0")
+        if not (length.isascii() and length.isdigit()):
+            raise RequestError(400, "Content-Length is no number")
+        if len(length) > 18 or int(length) > MAX_BODY:
+            raise RequestError(413, f"the body has more than {MAX_BODY} octets")
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise RequestError(400, "the body is shorter than its Content-Length")
+        return body
+
+    def _send(self, answer: Answer) -> None:
+        self.close_connection = True
+        self.send_response(answer.status)
+        headers = {
+            "Content-Type": answer.content_type,
+            "Content-Length": str(len(answer.body)),
+            "Content-Security-Policy": PAGE_POLICY if answer.body is PAGE else f"{_CLOSED}; sandbox",
+            "X-Content-Type-Options": "nosniff",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+            "Connection": "close",
+        }
+        if answer.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    def _read_rest(self) -> None:
+        """Read what a refused request has sent too much: unread, it would turn the answer into a reset."""
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(LAST_SECONDS)
+            for _ in range(MAX_BODY >> 16):
+                if not self.connection.recv(65_536):
+                    break
+
+
+@contextmanager
+def controlled(server: ControlServer) -> Iterator[ControlServer]:
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _sentence(status: int, text: str) -> Answer:
+    return Answer(json.dumps({"error": text}).encode() + b"\n", status=status)
+
+
+def _policy(page: bytes) -> str:
+    """Return a policy that lets a page run its own script and style, and ask this server, and nothing else."""
+    sources = {}
+    for name in (b"script", b"style"):
+        (text,) = re.findall(rb"<%b>(.*?)</%b>" % (name, name), page, re.DOTALL)
+        sources[name] = base64.b64encode(hashlib.sha256(text).digest()).decode()
+    script, style = sources[b"script"], sources[b"style"]
+    return f"{_CLOSED}; connect-src 'self'; script-src 'sha256-{script}'; style-src 'sha256-{style}'"
+
+
+PAGE = resources.files("popart.testing").joinpath("page.html").read_bytes()
+PAGE_POLICY = _policy(PAGE)

@@ -1,0 +1,174 @@
+"""The faults that wait: where each happens, how often, to whom, and what it does there."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from popart.session import COMMANDS
+
+Run = Callable[[], Any]
+Action = Callable[[Sequence[str], Run], Any]
+"""What a fault does in place of a call.  It gets the command's words, or the name of the step, and the call."""
+
+KEYWORDS = {keyword.decode() for commands in COMMANDS.values() for keyword in commands} | {
+    "LAST",  # RFC 1460
+    "RPOP",  # RFC 1081
+    "STLS",  # RFC 2595
+    "HELP",
+}
+"""The keywords of POP3, and those that only other servers know, which clients try all the same."""
+
+_EXTENSION = re.compile(r"X[A-Z]+")  # XTND, XSENDER and the like
+_FIRST_HIDDEN = {"PASS": 0, "APOP": 1, "AUTH": 1}  # the argument from which on `MailStore.commands` shows ***
+
+
+@dataclass(slots=True, eq=False)
+class Fault:
+    """One fault."""
+
+    call: list[str]
+    """How it was asked for: the method's name, and its arguments."""
+
+    places: list[list[str]]
+    """Where it happens: the first words of commands, or the name of a step."""
+
+    begin: Callable[[], Action]
+    """Makes the action anew for each time that it happens."""
+
+    times: float
+    """How often it has yet to happen."""
+
+    username: str | None
+    lasts: bool = False
+    """True if it goes on until the end of the session."""
+
+    waits: bool = True
+    """True if it has not happened as often as was asked for; ``times=None`` asks for once at least."""
+
+    def is_at(self, words: Sequence[str]) -> bool:
+        return any(place == words[: len(place)] for place in self.places)
+
+    def __str__(self) -> str:
+        method, *arguments = self.call
+        return f"{method}({', '.join(arguments)})"
+
+    def pending(self) -> str:
+        """Return the call that would ask for what has yet to happen."""
+        method, *shown = self.call
+        if self.times != 1:
+            shown.append(f"times={None if self.times == math.inf else self.times}")
+        if self.username is not None:
+            shown.append(f"username={self.username!r}")
+        return f"{method}({', '.join(shown)})"
+
+
+class FaultList:
+    """The faults of a server, in the order in which they were asked for.  Any thread may use it."""
+
+    users: dict[str, str]
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._faults: list[Fault] = []
+
+    @property
+    def pending_faults(self) -> list[str]:
+        """The faults that have not happened as often as was asked for, each as its call: ``drop('RETR', after=10)``.
+
+        A fault with ``times=None`` is pending until it has happened once.  At the end of a test,
+        ``assert server.pending_faults == []`` says that the program met all that the test had prepared.
+        """
+        with self._guard:
+            return [fault.pending() for fault in self._faults if fault.waits]
+
+    def clear_faults(self) -> None:
+        """Remove all faults.  A session goes on with the wrong sizes or unique-ids that it has shown."""
+        with self._guard:
+            self._faults.clear()
+
+    def _add(
+        self, call: list[str], place: list[str], action: Action, times: int | None, username: str | None = None
+    ) -> None:
+        """Keep a fault that happens at one command or step."""
+        self._keep(Fault(call, [place], lambda: action, count(times), username))
+
+    def _keep(self, fault: Fault) -> None:
+        username = fault.username
+        if username is not None and not isinstance(username, str):
+            raise ValueError(f"username must be a str or None, not {username!r}")
+        if username is not None and username not in self.users:
+            raise ValueError(f"there is no user {username!r} yet, so nothing can happen to them: {[*self.users]}")
+        with self._guard:
+            self._faults.append(fault)
+
+    def _take(self, words: Sequence[str], username: str, besides: Collection[str] | None = None) -> Fault | None:
+        """Return the first fault that is due at this command or step, and count that it happens.
+
+        With *besides* it is one that lasts, of another method than these.
+        """
+        with self._guard:
+            due = (fault for fault in self._faults if fault.is_at(words) and fault.username in (None, username)
+                   and fault.lasts == (besides is not None) and fault.call[0] not in (besides or ()))  # fmt: skip
+            fault = next(due, None)
+            if fault is not None:
+                fault.times -= 1
+                fault.waits = 0 < fault.times < math.inf
+                if not fault.times:
+                    self._faults.remove(fault)
+            return fault
+
+
+def count(times: int | None) -> float:
+    if times is None:
+        return math.inf
+    if not is_whole(times, 1):
+        raise ValueError(f"times must be 1 or more, or None, not {times!r}")
+    return times
+
+
+def describe(method: str, *arguments: object, **options: object) -> list[str]:
+    """Return a call as one would write it, without the options that are None: its name, and its arguments."""
+    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    return [method, *map(repr, arguments), *given]
+
+
+def split_command(line: str) -> list[str]:
+    """Split a command at its spaces; the keyword, and AUTH's mechanism, are made upper case."""
+    keyword, *arguments = line.split(" ")
+    if keyword.upper() == "AUTH":
+        arguments[:1] = [mechanism.upper() for mechanism in arguments[:1]]
+    return [keyword.upper(), *arguments]
+
+
+def read_command(command: str) -> list[str]:
+    """Split the command that a fault names.
+
+    :raises ValueError: no client's command can be that one.
+    """
+    if not isinstance(command, str):
+        raise ValueError(f"a command must be a str, not {command!r}")
+    keyword, *arguments = words = split_command(command)
+    if keyword not in KEYWORDS and not _EXTENSION.fullmatch(keyword):
+        similar = difflib.get_close_matches(keyword, KEYWORDS, 1)
+        meant = f": is it {similar[0]}?" if similar else ""
+        raise ValueError(f"{command!r} begins with no keyword of POP3{meant}")
+    if "" in arguments:
+        raise ValueError(f"{command!r} has a space too many")
+    first = _FIRST_HIDDEN.get(keyword)
+    if first is not None and any(argument != "***" for argument in arguments[first:]):
+        raise ValueError(f"{keyword} has a secret in it, which is hidden from faults too: leave it out")
+    return words
+
+
+def is_whole(number: object, least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least
+
+
+def is_seconds(number: object) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and number >= 0

@@ -1,0 +1,58 @@
+"""Lines for stdout and stderr that nobody need read: whoever writes them is never blocked."""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+from typing import TextIO
+
+MOST_LINES = 10_000
+"""Lines that wait for a slow reader; more are left out."""
+
+LAST_SECONDS = 1.0
+"""Seconds that the last lines may take when the program ends."""
+
+
+class Output:
+    """One stream, written by a thread of its own.
+
+    It writes to the descriptor: a thread that is blocked in a file object would keep the interpreter from ending.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._descriptor = stream.fileno()
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._write_all, daemon=True)
+        self._left_out = 0
+        self._thread.start()
+
+    def print(self, line: str) -> None:
+        if self._lines.qsize() >= MOST_LINES:
+            self._left_out += 1
+            return
+        if self._left_out:
+            self._lines.put(f"... {self._left_out} lines left out, because nobody read them")
+            self._left_out = 0
+        self._lines.put(line)
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let the last lines go, if they are read."""
+        self._lines.put(None)
+        self._thread.join(LAST_SECONDS)
+
+    def _write_all(self) -> None:
+        is_read = True
+        while (line := self._lines.get()) is not None:
+            octets = f"{line}\n".encode("utf-8", "backslashreplace")
+            while octets and is_read:
+                try:
+                    octets = octets[os.write(self._descriptor, octets) :]
+                except BlockingIOError:  # whoever shares the pipe has made it so
+                    select.select([], [self._descriptor], [])
+                except OSError:
+                    is_read = False

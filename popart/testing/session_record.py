@@ -1,0 +1,149 @@
+"""What one session was: its user, its commands, and its conversation, without secrets."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+MOST_ENTRIES = 400
+"""Lines and answers of a conversation that are kept, the last ones: a session may go on for days."""
+
+SHOWN_OCTETS = 600
+"""Octets of an answer that are kept, from its first one on..."""
+
+SHOWN_LINES = 12
+"""... and how many of their lines are shown."""
+
+
+moments: Iterator[int] = itertools.count(1)
+"""Tells what came later, whatever the clock says."""
+
+
+class Entry(NamedTuple):
+    """One line of the client, one answer of the server, or one event."""
+
+    moment: float
+    """Seconds since the epoch."""
+
+    who: str
+    """``C`` for the client, ``S`` for the server, ``*`` for what happened."""
+
+    lines: list[str]
+
+    def __str__(self) -> str:
+        clock = f"{time.strftime('%H:%M:%S', time.localtime(self.moment))}.{int(self.moment * 1000) % 1000:03}"
+        first, *more = self.lines
+        return "\n".join([f"{clock} {self.who}: {first}", *[f"{' ' * len(clock)}    {line}" for line in more]])
+
+
+class SessionRecord:
+    """One session of a `MailServer`: what its client said, and what it was answered.
+
+    Secrets are ``***``: passwords, digests, and each line that the client sent in an AUTH exchange.
+    """
+
+    number: int
+    """The first session has number 1."""
+
+    username: str
+    """The name that the client has given last, or ``""``."""
+
+    commands: list[tuple[str, ...]]
+    """Its part of `MailServer.commands`."""
+
+    is_open: bool
+    """True until its end."""
+
+    def __init__(self, number: int, epoch: object, tell: Callable[[SessionRecord, Entry], None]) -> None:
+        self.number = number
+        self.username = ""
+        self.commands = []
+        self.is_open = True
+        self.epoch: object = epoch  # of the server, between two resets
+        self._tell = tell
+        self._entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
+        self._entry_count = 0
+        self.last_moment: int = next(moments)
+        """When it began, or something was said last."""
+        self._answer = _Answer()
+
+    def transcript(self) -> str:
+        """Return the conversation, a line for each line on the wire, with the time of day.  Long answers are abridged,
+        and of a long session only the end is kept."""
+        entries = [*self._entries]
+        lost = self._entry_count - len(entries)
+        head = f"session {self.number}" + (f" of {self.username}" if self.username else "")
+        state = ", still open" if self.is_open else ""
+        gap = [f"... {lost} earlier"] if lost > 0 else []
+        return "\n".join([f"{head}{state}", *gap, *map(str, entries)])
+
+    # What the kit tells it.
+
+    def add_command(self, words: tuple[str, ...]) -> None:
+        self._add("C", [_show(" ".join(words).encode("utf-8", "surrogateescape"))])
+
+    def add_event(self, text: str) -> None:
+        self._add("*", [_show(text.encode("utf-8", "backslashreplace"))])
+
+    def add_answer(self, octets: bytes) -> None:
+        """Take a piece of an answer."""
+        self._answer.add(octets)
+
+    def end_answer(self) -> None:
+        answer, self._answer = self._answer, _Answer()
+        if answer.size:
+            self._keep(Entry(answer.moment, "S", answer.lines()))
+
+    def forget_conversation(self) -> None:
+        self._entries.clear()
+
+    def _add(self, who: str, lines: list[str]) -> None:
+        self._keep(Entry(time.time(), who, lines))
+
+    def _keep(self, entry: Entry) -> None:
+        self._entry_count += 1
+        if entry.who != "*":  # it may end when its test has ended
+            self.last_moment = next(moments)
+        self._entries.append(entry)
+        self._tell(self, entry)
+
+
+class _Answer:
+    """One answer, of which the beginning is kept."""
+
+    def __init__(self) -> None:
+        self.moment = 0.0
+        self.size = 0
+        self._head = b""
+        self._tail = b""
+
+    def add(self, octets: bytes) -> None:
+        if not octets:
+            return
+        if not self.size:
+            self.moment = time.time()
+        self.size += len(octets)
+        self._head += octets[: SHOWN_OCTETS - len(self._head)]
+        self._tail = (self._tail + octets[-5:])[-5:]
+
+    def lines(self) -> list[str]:
+        """Return the answer's lines, in the middle abridged if there are many octets or many lines."""
+        lines = self._head.split(b"\n")
+        if self.size == len(self._head) and len(lines) <= SHOWN_LINES:
+            return [_show(line) for line in lines[:-1]] + [_show(line) for line in lines[-1:] if line]
+        shown = lines[: SHOWN_LINES - 2]
+        dot = [b"."] if self._tail == b"\r\n.\r\n" else []
+        left = self.size - len(b"\n".join(shown)) - (len(lines) > len(shown)) - 3 * len(dot)
+        return [*map(_show, shown), f"... {left} octets more", *map(_show, dot)]
+
+
+def _show(line: bytes) -> str:
+    """Return a line without its line end, as text that commands no terminal; of a very long one, the beginning."""
+    more = "..." if len(line) > SHOWN_OCTETS else ""
+    text = line.removesuffix(b"\r")[:SHOWN_OCTETS].decode("utf-8", "backslashreplace") + more
+    return "".join(
+        [character if character.isprintable() else character.encode("unicode_escape").decode() for character in text]
+    )

@@ -1,0 +1,130 @@
+"""Faults of a whole session: what the server says of its messages, or of itself, is not so."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from popart.errors import ReportableError
+from popart.replies import Reply
+from popart.testing.fault_list import Action, Fault, FaultList, Run, count, describe
+
+COMMAND_OF = {"SASL": "AUTH", "TOP": "TOP", "UIDL": "UIDL", "USER": "USER"}
+"""The capabilities that stand for a command, and that command."""
+
+CAPABILITIES = {*COMMAND_OF, "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE", "EXPIRE", "IMPLEMENTATION"}
+
+WRONG_IDS = ("repeat", "change", "malformed")
+
+_STAT = re.compile(rb"\+OK ([0-9]+) ([0-9]+)\r\n")
+_OCTETS = re.compile(rb"\+OK ([0-9]+) octets\r\n")
+
+
+class SessionFaults(FaultList):
+    """Faults that last from the first command that shows them to the end of the session.  Then they have happened
+    once."""
+
+    def spoil_sizes(self, by: int, *, times: int | None = 1, username: str | None = None) -> None:
+        """Say in STAT, LIST and RETR that each message has *by* octets more than it has; with a negative number fewer,
+        but at least 0.  The messages themselves are whole.
+
+        :raises ValueError: *by* is 0, or no whole number.
+        """
+        if not isinstance(by, int) or isinstance(by, bool) or not by:
+            raise ValueError(f"by must be a number of octets other than 0, not {by!r}")
+
+        def action(words: Sequence[str], run: Run) -> Reply:
+            reply: Reply = run()
+            if words[0] == "STAT":
+                return reply._replace(status=_STAT.sub(lambda found: _larger_sum(found, by), reply.status))
+            if words[0] == "RETR":
+                return reply._replace(status=_OCTETS.sub(lambda found: b"+OK %d octets\r\n" % _add(found[1], by),
+                                                         reply.status))  # fmt: skip
+            return _change_listing(reply, lambda number, size: b"%d" % _add(size, by))
+
+        places = [["STAT"], ["LIST"], ["RETR"]]
+        self._keep(Fault(describe("spoil_sizes", by), places, lambda: action, count(times), username, lasts=True))
+
+    def spoil_ids(
+        self,
+        how: Literal["repeat", "change", "malformed"],
+        *,
+        times: int | None = 1,
+        username: str | None = None,
+    ) -> None:
+        """Give wrong unique-ids in UIDL.
+
+        With ``"repeat"`` all messages have the same one.  With ``"change"`` all messages have other ids than in any
+        session before, as after a move of the mailbox.  With ``"malformed"`` the ids are, in turn, one with a space,
+        one of 71 characters, one with an octet above 0x7E, and none at all (RFC 1939 section 7 forbids all four).
+
+        :raises ValueError: *how* is none of the three.
+        """
+        if how not in WRONG_IDS:
+            raise ValueError(f"how must be one of {WRONG_IDS}, not {how!r}")
+
+        def begin() -> Action:
+            changed = _make_ids(how)
+            return lambda words, run: _change_listing(run(), changed)
+
+        self._keep(Fault(describe("spoil_ids", how), [["UIDL"]], begin, count(times), username, lasts=True))
+
+    def hide(self, *capabilities: str, times: int | None = 1, username: str | None = None) -> None:
+        """Leave *capabilities* out of CAPA, and refuse the commands that they stand for as unknown: ``hide("UIDL",
+        "TOP")`` makes a server of the minimum that RFC 1939 demands.  A server without CAPA is ``fail("CAPA")``.
+
+        A session is spent by the first CAPA, or by the first of these commands.
+
+        :raises ValueError: one of them is no capability of this server, or there is none.
+        """
+        unknown = [name for name in capabilities if name not in CAPABILITIES]
+        if unknown or not capabilities:
+            raise ValueError(f"hide some of {sorted(CAPABILITIES)}, not {unknown}")
+        commands = {COMMAND_OF[name] for name in capabilities if name in COMMAND_OF}
+
+        def action(words: Sequence[str], run: Run) -> Reply:
+            if words[0] in commands:
+                raise ReportableError("unknown command")
+            reply: Reply = run()
+            kept = [line for line in (reply.lines or b"").splitlines(True)
+                    if line.split()[0].decode() not in capabilities]  # fmt: skip
+            return reply._replace(lines=b"".join(kept))
+
+        places = [["CAPA"], *[[command] for command in sorted(commands)]]
+        call = describe("hide", *capabilities)
+        self._keep(Fault(call, places, lambda: action, count(times), username, lasts=True))
+
+
+def _add(size: bytes, by: int) -> int:
+    return max(0, int(size) + by)
+
+
+def _larger_sum(found: re.Match[bytes], by: int) -> bytes:
+    return b"+OK %b %d\r\n" % (found[1], max(0, int(found[2]) + by * int(found[1])))
+
+
+def _change_listing(reply: Reply, change: Callable[[int, bytes], bytes]) -> Reply:
+    """Change what a listing says of each message, or the one line that says it of one message."""
+    if not reply.status.startswith(b"+OK"):
+        return reply
+    if reply.lines is None:
+        return reply._replace(status=b"+OK " + _change_line(reply.status.removeprefix(b"+OK "), change))
+    lines = reply.lines.splitlines(keepends=True)
+    return reply._replace(lines=b"".join([_change_line(line, change) for line in lines]))
+
+
+def _change_line(line: bytes, change: Callable[[int, bytes], bytes]) -> bytes:
+    number, value = line.split()
+    return b"%b %b\r\n" % (number, change(int(number), value))
+
+
+def _make_ids(how: str) -> Callable[[int, bytes], bytes]:
+    if how == "repeat":
+        return lambda number, unique_id: b"the-same-for-all"
+    if how == "change":
+        prefix = secrets.token_hex(8).encode()
+        return lambda number, unique_id: b"%b.%d" % (prefix, number)
+    malformed = [b"with a space", b"x" * 71, b"\xe9t\xe9", b""]
+    return lambda number, unique_id: malformed[(number - 1) % len(malformed)]

@@ -1,0 +1,451 @@
+"""The check for handlers finds each wrong one, and nothing in right ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import popart
+from popart.testing import MailServer
+from popart.testing.check import CheckError, Report, check_handler
+from popart.testing.check.__main__ import main
+from popart.testing.wire.messages import ALL
+from tests.conftest import PATIENCE, wait_until
+from tests.test_docs import django_site  # noqa: F401
+from tests.test_readme import code_blocks
+from tests.wrong_handlers import MESSAGES, WRONG, Right, Store, Wrong
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "docs" / "examples"
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither hold back refusals nor wait for long until a client is logged out."""
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
+    monkeypatch.setattr("popart.testing.check.locking.SILENCE", 0.1)
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """A store whose handlers are all done in the end."""
+    threads = set(threading.enumerate())
+    store = Store()
+    yield store
+    store.go_on.set()
+    wait_until(lambda: set(threading.enumerate()) <= threads)
+
+
+def check(handler: type[Right], store: Store, *, fails: bool = False, **options: Any) -> Report:
+    """Check a handler whose user is alice with the password "secret"."""
+    if fails:
+        options["break_backend"] = store.break_backend
+    if "token" not in options:
+        options["password"] = "secret"
+    options.setdefault("patience", PATIENCE)
+    return check_handler(lambda peer: handler(store), user="alice", **options)
+
+
+# Wrong handlers.
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.handler.__name__)
+def test_each_wrong_handler_is_found(wrong: Wrong, store: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each handler that is wrong has a finding that says what is wrong, what a client suffers, and what to change."""
+    try:
+        report = check(wrong.handler, store, **wrong.options)
+    finally:
+        store.go_on.set()
+    capfd.readouterr()  # what the handler has printed
+    assert [finding for finding in report.findings if wrong.says in finding], f"{wrong.handler.__doc__}\n{report}"
+    assert [finding for finding in report.findings if not re.fullmatch(r"(?s).+, so .+\. [A-Z].+\.\)?", finding)] == []
+
+
+def test_the_wrong_handlers_are_wrong_in_many_ways() -> None:
+    """There are more than thirty kinds, and each says what is wrong."""
+    assert len({wrong.handler.__doc__ for wrong in WRONG}) == len(WRONG) > 80
+
+
+# Right ones.
+
+
+@pytest.mark.parametrize("options", [{}, {"delete": True, "fails": True, "other": ("bob", "hunter2")}], ids=str)
+def test_nothing_is_found_in_a_right_handler(store: Store, options: dict[str, Any]) -> None:
+    """A right handler has no finding; with all options there is nothing left to be noted either."""
+    report = check(Right, store, **options)
+    assert report.findings == []
+    assert len(report.notes) == (0 if options else 2)
+
+
+CHECK = """
+import json, sys
+import popart, popart.sign_in
+from popart.testing.check import check_handler
+
+class CheckingServer:
+    server_address = ("127.0.0.1", 1100)
+    def __init__(self, address, on_new_connection, **options):
+        self.on_new_connection = on_new_connection
+    def __enter__(self):
+        return self
+    def __exit__(self, *error): ...
+    def serve_forever(self):
+        found.append(check_handler(self.on_new_connection, user="alice", **json.loads(options)).findings)
+    def drain(self, seconds): ...
+
+found = []
+popart.Server = CheckingServer
+popart.sign_in.FIRST_LOGIN_DELAY = 0
+options, *sys.argv = sys.argv[1:]
+exec(compile(sys.stdin.read(), sys.argv[0], "exec"))
+assert found == [[]], found
+"""
+"""Runs a program, and checks its handler where it would serve."""
+
+
+@dataclass
+class Example:
+    """A program with a server, which is run as it stands."""
+
+    file: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """Those of the check; the user is alice."""
+    arguments: Sequence[str] = ()
+    """Those of the program."""
+    before: str = ""
+    """Another example that is run first."""
+
+
+RIGHT = [
+    Example("README.rst", {"password": "secret"}),
+    Example("example_maildir.py"),
+    Example("docs/examples/mail_in_a_list.py", {"password": "secret", "delete": True}),
+    Example("docs/examples/mail_in_sqlite.py", {"password": "secret", "delete": True}, before="mailstore.py"),
+]
+
+
+@pytest.mark.parametrize("example", RIGHT, ids=lambda example: example.file)
+def test_nothing_is_found_in_the_examples(example: Example, tmp_path: Path) -> None:
+    """The handlers that README, tutorial and docs show have no finding."""
+    run = partial(subprocess.run, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{EXAMPLES}"}
+    if example.before:
+        run([sys.executable, EXAMPLES / example.before], env=environment, check=True)
+    source = code_blocks()[0] if example.file == "README.rst" else (ROOT / example.file).read_text("utf-8")
+    command = [sys.executable, "-c", CHECK, json.dumps(example.options), example.file, *example.arguments]
+    done = run(command, input=source, env=environment)
+    assert done.returncode == 0, done.stdout
+
+
+DJANGO = """
+import django
+django.setup()
+from django.conf import settings
+from django.contrib.auth.models import User
+# The default takes half a second for each sign-in.
+settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+for user in User.objects.all():
+    user.set_password("secret")
+    user.save()
+from inbox.management.commands.serve_pop3 import DjangoHandler
+def on_new_connection(peer):
+    return DjangoHandler()
+"""
+
+
+def test_nothing_is_found_in_the_django_site(django_site: Path) -> None:  # noqa: F811
+    """The handler of howto-django has no finding."""
+    (django_site / "checked.py").write_text(DJANGO)
+    command = [sys.executable, "-W", "error", "-m", "popart.testing.check", "checked:on_new_connection"]
+    options = ["--user", "alice", "--password", "secret", "--other", "bob:secret", "--delete"]
+    done = subprocess.run([*command, *options], cwd=django_site, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run an example's definitions."""
+    monkeypatch.setattr(popart, "Server", lambda *_: (_ for _ in ()).throw(SystemExit))
+    names: dict[str, Any] = {"__name__": name}
+    try:
+        exec((EXAMPLES / f"{name}.py").read_text("utf-8"), names)
+    except SystemExit:
+        pass
+    monkeypatch.undo()
+    return names
+
+
+@pytest.mark.parametrize(
+    "way, options",
+    [
+        ("ApopSignIn", {"apop": True, "password": "secret"}),
+        ("TokenSignIn", {"token": "ya29.token"}),
+        ("ScramSignIn", {"password": "secret"}),
+    ],
+)
+def test_nothing_is_found_in_other_ways_to_sign_in(
+    way: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The check signs in by APOP, by a token and by SCRAM, and the handlers of howto-sign-in have no finding."""
+    base = load("mail_in_a_list", monkeypatch)["ListHandler"]
+    mixin = load("sign_in", monkeypatch)[way]
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
+    handler = type("Handler", (mixin, base), {"allow_passwords": False})
+    report = check_handler(lambda peer: handler(), user="alice", delete=True, **options)
+    capfd.readouterr()
+    assert report.findings == []
+
+
+def test_nothing_is_found_in_the_test_kit() -> None:
+    """popart.testing's own handler has no finding."""
+    server = MailServer(users={"alice": "secret", "bob": "hunter2"}, scram=True)
+    for message in [*ALL, b"\r\nno header", b"Subject: no body", b""]:
+        server.deliver("alice", message)
+    server.deliver("bob", MESSAGES[0])
+
+    @contextmanager
+    def break_backend() -> Iterator[None]:
+        server.fail_commit()
+        yield
+
+    report = check_handler(
+        server._make_handler,
+        user="alice",
+        password="secret",
+        other=("bob", "hunter2"),
+        delete=True,
+        break_backend=break_backend,
+    )
+    assert (report.findings, report.notes) == ([], [])
+
+
+# What the check does, and leaves alone.
+
+
+class Watched(Right, popart.SupportsMonitoring):
+    """Keeps the commands that its sessions had."""
+
+    def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
+        self.store.seen.setdefault("verbs", set()).add(verb)
+
+    def session_finished(self, commands: int, octets: int, seconds: float) -> None: ...
+
+
+def test_nothing_is_deleted_unless_asked_for(store: Store) -> None:
+    """Without *delete* no client says DELE, and the maildrop is as it was."""
+    before = {name: dict(drop.messages) for name, drop in store.drops.items()}
+    check(Watched, store, other=("bob", "hunter2"))
+    assert {name: drop.messages for name, drop in store.drops.items()} == before
+    assert store.seen["verbs"] >= {"UIDL", "RETR", "TOP", "QUIT"}
+    assert "DELE" not in store.seen["verbs"]
+
+
+def test_a_deletion_empties_the_maildrop(store: Store) -> None:
+    """With *delete* the user's maildrop is empty afterwards, and that of the other user as it was."""
+    before = dict(store.drops["bob"].messages)
+    check(Watched, store, delete=True, other=("bob", "hunter2"))
+    assert "DELE" in store.seen["verbs"]
+    assert store.drops["alice"].messages == {}
+    assert store.drops["bob"].messages == before
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_messages_are_noted(store: Store, count: int) -> None:
+    """With no message, or one, the report says what could not be checked."""
+    drop = store.drops["alice"]
+    drop.messages = dict(list(drop.messages.items())[:count])
+    report = check(Right, store, delete=True)
+    assert report.findings == []
+    assert [note for note in report.notes if note.startswith(f"The maildrop has {count} messages")]
+
+
+def test_ids_that_look_like_numbers_are_noted(store: Store) -> None:
+    """Without *delete* ids that may be made from the numbers are no fault, but are noted."""
+    drop = store.drops["alice"]
+    drop.messages = {f"row-{number}": octets for number, octets in enumerate(MESSAGES, 1)}
+    report = check(Right, store)
+    assert report.findings == []
+    assert [note for note in report.notes if "ends with the message's number" in note]
+
+
+def test_sizes_that_are_too_small_are_noted(store: Store) -> None:
+    """A size that is too small is harmless."""
+
+    class Small(Right):
+        def list_messages(self) -> list[tuple[int, str]]:
+            return [(1, unique_id) for unique_id, _ in self.messages]
+
+    report = check(Small, store)
+    assert report.findings == []
+    assert [note for note in report.notes if "sizes of 5 messages are too small" in note]
+
+
+def test_no_lock_is_noted(store: Store) -> None:
+    """Without *delete* a handler without a lock may be right, as nothing need ever be deleted, if it has no unlock."""
+    report = check(next(wrong.handler for wrong in WRONG if wrong.handler.__name__ == "NoLock"), store)
+    assert report.findings == []
+    assert [note for note in report.notes if "A second session is let in" in note]
+
+
+def test_many_messages_are_read_for_a_while(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time for reading is over, the report says how many messages were read."""
+    monkeypatch.setattr("popart.testing.check.bench.STEP_SECONDS", 0)
+    report = check(Right, store)
+    assert report.findings == []
+    assert [note for note in report.notes if "Only 0 of 5 messages" in note]
+
+
+def test_a_hook_that_does_nothing_is_noted(store: Store) -> None:
+    """If nothing fails while the back end should fail, the report says so."""
+
+    @contextmanager
+    def break_nothing() -> Iterator[None]:
+        yield
+
+    report = check(Right, store, delete=True, break_backend=break_nothing)
+    assert report.findings == []
+    assert [note for note in report.notes if "made no difference" in note]
+
+
+def test_a_sign_in_that_is_refused_is_an_error(store: Store) -> None:
+    """The check does not guess whose fault it is that it cannot sign in."""
+    with pytest.raises(CheckError, match="cannot sign in as alice: -ERR .AUTH. wrong name or password"):
+        check_handler(lambda peer: Right(store), user="alice", password="wrong")
+    with pytest.raises(CheckError, match="takes no tokens; of SASL it offers: PLAIN"):
+        check_handler(lambda peer: Right(store), user="alice", token="x")
+    with pytest.raises(CheckError, match="turns the check away: -ERR connection refused"):
+        check_handler(lambda peer: None, user="alice", password="secret")
+
+
+def test_a_hook_needs_deletion(store: Store) -> None:
+    """A back end that fails amid a deletion says nothing if nothing is deleted."""
+    with pytest.raises(ValueError, match="break_backend needs delete=True"):
+        check(Right, store, fails=True)
+
+
+# The command.
+
+FACTORIES = """
+from tests.wrong_handlers import *
+store = Store()
+right = lambda peer: Right(store)
+wrong = lambda peer: AnyPassword(store)
+blocks = lambda peer: ReaderBlocks(store)
+hook = store.break_backend
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with a module of factories."""
+    (tmp_path / "factories.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("factories", None)
+
+
+@pytest.mark.parametrize(
+    "arguments, status, says",
+    [
+        (["right", "--password", "secret"], 0, "no findings, 2 notes\n"),
+        (
+            [
+                "right",
+                "--password",
+                "secret",
+                "--delete",
+                "--break-backend",
+                "factories:hook",
+                "--other",
+                "bob:hunter2",
+            ],
+            0,
+            "no findings, no notes\n",
+        ),
+        (["wrong", "--password", "secret"], 1, "1 finding, 2 notes\n"),
+        (["right", "--password", "x"], 2, "the check cannot sign in as alice: -ERR [AUTH] wrong name or password.\n"),
+        (["none", "--password", "x"], 2, "factories:none cannot be found"),
+        (["store", "--password", "x"], 2, "factories:store cannot be called: it is a Store"),
+        (["right", "--password", "x", "--other", "bob"], 2, "not NAME:SECRET"),
+        (["right", "--password", "x", "--break-backend", "factories:hook"], 2, "--break-backend needs --delete"),
+        (["right", "--password", "x", "--break-backend", "hook"], 2, "not MODULE:NAME: hook"),
+    ],
+    ids=str,
+)
+def test_the_command(
+    factories: Path, arguments: list[str], status: int, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The exit status is 0 without findings, 1 with some, and 2 if nothing could be checked."""
+    try:
+        found = main([f"factories:{arguments[0]}", "--user", "alice", *arguments[1:]])
+    except SystemExit as end:
+        found = int(str(end.code))
+    out, err = capfd.readouterr()
+    assert (found, says in (err if status == 2 else out)) == (status, True), out + err
+
+
+def test_the_command_ends_though_a_handler_blocks(factories: Path) -> None:
+    """A handler that never returns is a finding, and does not keep the program from ending."""
+    command = [sys.executable, "-m", "popart.testing.check", "factories:blocks", "--user", "alice"]
+    done = subprocess.run(
+        [*command, "--password", "secret", "--patience", "2"],
+        cwd=factories,
+        env={"PYTHONPATH": f"{factories}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "read has not returned within 2 seconds" in done.stdout
+
+
+# The page.
+
+PAGE = (ROOT / "docs" / "howto-check.rst").read_text("utf-8")
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A directory with the files that the page shows, and those of the tutorial that they need."""
+    for name in ("checked_mail", "test_checked_mail", "mail_in_sqlite", "mailstore"):
+        shutil.copy(EXAMPLES / f"{name}.py", tmp_path)
+    subprocess.run([sys.executable, "mailstore.py"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_commands_of_the_page(desk: Path, number: int) -> None:
+    """howto-check: each of the two commands has the output that is printed below it."""
+    shown = re.findall(r"^   \$ python3 (.*)\n((?:   (?!\$ ).*\n)+)", PAGE.replace("\\\n", ""), re.MULTILINE)
+    assert len(shown) == 2
+    arguments, output = shown[number]
+    done = subprocess.run([sys.executable, *arguments.split()], cwd=desk, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == (textwrap.dedent(output), 0)
+
+
+def test_the_test_of_the_page(desk: Path) -> None:
+    """howto-check: the test passes as it stands."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_checked_mail.py"]
+    done = subprocess.run(command, cwd=desk, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_options_of_the_page(capfd: pytest.CaptureFixture[str]) -> None:
+    """howto-check: each option is explained, and no other."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    known = set(re.findall(r"--[a-z-]+", capfd.readouterr().out)) - {"--help", "--user"}
+    assert set(re.findall(r"^``(--[a-z-]+)", PAGE, re.MULTILINE)) == known

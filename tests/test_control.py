@@ -1,0 +1,803 @@
+"""popart.testing from outside: the program's first line, the HTTP interface, and that no reader or page harms it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import poplib
+import re
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import popart
+from popart.testing import MailServer
+from popart.testing.__main__ import CommandLineServer, main, make_parser
+from popart.testing.control import PAGE, ControlServer, controlled
+from popart.testing.operations import FAULTS, ROUTES
+from popart.testing.output import Output
+
+from .conftest import PATIENCE, wait_until
+from .test_records import has_ipv6
+from .test_testing import Shell, pop, run_main, signals_kept
+
+ROOT = Path(popart.__file__).parent.parent
+TOKEN = "a-token"
+
+
+class Program:
+    """`python3 -m popart.testing`, run as another process."""
+
+    def __init__(self, process: subprocess.Popen[str], first: str) -> None:
+        self.process = process
+        self.first: dict[str, Any] = json.loads(first)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", int(self.first["control"].rpartition(":")[2]), PATIENCE)
+        return request(connection, method, path, body, Authorization=f"Bearer {self.first['token']}", **headers)
+
+    def end(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+def request(
+    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None, **headers: str
+) -> tuple[int, Any]:
+    """Send a request; a body that is no bytes is sent as JSON, and JSON is read."""
+    if body is not None and not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **headers}
+    try:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        found = answer.read()
+        is_json = answer.headers["Content-Type"] == "application/json"
+        return answer.status, json.loads(found) if is_json else found
+    finally:
+        connection.close()
+
+
+@contextmanager
+def program(*options: str, **popen: Any) -> Iterator[Program]:
+    command = [sys.executable, "-m", "popart.testing", "--control", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **popen) as process:
+        try:
+            assert process.stdout is not None
+            yield Program(process, process.stdout.readline())
+        finally:
+            process.kill()
+
+
+class Control:
+    """A control server in this process."""
+
+    def __init__(self, control: ControlServer, mail: MailServer, stopped: threading.Event) -> None:
+        self.control = control
+        self.mail = mail
+        self.stopped = stopped
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Ask with the token; ``Authorization=""`` asks without."""
+        headers = {"Authorization": f"Bearer {TOKEN}", **headers}
+        connection = http.client.HTTPConnection("127.0.0.1", self.control.port, PATIENCE)
+        return request(connection, method, path, body, **{name: value for name, value in headers.items() if value})
+
+    def raw(self, octets: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.control.port), PATIENCE) as sock:
+            sock.sendall(octets)
+            with sock.makefile("rb") as file:
+                return file.read()
+
+    def sentence(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+        status, found = self.ask(method, path, body, **headers)
+        assert list(found) == ["error"]
+        return status, found["error"]
+
+
+@pytest.fixture
+def control() -> Iterator[Control]:
+    stopped = threading.Event()
+    with MailServer(tokens={}) as mail:
+        made = ControlServer(
+            ("127.0.0.1", 0), mail, {"version": "x"}, token=TOKEN, hosts=["pop.example"], stop=stopped.set
+        )
+        with controlled(made):
+            yield Control(made, mail, stopped)
+
+
+# A day in its life.
+
+
+def test_a_fetch_that_breaks_off(control: Control) -> None:
+    """Deliver, let a fetch break off, let it try again, and look at what is left: as a test in any language does."""
+    status, found = control.ask("POST", "/messages/alice", {"message": "Subject: x\n\nhello\n"})
+    assert status == 201
+    assert control.ask("GET", "/messages/alice") == (200, [{"unique_id": found["unique_id"], "size": 21}])
+    pending = ["drop('RETR', after=5)"]
+    assert control.ask("POST", "/faults", {"fault": "drop", "command": "RETR", "after": 5}) == (201, pending)
+    assert control.ask("GET", "/faults") == (200, pending)
+    with pop(control.mail) as client, pytest.raises(poplib.error_proto):
+        client.retr(1)
+    assert control.ask("POST", "/wait", {"since_last_call": True}) == (200, {})
+    with pop(control.mail) as client:
+        client.retr(1)
+        client.dele(1)
+        client.quit()
+    assert control.ask("POST", "/wait", {"since_last_call": True, "timeout": 10}) == (200, {})
+    assert control.ask("GET", "/messages") == (200, {"alice": []})
+    assert control.ask("GET", "/faults") == (200, [])
+    assert control.ask("GET", "/errors") == (200, [])
+    status, commands = control.ask("GET", "/commands")
+    assert commands[:3] == [["", "USER", "alice"], ["alice", "PASS", "***"], ["alice", "RETR", "1"]]
+    status, sessions = control.ask("GET", "/sessions")
+    assert [(session["number"], session["username"], session["is_open"]) for session in sessions] == [
+        (1, "alice", False),
+        (2, "alice", False),
+    ]
+    assert sessions[1]["commands"] == commands[3:]
+    assert "C: RETR 1" in sessions[0]["transcript"]
+    status, text = control.ask("GET", "/transcript")
+    assert text.decode() == control.mail.transcript()
+
+
+def test_messages_as_octets(control: Control) -> None:
+    """A message may be sent as it is, with its unique-id in the query, and is got as it is on the wire."""
+    octets = b"Subject: x\r\n\r\n\xff\x00<b>\r\n"
+    for kind in ("message/rfc822", "application/octet-stream; x=y"):
+        path = f"/messages/alice?unique_id=id%2F{len(kind)}"
+        assert control.ask("POST", path, octets, Content_Type=kind) == (201, {"unique_id": f"id/{len(kind)}"})
+        assert control.ask("GET", f"/messages/alice/id%2F{len(kind)}") == (200, octets)
+    assert control.ask("POST", "/messages/alice", {"message": "x", "unique_id": "mine"})[0] == 201
+    assert control.mail.messages("alice") == [octets, octets, b"x\r\n"]
+
+
+def test_users_and_tokens(control: Control) -> None:
+    """Users come and go, under any name."""
+    assert control.ask("PUT", "/users/zo%C3%AB%20x", {"password": "p"}) == (200, ["alice", "zo\u00eb x"])
+    assert control.ask("PUT", "/tokens/zo%C3%AB%20x", {"token": "t"}) == (200, ["zo\u00eb x"])
+    assert control.mail.tokens == {"zo\u00eb x": "t"}
+    assert control.ask("DELETE", "/tokens/zo%C3%AB%20x") == (200, [])
+    assert control.ask("DELETE", "/users/zo%C3%AB%20x") == (200, ["alice"])
+    assert control.ask("GET", "/users") == (200, ["alice"])
+
+
+FAULT_CALLS = [
+    {"fault": "fail", "command": "RETR", "code": "SYS/TEMP", "times": None, "username": "alice"},
+    {"fault": "drop", "command": "RETR", "after": 1, "how": "reset"},
+    {"fault": "hang_up", "command": "RETR", "how": "end"},
+    {"fault": "truncate", "command": "RETR", "after": 5},
+    {"fault": "delay", "command": "RETR", "seconds": "inf"},
+    {"fault": "stall", "command": "RETR", "seconds": 0.5, "after": 2},
+    {"fault": "drip", "command": "RETR"},
+    {"fault": "split", "command": "RETR"},
+    {"fault": "refuse_connection", "text": "no"},
+    {"fault": "delay_greeting"},
+    {"fault": "refuse_sign_in", "times": 3},
+    {"fault": "lock_maildrop"},
+    {"fault": "fail_commit"},
+    {"fault": "spoil_sizes", "by": -1},
+    {"fault": "spoil_ids", "how": "change"},
+    {"fault": "hide", "capabilities": ["UIDL", "TOP"]},
+]
+
+
+def test_all_faults(control: Control) -> None:
+    """Each fault of the kit can be asked for, and all are cleared at once."""
+    assert sorted(call["fault"] for call in FAULT_CALLS) == sorted(FAULTS)
+    for number, call in enumerate(FAULT_CALLS, 1):
+        status, pending = control.ask("POST", "/faults", call)
+        assert (status, len(pending)) == (201, number)
+        assert pending[-1].startswith(f"{call['fault']}(")
+    assert control.ask("DELETE", "/faults") == (200, [])
+    assert control.mail.pending_faults == []
+
+
+def test_reset_and_stop(control: Control) -> None:
+    """A reset forgets mail, records and faults; a stop is told to whoever runs the server."""
+    control.ask("POST", "/messages/alice", {"message": "x"})
+    control.ask("POST", "/faults", {"fault": "fail", "command": "RETR"})
+    assert control.ask("POST", "/reset") == (200, {})
+    assert control.ask("GET", "/messages/alice") == (200, [])
+    assert control.ask("GET", "/faults") == (200, [])
+    assert not control.stopped.is_set()
+    assert control.ask("POST", "/stop") == (200, {})
+    assert control.stopped.is_set()
+
+
+def test_wait_in_vain(control: Control) -> None:
+    """It is 408 with the counts, as MailServer says them."""
+    assert control.sentence("POST", "/wait", {"timeout": 0.01}) == (408, "0 sessions open, 0 ended")
+    assert control.sentence("POST", "/wait", {"timeout": 0.5, "sessions": 2}) == (408, "0 sessions open, 0 ended")
+
+
+# Wrong requests.
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "sentence"),
+    [
+        ("GET", "/nothing", None, 404, "there is no /nothing here"),
+        ("GET", "/messages/bob", None, 404, "there is no 'bob' here"),
+        ("GET", "/messages/alice/x", None, 404, "there is no 'x' here"),
+        ("POST", "/messages/bob", {"message": "x"}, 404, "there is no 'bob' here"),
+        ("DELETE", "/users/bob", None, 404, "there is no 'bob' here"),
+        ("DELETE", "/tokens/alice", None, 404, "there is no 'alice' here"),
+        ("PUT", "/tokens/bob", {"token": "x"}, 404, "there is no 'bob' here"),
+        ("PUT", "/tokens/alice", {"token": 5}, 400, "a token must be a string that is not empty"),
+        ("GET", "/reset", None, 405, "/reset takes POST, not GET"),
+        ("DELETE", "/messages/alice", None, 405, "/messages/alice takes GET and POST, not DELETE"),
+        ("POST", "/", None, 404, "there is no / here"),
+        ("POST", "/messages/alice", {"message": 5}, 400, "a message is a JSON string, or the body itself"),
+        ("POST", "/messages/alice", {}, 400, "the JSON object lacks 'message'"),
+        ("POST", "/messages/alice", {"message": "x", "to": "y"}, 400, "has a member 'to', which means nothing here"),
+        ("POST", "/messages/alice", {"message": "x", "unique_id": "a b"}, 400, "a unique-id is a str of 1 to 70"),
+        ("POST", "/messages/alice", {"message": "x", "unique_id": 5}, 400, "a unique-id is a str of 1 to 70"),
+        ("POST", "/messages/alice", ["x"], 400, "the body must be a JSON object"),
+        ("PUT", "/users/bob", {"password": ""}, 400, "a password must be a string that is not empty"),
+        ("PUT", "/users/bob", None, 400, "the JSON object lacks 'password'"),
+        ("POST", "/faults", {"fault": "fial"}, 400, "there is no fault 'fial': it is one of delay, "),
+        ("POST", "/faults", {"fault": ["drop"]}, 400, r"there is no fault \['drop'\]"),
+        ("POST", "/faults", {"fault": "clear_faults"}, 400, "there is no fault 'clear_faults'"),
+        ("POST", "/faults", {"fault": "_add"}, 400, "there is no fault '_add'"),
+        ("POST", "/faults", {}, 400, "there is no fault None"),
+        ("POST", "/faults", {"fault": "fail"}, 400, "missing a required argument: 'command'"),
+        ("POST", "/faults", {"fault": "fail", "command": "RETRE"}, 400, "begins with no keyword of POP3: is it RETR"),
+        ("POST", "/faults", {"fault": "fail", "command": "RETR", "aftr": 5}, 400, "keyword argument 'aftr'"),
+        ("POST", "/faults", {"fault": "fail", "command": "RETR", "code": 5}, 400, "."),
+        ("POST", "/faults", {"fault": "fail", "command": "RETR", "username": "bob"}, 400, "there is no user 'bob' yet"),
+        ("POST", "/faults", {"fault": "fail", "command": "RETR", "self": 1}, 400, "keyword argument 'self'"),
+        ("POST", "/faults", {"fault": "hide", "capabilities": "UIDL"}, 400, "capabilities must be a list"),
+        ("POST", "/faults", {"fault": "hide", "capabilities": [["UIDL"]]}, 400, "."),
+        ("POST", "/wait", {"timeout": "long"}, 400, "timeout must be 0 to 600"),
+        ("POST", "/wait", {"timeout": 601}, 400, "timeout must be 0 to 600"),
+        ("POST", "/wait", {"sessions": "two"}, 400, "sessions must be a number"),
+    ],
+)
+def test_wrong_requests(control: Control, method: str, path: str, body: Any, status: int, sentence: str) -> None:
+    """What is wrong is told by a status from 400 on and a sentence, and changes nothing."""
+    found = control.sentence(method, path, body)
+    assert found[0] == status
+    assert re.search(sentence, found[1])
+    assert control.mail.pending_faults == [] and control.mail.messages("alice") == []
+    assert control.mail.users == {"alice": "secret"}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"{}", {}, 415),
+        (b"message=x", {"Content_Type": "application/x-www-form-urlencoded"}, 415),
+        (b"x", {"Content_Type": "text/plain"}, 415),
+        (b"{", {"Content_Type": "application/json"}, 400),
+        (b"\xff", {"Content_Type": "application/json"}, 400),
+        (b"[" * 200_000, {"Content_Type": "application/json"}, 400),
+        (b"x", {"Content_Length": "-1"}, 400),
+        (b"x", {"Content_Length": "1_0"}, 400),
+        (b"x", {"Content_Length": "99999999999999999999"}, 413),
+        (b"x", {"Content_Length": "67108865"}, 413),
+    ],
+)
+def test_wrong_bodies(control: Control, body: bytes, headers: dict[str, str], status: int) -> None:
+    """A body must be what its header says, and not too large."""
+    assert control.sentence("POST", "/messages/alice", body, **headers)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("octets", "status"),
+    [
+        (b"\x16\x03\x01\r\n\r\n", 400),
+        (b"GET\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (b"PATCH /users HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
+        (b"OPTIONS /reset HTTP/1.1\r\nHost: localhost\r\nOrigin: http://x.example\r\n\r\n", 405),
+        (b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /users HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (
+            b"POST /messages/alice HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a-token\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            411,
+        ),
+    ],
+)
+def test_what_is_no_request(control: Control, octets: bytes, status: int) -> None:
+    """What the standard library finds wrong is told in the same way, and no header lets another page in."""
+    answer = control.raw(octets)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert list(json.loads(body)) == ["error"]
+    assert b"Access-Control" not in head
+
+
+def test_half_a_body(control: Control) -> None:
+    """A client that ends its stream too early is told so, and nothing is delivered."""
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock:
+        sock.sendall(
+            b"POST /messages/alice HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a-token\r\n"
+            b"Content-Type: message/rfc822\r\nContent-Length: 100\r\n\r\nSubject: x\r\n"
+        )
+        sock.shutdown(socket.SHUT_WR)
+        with sock.makefile("rb") as file:
+            assert b"shorter than its Content-Length" in file.read()
+    assert control.mail.messages("alice") == []
+
+
+def test_without_tokens_for_mail() -> None:
+    """A server that takes no OAuth tokens refuses them here too, and says what to do."""
+    with MailServer() as mail, controlled(_control(mail)) as made:
+        found = Control(made, mail, threading.Event()).sentence("PUT", "/tokens/alice", {"token": "x"})
+        assert found == (409, "this server takes no tokens: start it with --oauth")
+
+
+def _control(mail: MailServer, address: str = "127.0.0.1") -> ControlServer:
+    return ControlServer((address, 0), mail, {}, token=TOKEN, hosts=[], stop=lambda: None)
+
+
+# Who may ask.
+
+CHANGES = [
+    ("POST", "/messages/alice"),
+    ("PUT", "/users/alice"),
+    ("DELETE", "/users/alice"),
+    ("PUT", "/tokens/alice"),
+    ("DELETE", "/tokens/alice"),
+    ("POST", "/faults"),
+    ("DELETE", "/faults"),
+    ("POST", "/reset"),
+    ("POST", "/wait"),
+    ("POST", "/stop"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+@pytest.mark.parametrize("given", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic a-token", "a-token", "Bearer \xe9"])
+def test_changes_need_the_token(control: Control, method: str, path: str, given: str) -> None:
+    """Nothing is changed without it."""
+    status, text = control.sentence(method, path, {"message": "x"}, Authorization=given)
+    assert (status, text) == (401, "this needs the header Authorization: Bearer TOKEN, with the server's token")
+    assert control.mail.messages("alice") == [] and not control.stopped.is_set()
+
+
+def test_reading_at_home(control: Control) -> None:
+    """On loopback reading needs no token; who may change is asked by it alone, in any case of its scheme."""
+    for path in ("/server", "/users", "/messages", "/commands", "/errors", "/sessions", "/transcript", "/faults"):
+        assert control.ask("GET", path, Authorization="")[0] == 200
+    assert control.ask("POST", "/reset", Authorization="bearer  a-token")[0] == 200
+
+
+def test_reading_from_elsewhere() -> None:
+    """Beyond loopback reading needs the token as well; only the page, which holds nothing, does not."""
+    with MailServer() as mail, controlled(_control(mail, "0.0.0.0")) as made:
+        control = Control(made, mail, threading.Event())
+        assert control.sentence("GET", "/messages", Authorization="")[0] == 401
+        assert control.ask("GET", "/messages")[0] == 200
+        assert control.ask("GET", "/", Authorization="") == (200, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:80", 200),
+        ("127.0.0.1:1234", 200),
+        ("10.1.2.3", 200),
+        ("[::1]:80", 200),
+        ("[::1]", 200),
+        ("pop.example", 200),
+        ("POP.example:99", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("evil@localhost", 403),
+        ("localhost:80:80", 403),
+        ("localhost:x", 403),
+        ("", 403),
+    ],
+)
+def test_hosts(control: Control, host: str, status: int) -> None:
+    """Only names that are known here are answered, even for the page: another's name may lead to this address (DNS
+    rebinding)."""
+    for path in ("/users", "/"):
+        raw = control.raw(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert raw.startswith(b"HTTP/1.1 %d " % status)
+    assert control.raw(b"GET /users HTTP/1.1\r\nHost: localhost\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    assert control.raw(b"GET /users HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:80", 200),
+        ("http://localhost", 403),
+        ("https://localhost:80", 403),
+        ("http://127.0.0.1:80", 403),
+        ("http://evil.example", 403),
+        ("null", 403),
+    ],
+)
+def test_origins(control: Control, origin: str, status: int) -> None:
+    """A page of another origin is refused, even if it knows the token."""
+    assert control.ask("POST", "/reset", Host="localhost:80", Origin=origin)[0] == status
+    assert control.ask("GET", "/users", Host="localhost:80", Origin=origin)[0] == status
+
+
+def test_headers(control: Control) -> None:
+    """A message is text for every browser, nothing is kept in caches, and the page runs its own script alone."""
+    unique_id = control.mail.deliver("alice", b"<script>alert(1)</script>")
+    heads = {}
+    for path in ("/", f"/messages/alice/{unique_id}"):
+        head, _, body = control.raw(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()).partition(b"\r\n\r\n")
+        heads[path] = head.decode()
+        assert "X-Content-Type-Options: nosniff\r\n" in heads[path]
+        assert "Cache-Control: no-store\r\n" in heads[path]
+        assert "frame-ancestors 'none'" in heads[path]
+        assert TOKEN not in heads[path] and TOKEN.encode() not in body
+        assert "unsafe" not in heads[path]
+    page, message = heads.values()
+    assert "script-src 'sha256-" in page
+    assert "Content-Type: text/plain" in message and "; sandbox" in message and "script-src" not in message
+
+
+def test_the_page_makes_text_of_everything() -> None:
+    """It has no way to make HTML of what it is given, and asks nobody but its server."""
+    page = PAGE.decode()
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser", "srcdoc"):
+        assert way not in page
+    assert not re.search(r"https?:|src=|href=", page)
+
+
+# Its end.
+
+
+def test_closing_ends_what_waits() -> None:
+    """A request that waits, a client that is silent and one that does not read do not keep it."""
+    with MailServer() as mail:
+        made = _control(mail)
+        control = Control(made, mail, threading.Event())
+        results: list[Any] = []
+        waiting = threading.Thread(
+            target=lambda: results.append(control.ask("POST", "/wait", {"timeout": 100, "sessions": 5}))
+        )
+        with socket.create_connection(("127.0.0.1", made.port), PATIENCE):
+            waiting.start()
+            wait_until(lambda: len(made._open) == 2)
+            begin = time.monotonic()
+            made.close()
+            assert time.monotonic() - begin < 8
+        waiting.join()
+    assert results[0][0] == 408
+
+
+def test_too_many_connections() -> None:
+    """More than a hundred at a time are closed at once, and it goes on."""
+    with MailServer() as mail, controlled(_control(mail)) as made:
+        sockets = [socket.create_connection(("127.0.0.1", made.port), PATIENCE) for _ in range(101)]
+        assert sockets[100].recv(1) == b""
+        for sock in sockets:
+            sock.close()
+        wait_until(lambda: not made._open)
+        assert Control(made, mail, threading.Event()).ask("GET", "/users")[0] == 200
+
+
+# The program.
+
+
+FIRST_LINE = {"version", "url", "host", "port", "tls", "ca_file", "users", "control", "token", "page"}
+"""The members of the first line."""
+
+
+def test_the_first_line(tmp_path: Path) -> None:
+    """The first line is JSON and tells all that one needs; then the program says nothing more, and ends by a stop."""
+    message = tmp_path / "message.eml"
+    message.write_bytes(b"Subject: x\n\nhello\n")
+    with program("--user", "bob:a:b", "--user", "carol:c", str(message), stderr=subprocess.PIPE) as running:
+        first = running.first
+        assert first == {
+            "version": popart.__version__,
+            "url": f"pop3://127.0.0.1:{first['port']}",
+            "host": "127.0.0.1",
+            "port": first["port"],
+            "tls": False,
+            "ca_file": None,
+            "users": {"bob": "a:b", "carol": "c"},
+            "control": first["control"],
+            "token": first["token"],
+            "page": f"{first['control']}/#{first['token']}",
+        }
+        assert set(first) == FIRST_LINE
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", first["control"])
+        assert len(first["token"]) >= 20
+        client = poplib.POP3("127.0.0.1", first["port"], timeout=PATIENCE)
+        client.user("bob")
+        client.pass_("a:b")
+        assert client.stat() == (1, 21)
+        client.quit()
+        assert running.ask("GET", "/messages") == (
+            200, {"bob": running.ask("GET", "/messages/bob")[1], "carol": []},
+        )  # fmt: skip
+        facts = running.ask("GET", "/server")[1]
+        assert facts["users"] == ["bob", "carol"] and "token" not in facts and "page" not in facts
+        assert running.ask("POST", "/stop") == (200, {})
+        assert running.end() == 0
+        assert running.process.communicate() == ("", "")
+
+
+def test_options() -> None:
+    """TLS, ports, the token, limits and ways to sign in are options."""
+    with program("--tls", "--token", "mine", "--timeout", "2", "--max-failed-logins", "none", "--max-messages", "7",
+                 "--oauth", "--scram", "--user-token", "alice:t") as running:  # fmt: skip
+        first = running.first
+        assert (first["tls"], first["host"], first["token"]) == (True, "localhost", "mine")
+        context = ssl.create_default_context(cafile=first["ca_file"])
+        client = poplib.POP3_SSL("localhost", first["port"], timeout=PATIENCE, context=context)
+        assert client.capa()["SASL"] == ["SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2", "PLAIN"]
+        with pytest.raises(poplib.error_proto, match="EOF"):
+            client._getresp()  # type: ignore[attr-defined]  # logged out after two seconds
+        client.close()
+        running.ask("POST", "/stop")
+        assert running.end() == 0
+        assert not os.path.lexists(first["ca_file"])
+
+
+def test_limits_are_options() -> None:
+    """Each limit of the server has its option, and reaches the server."""
+    names = ["max_connections", "max_connections_per_peer", "max_bad_commands", "max_failed_logins", "max_messages"]
+    times = ["handshake_timeout", "login_timeout", "shutdown_grace"]
+    for name in [*names, *times]:
+        for text, value in (("7", 7), ("none", None)):
+            parsed = make_parser().parse_args([f"--{name.replace('_', '-')}", text])
+            assert getattr(parsed, name) == value
+    with program("--max-bad-commands", "1") as running:
+        with socket.create_connection(("127.0.0.1", running.first["port"]), PATIENCE) as sock:
+            sock.sendall(b"X\r\nX\r\n")
+            with sock.makefile("rb") as file:
+                assert file.read().count(b"\r\n") == 2
+
+
+def test_another_host() -> None:
+    """With --host it listens there, and may be called by that name and the others that are allowed."""
+    with program("--host", "0.0.0.0", "--allow-host", "mail", "--tls") as running:
+        first = running.first
+        assert first["url"] == f"pop3s://0.0.0.0:{first['port']}"
+        context = ssl.create_default_context(cafile=first["ca_file"])
+        for name in ("mail", "127.0.0.1"):
+            with (
+                socket.create_connection(("127.0.0.1", first["port"]), PATIENCE) as raw,
+                context.wrap_socket(raw, server_hostname=name),
+            ):
+                pass
+        assert running.ask("GET", "/users", Host="mail")[0] == 200
+        assert running.ask("GET", "/users", Host="other")[0] == 403
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--user", "alice"], ["--user", ":x"], ["--timeout", "soon"], ["--max-messages", "-1"], ["--control-port", "x"],
+     ["--user-token", "alice:"], ["--tok", "abbreviated"]],
+)  # fmt: skip
+def test_bad_options(options: list[str]) -> None:
+    """What cannot be is told on stderr, with exit code 2."""
+    command = [sys.executable, "-m", "popart.testing", "--control", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "python3 -m popart.testing: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_verbose() -> None:
+    """With --verbose the conversation goes to stderr as it happens, and the first line of stdout is the only one."""
+    with program("--verbose", stderr=subprocess.PIPE) as running:
+        assert running.process.stderr is not None
+        client = poplib.POP3("127.0.0.1", running.first["port"], timeout=PATIENCE)
+        client.user("alice")
+        lines = [running.process.stderr.readline() for _ in range(3)]
+        assert [re.sub(r"\d\d:\d\d:\d\d\.\d\d\d", "T", line) for line in lines] == [
+            "1 T S: +OK POP3 server ready\n",
+            "1 T C: USER alice\n",
+            "1 T S: +OK send PASS\n",
+        ]
+        client.quit()
+        client.close()
+        running.ask("POST", "/stop")
+        assert running.end() == 0
+        assert running.process.stdout is not None and running.process.stdout.read() == ""
+
+
+def test_stopped_twice() -> None:
+    """A stop and signals that come together end it once, and all of it."""
+    for _ in range(3):
+        with program(stderr=subprocess.PIPE) as running:
+            running.ask("POST", "/stop")
+            for _ in range(5):
+                running.process.send_signal(signal.SIGTERM)
+                running.process.send_signal(signal.SIGINT)
+            assert running.end() == 0
+            assert running.process.communicate() == ("", "")
+
+
+FLOOD = b"NOOP\r\n" * 1000
+
+
+@pytest.mark.parametrize("options", [[], ["--verbose"], ["--control", "--verbose"]])
+def test_nobody_reads(options: list[str]) -> None:
+    """A parent that stops reading freezes nothing: sessions go on, and SIGTERM ends the program."""
+    command = [sys.executable, "-m", "popart.testing", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            found = re.search(r"pop3://127\.0\.0\.1:(\d+)", first)
+            assert found is not None
+            with socket.create_connection(("127.0.0.1", int(found[1])), PATIENCE) as sock:
+                sock.sendall(b"USER alice\r\nPASS secret\r\n")
+                with sock.makefile("rb") as file:
+                    for _ in range(3):
+                        file.readline()
+                    for _ in range(10):  # more than a pipe holds
+                        sock.sendall(FLOOD)
+                        for _ in range(1000):
+                            assert file.readline().startswith(b"+OK")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
+def test_the_parent_is_gone() -> None:
+    """With --exit-with-parent it ends when the process that started it has ended, however that ended."""
+    starter = (
+        "import subprocess, sys, time\n"
+        "process = subprocess.Popen([sys.executable, '-m', 'popart.testing', '--control', '--exit-with-parent'])\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", starter], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        port = json.loads(parent.stdout.readline())["port"]
+        with socket.create_connection(("127.0.0.1", port), PATIENCE):
+            pass
+        parent.kill()
+        assert parent.stdout.read() == ""  # the end of the child, too, has this pipe open
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), PATIENCE)
+
+
+def test_records_are_bounded(capfd: pytest.CaptureFixture[str]) -> None:
+    """The program listens for days: it keeps the last ten thousand commands, of a session and of all, cut to what a
+    command can be, and the last hundred sessions; an error keeps nothing of its session alive."""
+    options = make_parser().parse_args(["--control"])
+    with Output(sys.stdout) as output, CommandLineServer(options, {"max_bad_commands": None}, output) as server:
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock, sock.makefile("rb") as file:
+            file.readline()
+            sock.sendall(b"X" * 900 + b" y" * 40 + b"\r\n")
+            file.readline()
+            assert server.commands[0] == ("", "X" * 200, *["y"] * 6)
+            for _ in range(11):
+                sock.sendall(b"USER alice\r\n" * 1000)
+                for _ in range(1000):
+                    file.readline()
+        server.wait_for_session_end()
+        assert len(server.commands) == len(server.sessions[0].commands) == 10_000
+        assert (type(server.errors[0]), server.errors[0].__traceback__) == (popart.ClientGoneError, None)
+        for _ in range(110):
+            with socket.create_connection(("127.0.0.1", server.port), PATIENCE):
+                pass
+        server.wait_for_session_end(sessions=111)
+        assert [session.number for session in server.sessions] == [*range(12, 112)]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_output_that_nobody_reads() -> None:
+    """Lines that nobody reads are left out, and how many is told to who reads again."""
+    reading, writing = os.pipe()
+    with open(reading, encoding="utf-8") as file, open(writing, "w", encoding="utf-8") as stream:
+        with Output(stream) as output:
+            for number in range(20_000):
+                output.print(f"{number} {'x' * 100}")
+            kept = sum(1 for _ in range(5_000) if file.readline())
+            assert kept == 5_000
+            output.print("after")
+            left_out = ""
+            while not left_out.startswith("..."):
+                left_out = file.readline()
+            assert re.fullmatch(r"\.\.\. \d+ lines left out, because nobody read them\n", left_out)
+            assert file.readline() == "after\n"
+
+
+def test_output_whose_reader_has_gone() -> None:
+    """It is thrown away."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as stream, Output(stream) as output:
+        for number in range(3):
+            output.print(str(number))
+    with suppress(BrokenPipeError):
+        stream.close()
+
+
+def test_the_page_of_the_manual() -> None:
+    """howto-control: its table has each operation, and its options are those of the program."""
+    text = (ROOT / "docs" / "howto-control.rst").read_text("utf-8")
+    table = re.findall(r"^``([A-Z]+ /[\w/]*)`` ", text, re.MULTILINE)
+    routes = [f"{method} {path.replace('([^/]+)', 'NAME')}" for path, operations in ROUTES for method in operations]
+    assert sorted(table) == sorted(routes)
+    (line,) = re.findall(r"\$ python3 -m popart.testing --control\n(.*?)\n\n", text, re.DOTALL)
+    assert set(json.loads(line)) == FIRST_LINE
+    known = set(re.findall(r"--[a-z-]+", make_parser().format_help()))
+    assert set(re.findall(r"(?<!-)--[a-z][a-z-]*", text)) <= known
+
+
+def test_the_kits_own_fault(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What should not be is a 500 with the error, and the next request is answered."""
+
+    def fail() -> None:
+        raise ZeroDivisionError("x")
+
+    monkeypatch.setattr(control.mail, "reset", fail)
+    assert control.sentence("POST", "/reset") == (500, "ZeroDivisionError: x")
+    assert control.ask("GET", "/users") == (200, ["alice"])
+
+
+def test_a_client_that_does_not_wait(control: Control) -> None:
+    """Who leaves before the answer disturbs nobody, and is not told about."""
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.sendall(b"GET /users HTTP/1.1\r\nHost: localhost\r\n")
+    wait_until(lambda: not control.control._open)
+    assert control.ask("GET", "/users") == (200, ["alice"])
+
+
+def test_in_this_process(capfd: pytest.CaptureFixture[str]) -> None:
+    """The program, over IPv6, told by its interface to stop."""
+    if not has_ipv6():
+        pytest.skip("no IPv6")
+
+    def user(shell: Shell) -> None:
+        first = json.loads(shell.line())
+        assert first["url"] == f"pop3://[::1]:{first['port']}"
+        assert first["control"].startswith("http://[::1]:")
+        client = poplib.POP3("::1", first["port"], timeout=PATIENCE)
+        client.quit()
+        client.close()
+        connection = http.client.HTTPConnection("::1", int(first["control"].rpartition(":")[2]), PATIENCE)
+        assert request(connection, "POST", "/stop", Authorization="Bearer mine") == (200, {})
+
+    run_main(["--control", "--verbose", "--host", "::1", "--token", "mine"], user, signal.SIGINT)
+    out, err = capfd.readouterr()
+    assert out == "" and "C: QUIT" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [(["--user", "alice"], "no name and secret"), (["--max-messages", "x"], "invalid"), (["--timeout", "0"], "timeout"),
+     (["--timeout", "none"], "invalid")],
+)  # fmt: skip
+def test_bad_options_in_this_process(options: list[str], why: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """What cannot be is told in a sentence."""
+    with signals_kept(), pytest.raises(SystemExit) as end:
+        main(options)
+    assert end.value.code == 2
+    assert why in capfd.readouterr().err
+
+
+def test_output_to_a_pipe_that_does_not_block() -> None:
+    """A parent may share such a pipe: it is waited for, by the output's own thread."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with open(reading, encoding="utf-8") as file, open(writing, "w", encoding="utf-8") as stream:
+        with Output(stream) as output:
+            for number in range(5_000):
+                output.print(f"{number} {'x' * 100}")
+            for number in range(5_000):
+                assert file.readline() == f"{number} {'x' * 100}\n"

@@ -1,0 +1,168 @@
+"""What `popart.system` asks of a socket, one function after the other."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from popart import system
+from tests.conftest import PATIENCE
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two ends of a TCP connection: the server's, and the client's."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with socket.create_connection(listening.getsockname(), timeout=PATIENCE) as client:
+            server, _ = listening.accept()
+            with server:
+                yield server, client
+
+
+def fill(sock: socket.socket) -> None:
+    """Send until there is no room."""
+    while system.send_at_once(sock, bytes(65_536)):
+        pass
+
+
+def test_receive_at_once(pair: Pair) -> None:
+    """What has come is there, at most so many octets; None if nothing has, and nothing at the end of the stream."""
+    server, client = pair
+    assert system.receive_at_once(server, 4) is None
+    client.sendall(b"QUIT\r\n")
+    assert select.select([server], [], [], PATIENCE)[0]
+    assert system.receive_at_once(server, 4) == b"QUIT"
+    assert system.receive_at_once(server, 4) == b"\r\n"
+    client.shutdown(socket.SHUT_WR)
+    assert select.select([server], [], [], PATIENCE)[0]
+    assert system.receive_at_once(server, 4) == b""
+
+
+def test_send_at_once(pair: Pair) -> None:
+    """It says how many octets there was room for, and 0 if there is none: it never waits."""
+    server, client = pair
+    assert system.send_at_once(server, b"+OK\r\n") == 5
+    assert client.recv(100) == b"+OK\r\n"
+    fill(server)
+    assert system.send_at_once(server, b"+OK\r\n") == 0
+
+
+@pytest.mark.parametrize("has_poll", [True, False])
+def test_wait_for_room(has_poll: bool, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for as many seconds, or until there is room, on a system without poll, too."""
+    if not has_poll:
+        monkeypatch.delattr(select, "poll")
+    server, _ = pair
+    begun = time.monotonic()
+    system.wait_for_room(server, 2 * PATIENCE)
+    assert time.monotonic() - begun < PATIENCE
+    fill(server)
+    begun = time.monotonic()
+    system.wait_for_room(server, 0.2)
+    assert 0.19 < time.monotonic() - begun < PATIENCE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell it otherwise, or not at all")
+def test_unsent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is 0 when the client's system has all, and None where the system does not tell."""
+    server, _ = pair
+    assert system.unsent(server) == 0
+    fill(server)
+    assert system.unsent(server)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert system.unsent(listening) is None
+    assert system.unsent(listening) is None  # it is closed
+    monkeypatch.delattr(system, "termios")
+    assert system.unsent(server) is None
+
+
+def test_unsent_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the option SO_NWRITE, 0x1024, tells it."""
+
+    class Sock:
+        def getsockopt(self, level: int, option: int) -> int:
+            return {(socket.SOL_SOCKET, 0x1024): 7}[level, option]
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    sock: Any = Sock()
+    assert system.unsent(sock) == 7
+
+
+def test_wake_reader(pair: Pair) -> None:
+    """Its own reads end, the client's do not."""
+    server, client = pair
+    system.wake_reader(server)
+    assert server.recv(100) == b"" == server.recv(100)
+    server.sendall(b"+OK\r\n")
+    assert client.recv(100) == b"+OK\r\n"
+    server.close()
+    system.wake_reader(server)  # too late, and no error
+
+
+def test_reset(pair: Pair) -> None:
+    """The client reads an error, and the socket is closed."""
+    server, client = pair
+    system.reset(server)
+    assert server.fileno() == -1
+    with pytest.raises(ConnectionResetError):
+        client.recv(100)
+    system.reset(server)  # again, and no error
+
+
+def test_options(pair: Pair) -> None:
+    """Small writes go out at once; an acknowledgement does, where the system has a word for it."""
+    server, _ = pair
+    system.send_small_writes_at_once(server)
+    assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    if hasattr(socket, "TCP_QUICKACK"):
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        system.acknowledge(server)
+        assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
+
+
+@pytest.mark.parametrize("function", [system.send_small_writes_at_once, system.acknowledge])
+def test_options_of_a_unix_socket(function: Callable[[socket.socket], None]) -> None:
+    """It has none of them, and that is no error."""
+    one, other = socket.socketpair()
+    with one, other:
+        function(one)
+
+
+def test_acknowledge_where_there_is_no_such_option(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it does nothing."""
+    monkeypatch.delattr(socket, "TCP_QUICKACK", raising=False)
+    system.acknowledge(pair[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no such call")
+def test_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread can be put on each of the processors, and then runs there and nowhere else."""
+    found: list[tuple[list[int], int]] = []
+
+    def move() -> None:
+        for processor in allowed:
+            system.run_on(processor)
+            found.append((system.processors(), system.current_processor()))
+
+    allowed = system.processors()
+    assert allowed == sorted(os.sched_getaffinity(0))
+    thread = threading.Thread(target=move)
+    thread.start()
+    thread.join()
+    assert found == [([processor], processor) for processor in allowed]
+    assert system.processors() == allowed
+    system.run_on(100_000)  # there is none, and that is no error
+    monkeypatch.delattr(os, "sched_setaffinity")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    system.run_on(allowed[0])
+    assert system.processors() == []

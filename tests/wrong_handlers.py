@@ -1,0 +1,1233 @@
+"""Handlers that are wrong on purpose, each in one way, and a right one that they derive from.
+
+`popart.testing.check` must find each of them: tests/test_check.py.  The docstring of a handler says what is wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import popart
+
+MESSAGES = [
+    b"From: bob@example.org\r\nSubject: one\r\n\r\nA line.\r\n.\r\n",
+    b"Subject: two\r\nX-Long: " + b"x" * 900 + b"\r\n\r\n" + b"A line of some length.\r\n" * 200,
+    b"Subject: three\r\n\r\n" + b"0123456789 and so on\r\n" * 4_000,  # more than popart reads at once
+    b"Subject: four\r\n\r\n",
+    b"Subject: five\r\n\r\nThe last line has no end",
+]
+
+
+class Drop:
+    """A user's mail, with its ids, and its lock."""
+
+    def __init__(self) -> None:
+        self.messages = {secrets.token_hex(8): octets for octets in MESSAGES}
+        self.locked = False
+
+
+class Store:
+    """Two users' mail, and how the handlers of one test see it."""
+
+    def __init__(self) -> None:
+        self.users = {"alice": "secret", "bob": "hunter2"}
+        self.drops = {"alice": Drop(), "bob": Drop()}
+        self.guard = threading.Lock()
+        self.go_on = threading.Event()
+        """What a handler that blocks waits for: the test sets it at its end."""
+        self.broken = False
+        self.seen: dict[str, Any] = {}
+        """Anything else that the sessions of a wrong handler share."""
+
+    @contextmanager
+    def break_backend(self) -> Iterator[None]:
+        """Let deletions fail after the first."""
+        self.broken = True
+        yield
+        self.broken = False
+
+    def remove(self, drop: Drop, unique_id: str) -> None:
+        """Delete one message, without a transaction."""
+        if self.broken and self.seen.setdefault("removed", 0):
+            raise OSError("the disk is full")
+        self.seen["removed"] = self.seen.get("removed", 0) + 1
+        del drop.messages[unique_id]
+
+
+class Right(popart.BaseHandler, popart.SupportsClose):
+    """Nothing is wrong with it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.username = ""
+        self.messages: list[tuple[str, bytes]] = []
+
+    @property
+    def drop(self) -> Drop:
+        return self.store.drops[self.username]
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if self.store.users.get(username) != password:
+            raise popart.ReportableError("wrong name or password")
+        self.username = username
+
+    def lock_maildrop(self) -> None:
+        with self.store.guard:
+            if self.drop.locked:
+                raise popart.ReportableError("another session has the maildrop")
+            self.drop.locked = True
+        self.messages = list(self.drop.messages.items())
+
+    def list_messages(self) -> Iterable[tuple[int, str]]:
+        return [(popart.wire_size(octets), unique_id) for unique_id, octets in self.messages]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        return io.BytesIO(self.messages[number - 1][1])
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        if self.store.broken:
+            raise OSError("the disk is full")
+        for number in numbers:
+            del self.drop.messages[self.messages[number - 1][0]]
+
+    def unlock_maildrop(self) -> None:
+        self.drop.locked = False
+
+    def handle_session_error(self, error: BaseException) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A handler that is wrong, what a finding says of it, and what the check must be given to find it."""
+
+    handler: type[Right]
+    says: str
+    options: dict[str, Any]
+
+
+WRONG: list[Wrong] = []
+
+
+def wrong(says: str, **options: Any) -> Callable[[type[Right]], type[Right]]:
+    def add(handler: type[Right]) -> type[Right]:
+        WRONG.append(Wrong(handler, says, options))
+        return handler
+
+    return add
+
+
+# Sizes.
+
+
+class Sizes(Right):
+    """It answers with another size for each message."""
+
+    def size_of(self, octets: bytes) -> Any:
+        raise NotImplementedError
+
+    def list_messages(self) -> Any:
+        return [(self.size_of(octets), unique_id) for unique_id, octets in self.messages]
+
+
+@wrong("octets of message 1, and its reader gave")
+class SizeByFormula(Sizes):
+    """A size counts the CR of each CRLF twice."""
+
+    def size_of(self, octets: bytes) -> int:
+        return len(octets.replace(b"\n", b"\r\n"))
+
+
+@wrong("octets of message 1, and its reader gave")
+class SizeByLastLF(Sizes):
+    """A size counts a last line end that is there already."""
+
+    def size_of(self, octets: bytes) -> int:
+        return len(octets + b"\r\n")
+
+
+@wrong("octets of message 1, and its reader gave")
+class SizeWithBOM(Sizes):
+    """A size counts the byte order mark of the file, which the reader leaves out."""
+
+    def size_of(self, octets: bytes) -> int:
+        return popart.wire_size(b"\xef\xbb\xbf" + octets)
+
+
+@wrong("must be 0 to")
+class SizeNegative(Sizes):
+    """A size that is not known is -1."""
+
+    def size_of(self, octets: bytes) -> int:
+        return -1
+
+
+@wrong("must be an integer: str")
+class SizeText(Sizes):
+    """A size is a str."""
+
+    def size_of(self, octets: bytes) -> str:
+        return str(len(octets))
+
+
+@wrong("has other sizes in a second session")
+class SizeChanges(Sizes):
+    """A size is smaller in each session."""
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        self.store.seen["session"] = self.store.seen.get("session", 0) + 1
+
+    def size_of(self, octets: bytes) -> int:
+        return max(1, len(octets) - int(self.store.seen["session"]))
+
+
+class Counting(Right):
+    """It answers for single messages, without a listing."""
+
+    list_messages = None  # type: ignore[assignment]
+
+    def get_message_count(self) -> int:
+        return len(self.messages)
+
+    def get_message_size(self, number: int) -> int:
+        return popart.wire_size(self.messages[number - 1][1])
+
+    def get_message_id(self, number: int) -> str:
+        return self.messages[number - 1][0]
+
+
+@wrong("get_message_size raised IndexError")
+class CountsTooMany(Counting):
+    """The count is one too large."""
+
+    def get_message_count(self) -> int:
+        return len(self.messages) + 1
+
+
+# Unique-ids.
+
+
+class Ids(Right):
+    """It answers with another unique-id for each message."""
+
+    def id_of(self, number: int, unique_id: str) -> Any:
+        raise NotImplementedError
+
+    def list_messages(self) -> Any:
+        return [
+            (popart.wire_size(octets), self.id_of(number, unique_id))
+            for number, (unique_id, octets) in enumerate(self.messages, 1)
+        ]
+
+
+@wrong("must have 1 to 70 characters from '!' to '~'")
+class IdsWithBlanks(Ids):
+    """The ids hold blanks."""
+
+    def id_of(self, number: int, unique_id: str) -> str:
+        return f"message {unique_id}"
+
+
+@wrong("must have 1 to 70 characters from '!' to '~'")
+class IdsTooLong(Ids):
+    """The ids have more than 70 characters."""
+
+    def id_of(self, number: int, unique_id: str) -> str:
+        return unique_id * 5
+
+
+@wrong("must have 1 to 70 characters from '!' to '~'")
+class IdsEmpty(Ids):
+    """A message without a Message-ID has an empty id."""
+
+    def id_of(self, number: int, unique_id: str) -> str:
+        return "" if number == 3 else unique_id
+
+
+@wrong("must have 1 to 70 characters from '!' to '~'")
+class IdsNotASCII(Ids):
+    """The ids hold a letter outside ASCII."""
+
+    def id_of(self, number: int, unique_id: str) -> str:
+        return f"é{unique_id}"
+
+
+@wrong("must be a str: int")
+class IdsOfNumbers(Ids):
+    """The ids are of the type int, as the database has them."""
+
+    def id_of(self, number: int, unique_id: str) -> int:
+        return int(unique_id, 16)
+
+
+@wrong("have the same unique-id")
+class IdsDouble(Ids):
+    """Two messages have the same id."""
+
+    def id_of(self, number: int, unique_id: str) -> str:
+        return self.messages[number // 2 * 2 - 1][0]
+
+
+@wrong("have the same unique-id")
+class IdsDoubleAsked(Counting):
+    """The same, in a handler that is asked for each id."""
+
+    def get_message_id(self, number: int) -> str:
+        return "id"
+
+
+@wrong("other unique-ids")
+class IdsChange(Ids):
+    """The ids are made anew in each session."""
+
+    def id_of(self, number: int, unique_id: str) -> str:
+        return secrets.token_hex(8)
+
+
+@wrong("ids move to other messages", delete=True)
+class IdsByNumber(Ids):
+    """The ids are the numbers, so they move when a message is deleted."""
+
+    def id_of(self, number: int, unique_id: str) -> str:
+        return f"id-{number}"
+
+
+@wrong("ids of other messages")
+class IdsSwap(Ids):
+    """The first two messages change their ids with each session."""
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        self.store.seen["turn"] = not self.store.seen.get("turn")
+
+    def id_of(self, number: int, unique_id: str) -> str:
+        if number <= 2 and self.store.seen["turn"]:
+            return self.messages[2 - number][0]
+        return unique_id
+
+
+# Readers.
+
+
+class Reader(io.BytesIO):
+    """It gives a message's octets, right or wrong."""
+
+    def __init__(self, handler: Reading, octets: bytes) -> None:
+        super().__init__(octets)
+        self.handler = handler
+
+
+class Reading(Right):
+    """It reads with another reader."""
+
+    reader: type[Any] = Reader
+
+    def get_message_reader(self, number: int) -> Any:
+        return self.reader(self, self.messages[number - 1][1])
+
+
+@wrong("octets of message 2, and its reader gave")
+class ReaderEndsEarly(Reading):
+    """A reader ends after 4,000 octets, as of a connection that was lost."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        return io.BytesIO(self.messages[number - 1][1][:4000])
+
+
+@wrong("read raised OSError")
+class ReaderRaises(Reading):
+    """A reader fails in the middle of a long message."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> bytes:
+            if self.tell() > 60_000:
+                raise OSError("the back end is gone")
+            return super().read(n)
+
+
+@wrong("get_message_reader raised FileNotFoundError")
+class OpeningRaises(Reading):
+    """A message that is listed cannot be opened."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        if number == 2:
+            raise FileNotFoundError("new/2")
+        return super().get_message_reader(number)
+
+
+@wrong("get_top_reader raised NotImplementedError")
+class TopRaises(Right):
+    """TOP is not done yet."""
+
+    def get_top_reader(self, number: int, lines: int) -> popart.MessageReader:
+        raise NotImplementedError
+
+
+@wrong("RETR 2 was answered -ERR")
+class OpeningRefused(Reading):
+    """A message that is listed is refused in words."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        if number == 2:
+            raise popart.ReportableError("the message is gone")
+        return super().get_message_reader(number)
+
+
+@wrong("returned str, not bytes")
+class ReaderOfText(Reading):
+    """A reader gives text."""
+
+    class reader(io.StringIO):
+        def __init__(self, handler: Reading, octets: bytes) -> None:
+            super().__init__(octets.decode())
+
+
+@wrong("returned bytearray, not bytes")
+class ReaderOfBytearrays(Reading):
+    """A reader gives bytearrays."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> Any:
+            return bytearray(super().read(n))
+
+
+@wrong("returned NoneType, not bytes")
+class ReaderEndsWithNone(Reading):
+    """A reader says None at the end, as a non-blocking file does."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> Any:
+            return super().read(n) or None
+
+
+@wrong("more than it was asked for")
+class ReaderGivesAll(Reading):
+    """A reader gives the whole message, however much is asked for."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> bytes:
+            return super().read()
+
+
+@wrong("read has not returned", patience=2.0)
+class ReaderBlocks(Reading):
+    """A reader waits for ever at the end of the message."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> bytes:
+            return super().read(n) or str(self.handler.store.go_on.wait()).encode()[:0]
+
+
+@wrong("RETR 1 gave another message the second time")
+class ReadersShareAPosition(Right):
+    """All readers of a message are one open file, which nobody rewinds."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.files: dict[int, io.BytesIO] = {}
+
+    def get_message_reader(self, number: int) -> Any:
+        if number not in self.files:
+            self.files[number] = io.BytesIO(self.messages[number - 1][1])
+        file = self.files[number]
+
+        class Shared:
+            def read(self, n: int) -> bytes:
+                return file.read(n)
+
+            def close(self) -> None: ...
+
+        return Shared()
+
+
+@wrong("RETR 1 gave another message the second time")
+class ReadersShareAPositionUnseen(ReadersShareAPosition):
+    """The same, and popart does not see it, as the sizes are said to be 0."""
+
+    def list_messages(self) -> Iterable[tuple[int, str]]:
+        return [(0, unique_id) for unique_id, _ in self.messages]
+
+
+@wrong("in small pieces")
+class ReaderLosesPieces(Reading):
+    """A reader that is asked for less than a line loses the rest of that line."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> bytes:
+            assert n is not None
+            return super().read(n) if n > 4000 else self.readline()[:n]
+
+
+@wrong("returned coroutine, not bytes")
+class ReaderIsAsync(Reading):
+    """A reader's read is a coroutine function."""
+
+    class reader:
+        def __init__(self, handler: Reading, octets: bytes) -> None: ...
+
+        async def read(self, n: int) -> bytes:
+            return b""
+
+
+@wrong("cannot be a bytes")
+class NoReader(Reading):
+    """The octets are returned in place of a reader."""
+
+    def get_message_reader(self, number: int) -> Any:
+        return self.messages[number - 1][1]
+
+
+@wrong("close raised ValueError")
+class ReaderCannotClose(Reading):
+    """Closing a reader that was not read to its end fails."""
+
+    class reader:  # no file object, which would be closed once more when it is forgotten
+        def __init__(self, handler: Reading, octets: bytes) -> None:
+            self.file = io.BytesIO(octets)
+
+        def read(self, n: int) -> bytes:
+            return self.file.read(n)
+
+        def close(self) -> None:
+            if self.file.read(1):
+                raise ValueError("not at the end")
+
+
+class Tops(Right):
+    """It has readers of its own for TOP."""
+
+    def get_top_reader(self, number: int, lines: int) -> popart.MessageReader:
+        return io.BytesIO(self.top_of(self.messages[number - 1][1], lines))
+
+    def top_of(self, octets: bytes, lines: int) -> bytes:
+        raise NotImplementedError
+
+
+@wrong("TOP 1 0 differs from RETR 1")
+class TopWithoutHeader(Tops):
+    """TOP gives the body's lines alone."""
+
+    def top_of(self, octets: bytes, lines: int) -> bytes:
+        return octets.partition(b"\r\n\r\n")[2]
+
+
+@wrong("TOP 1 99999999 differs from RETR 1")
+class TopOfOneLine(Tops):
+    """TOP never gives more than the body's first line."""
+
+    def top_of(self, octets: bytes, lines: int) -> bytes:
+        header, blank, body = octets.partition(b"\r\n\r\n")
+        return header + blank + b"".join(body.splitlines(keepends=True)[: min(lines, 1)])
+
+
+@wrong("get_message_reader raised IndexError")
+class ReadsFromZero(Right):
+    """The readers count from 0."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        return io.BytesIO(self.messages[number][1])
+
+
+@wrong("list_messages raised LookupError")
+class ListingFails(Right):
+    """The listing fails after its first message."""
+
+    def list_messages(self) -> Iterator[tuple[int, str]]:
+        yield (1, "one")
+        raise LookupError("the second is gone")
+
+
+@wrong("no pair of size and id")
+class ListingOfSizes(Right):
+    """The listing has no ids."""
+
+    def list_messages(self) -> Any:
+        return [len(octets) for _, octets in self.messages]
+
+
+# Deletion.
+
+
+@wrong("vanished")
+class DeletesWhenRead(Reading):
+    """A message is deleted when its reader is closed."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        self.drop.messages.pop(self.messages[number - 1][0], None)
+        return super().get_message_reader(number)
+
+
+@wrong("which was marked is gone after RSET and QUIT", delete=True)
+class DeletesAtDELE(Right):
+    """A message is deleted at DELE."""
+
+    def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
+        if verb == "DELE":
+            del self.drop.messages[self.messages[0][0]]
+
+    def session_finished(self, commands: int, octets: int, seconds: float) -> None: ...
+
+    def delete_messages(self, numbers: Sequence[int]) -> None: ...
+
+
+@wrong("which was marked is gone after RSET and QUIT", delete=True)
+class DeletesAtTheEnd(DeletesAtDELE):
+    """What was marked is deleted when the session ends, however it ends."""
+
+    marked = False
+
+    def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
+        self.marked |= verb == "DELE"
+
+    def unlock_maildrop(self) -> None:
+        if self.marked:
+            del self.drop.messages[self.messages[0][0]]
+        super().unlock_maildrop()
+
+
+@wrong("message 1, which was not marked, is gone", delete=True)
+class DeletesFromZero(Right):
+    """The numbers of messages to delete are counted from 0, and those of no message left out."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            del self.drop.messages[self.messages[number - 2][0]]
+
+
+@wrong("which was not marked, is gone", delete=True)
+class DeletesWhileNumbersMove(Right):
+    """Each deletion moves the numbers that follow."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            del self.drop.messages[self.messages.pop(number - 1)[0]]
+
+
+@wrong("which was not marked, is gone", delete=True)
+class DeletesAll(Right):
+    """The whole maildrop is emptied."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        self.drop.messages.clear()
+
+
+@wrong("is still there after QUIT was answered +OK", delete=True)
+class DeletesNothing(Right):
+    """Nothing is deleted, and that is called a success."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None: ...
+
+
+@wrong("is still there after QUIT was answered +OK", delete=True)
+class DeletesOne(Right):
+    """Only the first of several is deleted."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        super().delete_messages(numbers[:1])
+
+
+@wrong("some messages are gone", delete=True, fails=True)
+class DeletesHalf(Right):
+    """Messages are deleted one by one, and those before an error stay deleted."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.store.remove(self.drop, self.messages[number - 1][0])
+
+
+@wrong("the error is swallowed", delete=True, fails=True)
+class DeletesAndSwallows(Right):
+    """An error of the back end is swallowed."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        if not self.store.broken:
+            super().delete_messages(numbers)
+
+
+@wrong("all are gone", delete=True, fails=True)
+class DeletesAndFails(Right):
+    """All is deleted, and then an error is raised."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            del self.drop.messages[self.messages[number - 1][0]]
+        if self.store.broken:
+            raise OSError("the disk is full")
+
+
+@wrong("delete_messages returned bool, not None", delete=True)
+class DeletesAndSaysTrue(Right):
+    """The deletion returns True."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> Any:
+        super().delete_messages(numbers)
+        return True
+
+
+@wrong("delete_messages raised KeyError", delete=True)
+class CannotDelete(Right):
+    """Nothing can be deleted."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        raise KeyError("no such column")
+
+
+@wrong("after delete_messages and before unlock_maildrop", delete=True)
+class DeletesAndUnlocks(Right):
+    """The lock is released by the deletion already."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        super().delete_messages(numbers)
+        super().unlock_maildrop()
+
+
+@wrong("print in delete_messages fails", delete=True)
+class PrintsDeletions(Right):
+    """It prints what it deletes."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        print("deleting", numbers)
+        super().delete_messages(numbers)
+
+
+@wrong("QUIT was answered -ERR", delete=True)
+class RefusesToDelete(Right):
+    """A deletion is refused in words."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        raise popart.ReportableError("nothing is ever deleted here")
+
+
+# The lock.
+
+
+@wrong("A second session is let in", delete=True)
+class NoLock(Right):
+    """There is no lock, although messages are deleted."""
+
+    def lock_maildrop(self) -> None:
+        self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None: ...
+
+
+@wrong("A second session is let in")
+class LockOfEachHandler(Right):
+    """Each handler has a lock of its own."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.lock = threading.Lock()
+
+    def lock_maildrop(self) -> None:
+        self.lock.acquire()
+        self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None:
+        self.lock.release()
+
+
+@wrong("stays locked after QUIT")
+class LockNeverReleased(Right):
+    """The lock is never released."""
+
+    def unlock_maildrop(self) -> None: ...
+
+
+@wrong("stays locked after")
+class LockReleasedAfterQuitAlone(Right):
+    """The lock is released only if the session was ended by QUIT."""
+
+    said_quit = False
+
+    def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
+        if verb == "QUIT":
+            self.drop.locked = False
+
+    def session_finished(self, commands: int, octets: int, seconds: float) -> None: ...
+
+    def unlock_maildrop(self) -> None: ...
+
+
+@wrong("released twice")
+class LockReleasedTwice(Right):
+    """The lock is released once more at the end of the connection, when another session may have it."""
+
+    locked = False
+
+    def unlock_maildrop(self) -> None:
+        self.locked = True
+        self.drop.locked = False
+
+    def close(self) -> None:
+        if self.locked:
+            self.drop.locked = False
+
+
+@wrong("once a refused session is over")
+class LockReleasedByTheRefused(Right):
+    """A session that was refused releases the lock of the other."""
+
+    def close(self) -> None:
+        if self.username:
+            self.drop.locked = False
+
+
+@wrong("while the maildrop of another user is open", other=("bob", "hunter2"))
+class OneLockForAll(Right):
+    """All users share one lock."""
+
+    def lock_maildrop(self) -> None:
+        with self.store.guard:
+            if self.store.seen.get("locked"):
+                raise popart.ReportableError("another session has the maildrop")
+            self.store.seen["locked"] = True
+        self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None:
+        self.store.seen["locked"] = False
+
+
+@wrong("Two users see the same messages", other=("bob", "hunter2"))
+class OneMaildropForAll(Right):
+    """All users have one maildrop, each with a lock of its own."""
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        self.messages = list(self.store.drops["alice"].messages.items())
+
+
+@wrong("unlock_maildrop raised RuntimeError")
+class UnlockRaises(Right):
+    """The lock is released, and then an error is raised."""
+
+    def unlock_maildrop(self) -> None:
+        super().unlock_maildrop()
+        raise RuntimeError("release unlocked lock")
+
+
+@wrong("lock_maildrop has not returned", patience=2.0)
+class LockWaits(Right):
+    """A session waits for the lock instead of being refused."""
+
+    def lock_maildrop(self) -> None:
+        while self.drop.locked and not self.store.go_on.wait(0.01):
+            pass
+        super().lock_maildrop()
+
+
+@wrong("takes its password for wrong")
+class LockRefusedAsPassword(Right):
+    """A session that finds the maildrop locked reads that its password is wrong."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, password)
+        if self.drop.locked:
+            raise popart.ReportableError("another session has the maildrop")
+
+
+# Signing in.
+
+
+@wrong("A wrong password is taken")
+class AnyPassword(Right):
+    """Any password lets in."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if username not in self.store.users:
+            raise popart.ReportableError("wrong name or password")
+        self.username = username
+
+
+@wrong("A wrong password is taken")
+class PasswordByItsBeginning(AnyPassword):
+    """A password need only begin with the right one."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, password)
+        if not password.startswith(self.store.users[username]):
+            raise popart.ReportableError("wrong name or password")
+
+
+@wrong("A wrong password is taken")
+class PasswordStripped(AnyPassword):
+    """A password's blanks do not count."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, password)
+        if password.strip() != self.store.users[username]:
+            raise popart.ReportableError("wrong name or password")
+
+
+@wrong("A wrong password is taken")
+class PasswordInAnyCase(AnyPassword):
+    """A password's case does not count."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, password)
+        if password.lower() != self.store.users[username].lower():
+            raise popart.ReportableError("wrong name or password")
+
+
+@wrong("An unknown user is let in")
+class AnyUser(Right):
+    """Anybody who is not known is a guest, with mail of his own."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if username in self.store.users:
+            super().authenticate_pass(username, password)
+        else:
+            self.username = "bob"
+
+
+@wrong("in another case")
+class UserInAnyCase(Right):
+    """A name may have any case, but each way to write it has a maildrop and a lock of its own."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username.lower(), password)
+        self.username = username
+        with self.store.guard:
+            if username not in self.store.drops:
+                self.store.drops[username] = Drop()
+
+
+@wrong("with a blank at its end")
+class UserStripped(Right):
+    """Blanks around a name do not count, but each way to write it has a lock of its own."""
+
+    def lock_maildrop(self) -> None:
+        with self.store.guard:
+            if self.name in self.store.seen:
+                raise popart.ReportableError("another session has the maildrop")
+            self.store.seen[self.name] = True
+        self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None:
+        del self.store.seen[self.name]
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username.strip(), password)
+        self.name = username
+
+
+@wrong("does not get its mail by the right one")
+class UserOfTheFirstAttempt(Right):
+    """The name of the first attempt is kept."""
+
+    first = ""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        self.first = self.first or username
+        super().authenticate_pass(self.first, password)
+
+
+@wrong("authenticate_pass raised TypeError")
+class PasswordOfASCII(AnyPassword):
+    """The comparison fails for a password that is not ASCII."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, password)
+        if not secrets.compare_digest(password, self.store.users[username]):
+            raise popart.ReportableError("wrong name or password")
+
+
+@wrong("authenticate_pass raised KeyError")
+class UnknownUserRaises(Right):
+    """An unknown user is an error."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if self.store.users[username] != password:
+            raise popart.ReportableError("wrong name or password")
+        self.username = username
+
+
+@wrong("authenticate_pass returned bool, not None")
+class PasswordReturns(Right):
+    """A wrong password is refused by False."""
+
+    def authenticate_pass(self, username: str, password: str) -> Any:
+        self.username = username
+        return None if self.store.users.get(username) == password else False
+
+
+@wrong("repeats the password")
+class RefusalRepeats(Right):
+    """The refusal holds what the client sent."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if self.store.users.get(username) != password:
+            raise popart.ReportableError(f"{password} is not the password of {username}")
+        self.username = username
+
+
+@wrong("An unknown user is told apart")
+class RefusalTellsUsers(Right):
+    """The refusal says whether there is such a user."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if username not in self.store.users:
+            raise popart.ReportableError("no such user")
+        super().authenticate_pass(username, password)
+
+
+class Tokens(Right):
+    """It takes tokens."""
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        if token != "ya29.token" or username != "alice":
+            raise popart.ReportableError("this token is not valid here")
+        self.username = username
+
+
+@wrong("An unknown user is let in", token="ya29.token")
+class TokenOfAnybody(Tokens):
+    """A token is checked, but not whose it is."""
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        super().authenticate_token("alice", token)
+
+
+@wrong("A wrong token is taken", token="ya29.token")
+class AnyToken(Tokens):
+    """A token is not checked."""
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        self.authenticate_pass(username, self.store.users.get(username, ""))
+
+
+@wrong("A wrong digest is taken", apop=True)
+class AnyDigest(Right):
+    """APOP's digest is not checked."""
+
+    def authenticate_apop(self, username: str, hexdigest: str) -> None:
+        self.authenticate_pass(username, self.store.users.get(username, ""))
+
+
+@wrong("An unknown user is let in")
+class ScramOfAnybody(Right):
+    """SCRAM has the same credentials for all names."""
+
+    allow_passwords = False
+    credentials = popart.scram_credentials("secret", iterations=4096)
+
+    def get_scram_credentials(self, username: str) -> popart.ScramCredentials:
+        self.username = "alice"
+        return self.credentials
+
+
+# Coroutines.
+
+
+@wrong("authenticate_pass returned coroutine, not None")
+class SignInIsAsync(Right):
+    """The sign-in is a coroutine function."""
+
+    async def authenticate_pass(self, username: str, password: str) -> None:  # type: ignore[override]
+        super().authenticate_pass(username, password)
+
+
+@wrong("lock_maildrop returned coroutine, not None")
+class LockIsAsync(Right):
+    """The lock is a coroutine function."""
+
+    async def lock_maildrop(self) -> None:  # type: ignore[override]
+        super().lock_maildrop()
+
+
+@wrong("list_messages returned coroutine")
+class ListingIsAsync(Right):
+    """The listing is a coroutine function."""
+
+    async def list_messages(self) -> Any:
+        return super().list_messages()
+
+
+@wrong("list_messages returned async_generator")
+class ListingIsAnAsyncGenerator(Right):
+    """The listing is an asynchronous generator."""
+
+    async def list_messages(self) -> Any:
+        yield len(self.messages)
+
+
+@wrong("delete_messages returned coroutine, not None", delete=True)
+class DeletionIsAsync(Right):
+    """The deletion is a coroutine function."""
+
+    async def delete_messages(self, numbers: Sequence[int]) -> None:  # type: ignore[override]
+        super().delete_messages(numbers)
+
+
+@wrong("cannot be a coroutine")
+class OpeningIsAsync(Right):
+    """Opening a message is a coroutine function."""
+
+    async def get_message_reader(self, number: int) -> Any:  # type: ignore[override]
+        return super().get_message_reader(number)
+
+
+@wrong("close returned coroutine, not None")
+class CloseIsAsync(Right):
+    """The end is a coroutine function."""
+
+    async def close(self) -> None:  # type: ignore[override]
+        ...
+
+
+@wrong("on_new_connection returned")
+class MakingIsAsync(Right):
+    """Handlers are made by a coroutine function."""
+
+    def __new__(cls, store: Store) -> Any:
+        async def make() -> None: ...
+
+        return make()
+
+
+@wrong("unlock_maildrop returned coroutine, not None")
+class UnlockIsAsync(Right):
+    """The release of the lock is a coroutine function."""
+
+    async def unlock_maildrop(self) -> None:  # type: ignore[override]
+        super().unlock_maildrop()
+
+
+@wrong("handle_session_error is a coroutine function")
+class ErrorsAreAsync(Right):
+    """What is told of errors is a coroutine function."""
+
+    async def handle_session_error(self, error: BaseException) -> None:  # type: ignore[override]
+        ...
+
+
+# The rest.
+
+
+@wrong("handle_session_error raised AttributeError")
+class ErrorsRaise(Right):
+    """What is told of an error fails itself."""
+
+    def handle_session_error(self, error: BaseException) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'error'")
+
+
+@wrong("handle_session_error has not returned", patience=2.0)
+class ErrorsBlock(Right):
+    """What is told of an error waits for ever."""
+
+    def handle_session_error(self, error: BaseException) -> None:
+        self.store.go_on.wait()
+
+
+@wrong("the same handler for two connections")
+class OneForAll(Right):
+    """One handler serves all connections."""
+
+    def __new__(cls, store: Store) -> OneForAll:
+        if "handler" not in store.seen:
+            store.seen["handler"] = super().__new__(cls)
+        return store.seen["handler"]  # type: ignore[no-any-return]
+
+
+@wrong("in a second session")
+class SharesItsListing(Right):
+    """The listing is an attribute of the class, and grows with each session."""
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        self.messages = self.store.seen.setdefault("messages", [])
+        self.messages += [
+            (f"{unique_id}.{len(self.messages)}", octets) for unique_id, octets in self.drop.messages.items()
+        ]
+
+
+@wrong("while another session tried to sign in")
+class SharesItsUser(Right):
+    """The user's name is an attribute of the class, and the messages are found by it."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        self.store.seen["username"] = username
+        super().authenticate_pass(username, password)
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        if self.store.seen["username"] not in self.store.users:
+            return io.BytesIO(b"x" * len(MESSAGES[number - 1]))
+        return super().get_message_reader(number)
+
+
+@wrong("print in get_message_reader fails")
+class Prints(Right):
+    """It prints what it does."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        print("reading", number)
+        return super().get_message_reader(number)
+
+
+@wrong("prints the password")
+class PrintsPasswords(Right):
+    """It prints passwords, when it can."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        try:
+            print(f"{username} signs in with {password!r}")
+        except OSError:
+            pass
+        super().authenticate_pass(username, password)
+
+
+@wrong("on_new_connection raised RuntimeError")
+class CannotBeMadeTwice(Right):
+    """A second handler cannot be made."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        store.seen["made"] = store.seen.get("made", 0) + 1
+        if store.seen["made"] > 2:
+            raise RuntimeError("no more connections to the database")
+
+
+@wrong("on_new_connection has not returned", patience=2.0)
+class MakingBlocks(Right):
+    """A second handler waits until the first is gone."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        while store.seen.get("made") and not store.go_on.wait(0.01):
+            pass
+        store.seen["made"] = True
+
+    def close(self) -> None:
+        self.store.seen["made"] = False
+
+
+@wrong("close raised AttributeError")
+class CloseRaises(Right):
+    """It closes what it opens at sign-in, also if nobody signed in."""
+
+    connection: Any = None
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        self.connection = io.BytesIO()
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+@wrong("has no attribute 'unlock_maildrop'")
+class NoMethod(Right):
+    """A method is missing, as the handler is derived from nothing of popart's."""
+
+    @property
+    def unlock_maildrop(self) -> Any:
+        raise AttributeError("'NoMethod' object has no attribute 'unlock_maildrop'")
