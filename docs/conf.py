@@ -29,7 +29,9 @@ nitpick_ignore = [  # what signatures show, and no page describes
     ("py:class", "popart.message_framing.Readable"),
     ("py:class", "popart.options.SocketOptions"),
     ("py:class", "popart.server.AnyServer"),
+    ("py:class", "popart.testing.server.AnyMailServer"),
     ("py:class", "popart.testing.server.MailServerOptions"),
+    ("py:class", "popart.testing.session_record.Entry"),
     ("py:class", "pytest.FixtureRequest"),
 ]
 

@@ -174,10 +174,10 @@ def test_each_limit_is_checked_and_may_be_named() -> None:
 
 
 def test_each_link_leads_somewhere() -> None:
-    """A link to a file of the checkout leads to one that is there."""
+    """A link to a file of the checkout leads to one that is there.  The README of a sdist has none."""
     links = re.findall(r"`[^`<]+<([^>`]+)>`_|^\.\. image:: (.*)", README, re.MULTILINE)
     paths = [path or picture for path, picture in links if not path.startswith("https://")]
-    assert len(paths) > 5
+    assert paths or README_PATH.with_name("PKG-INFO").exists()
     assert [path for path in paths if not README_PATH.parent.joinpath(path).exists()] == []
 
 
