@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["popart"]):
     import popart
     from popart.command_lines import MAX_AUTH_LINE, LineReader
     from popart.errors import BrokenMessageError
-    from popart.message_framing import ShortMessageError, encode_message
+    from popart.message_framing import ShortMessageError, encode_message, frame_message
     from popart.policy import Policy
     from popart.replies import MAX_REPLY_LINE
     from popart.session import Session
@@ -81,6 +81,8 @@ def check_message(octets: bytes, lengths: bytes, top: int) -> None:
     if normal and not normal.endswith(b"\r\n"):
         normal += b"\r\n"
     assert decode(encode_message(cut(octets, lengths), size=len(normal))) == normal
+    for whole in (None, top):
+        assert frame_message(octets, whole, len(normal)) + b".\r\n" == b"".join(encode_message([octets], whole))
     pieces = cut(octets, lengths)
     assert popart.wire_form(octets) == normal
     assert popart.wire_size(SimpleNamespace(read=lambda n: next(pieces, b""))) == len(normal)
@@ -139,7 +141,10 @@ def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
         head = reply.head()
         status = STATUS.match(head)
         assert status and status.end() <= MAX_REPLY_LINE
-        assert head == status[0] or LINES.fullmatch(head, status.end())
+        if reply.lines is not None and line[:4].upper() in (b"RETR", b"TOP "):
+            decode([head[status.end() :]])
+        else:
+            assert head == status[0] or LINES.fullmatch(head, status.end())
         if reply.message is not None:
             with closing(reply.message) as pieces:
                 try:
