@@ -20,6 +20,7 @@ from ipaddress import ip_address
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from popart import system
 from popart.testing.operations import Answer, Operations, Request, RequestError, find
 from popart.testing.server import MailServer
 
@@ -43,7 +44,7 @@ _CLOSED = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-act
 class ControlServer(socketserver.ThreadingTCPServer):
     """Answers requests from its first moment to its `close`."""
 
-    allow_reuse_address = True
+    allow_reuse_address: bool = system.REUSE_ADDRESS
     request_queue_size = 100
 
     def __init__(
