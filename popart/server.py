@@ -110,7 +110,7 @@ class Server(ClosingServer):
     :raises OSError: the address cannot be bound.
     """
 
-    allow_reuse_address = system.REUSE_ADDRESS
+    allow_reuse_address: bool = system.REUSE_ADDRESS
     request_queue_size = 1024
     # Threads that die with the interpreter would never call unlock_maildrop.
     daemon_threads = False

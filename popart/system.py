@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     pass
 
-REUSE_ADDRESS = os.name == "posix"
+REUSE_ADDRESS: bool = os.name == "posix"
 """Whether SO_REUSEADDR does no more than let a server start again soon.  On Windows another process could take the port
 from it."""
 
