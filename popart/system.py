@@ -5,6 +5,7 @@ Linux comes first.  If another system lacks something, the function says what it
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import os
@@ -21,7 +22,10 @@ try:
 except ImportError:  # Windows
     pass
 
-REUSE_ADDRESS = os.name == "posix"
+# PyPy reads a codec from a file at its first use.  A refusal would fail if descriptors are short just then.
+_CODECS = codecs.lookup("ascii"), codecs.lookup("latin-1")
+
+REUSE_ADDRESS: bool = os.name == "posix"
 """Whether SO_REUSEADDR does no more than let a server start again soon.  On Windows another process could take the port
 from it."""
 

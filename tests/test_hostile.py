@@ -9,7 +9,6 @@ import ssl
 import struct
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -73,6 +72,7 @@ def slow_reader(server: Server) -> Iterator[socket.socket]:
 @contextmanager
 def small_peak(limit: int) -> Iterator[None]:
     """Fail when Python allocates more than *limit* octets at a time."""
+    tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

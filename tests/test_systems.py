@@ -145,6 +145,7 @@ def test_a_client_makes_room() -> None:
     server.max_connections_per_peer = None
     with running(server), signed_in(server) as first, connected(server) as silent:
         assert silent.line().startswith(b"+OK")
+        wait_until(lambda: all(place.idle for place in server._places.all()))  # in its greeting it would be reset
         with signed_in(server) as newcomer:
             assert silent.rest() == b""
             assert newcomer.ask(b"NOOP").startswith(b"+OK")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import tracemalloc
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, combinations_with_replacement, count, pairwise
 from typing import Any
@@ -302,6 +301,7 @@ class TestSizes:
                 return b"\n" * 65_536 if self.left >= 0 else b""
 
         octets = b"\n" * 10_000_000
+        tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
         tracemalloc.start()
         try:
             assert wire_size(Endless()) == 2 * 800 * 65_536
@@ -444,6 +444,7 @@ class TestLineReader:
         """10 MB without a line end leave nothing behind (no client can stop another by volume, promise 4)."""
         reader = LineReader()
         piece = b"x" * 4096
+        tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
         tracemalloc.start()
         try:
             for _ in range(2500):
