@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from popart.client_deadlines import Closing, Place
 
 from popart import system
 from popart.client_socket import Stream
+from popart.command_deadlines import Closing, Place
 from popart.errors import ClientTimeoutError
 from popart.fairness import Pace, Pacer
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import trustme
-from popart.client_deadlines import Closing, Place
 
 import popart
 from popart.client_socket import Stream
+from popart.command_deadlines import Closing, Place
 from popart.fairness import Pace, Pacer
 from popart.server import Server
 from popart.tls import TLS

@@ -145,7 +145,9 @@ class S3Handler(GatewayHandler):
                     Bucket=self._bucket, Delete={"Objects": doomed, "Quiet": True}
                 )
                 if errors := answer.get("Errors"):  # there is no exception for these
-                    raise RuntimeError(f"{len(errors)} not deleted: {errors[0]}")
+                    raise RuntimeError(
+                        f"{len(errors)} objects were not deleted: {errors[0]}"
+                    )
             self._s3.delete_object(Bucket=self._bucket, Key=commit)
         except (BotoCoreError, ClientError, RuntimeError) as error:
             self.handle_session_error(error)

@@ -1,4 +1,4 @@
-"""What a live connection waits for, and who cuts it: the parts of `popart.client_deadlines` one by one."""
+"""What a live connection waits for, and who cuts it: the parts of `popart.command_deadlines` one by one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from popart.client_deadlines import Closing, Place, Watchdog, deadline_in, makes_progress
 
 from popart import system
+from popart.command_deadlines import Closing, Place, Watchdog, deadline_in, makes_progress
 from popart.errors import ClientGoneError, ClientTimeoutError
 from tests.conftest import PATIENCE, wait_until
 
