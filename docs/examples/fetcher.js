@@ -26,7 +26,9 @@ exports.fetchMail = async (port) => {
     for (let number = 1; number <= count; number++) {
       await ask(`RETR ${number}`);
       let message = "";
-      for (let line = await read(); line !== "."; line = await read()) message += line.replace(/^\./, "") + "\r\n";
+      for (let line = await read(); line !== "."; line = await read()) {
+        message += line.replace(/^\./, "") + "\r\n";
+      }
       messages.push(message);
       await ask(`DELE ${number}`);
     }

@@ -9,15 +9,20 @@ const { fetchMail } = require("./fetcher.js"); // the program under test
 let server;
 
 async function control(method, path, body) {
-  const headers = { Authorization: `Bearer ${server.token}`, "Content-Type": "application/json" };
-  const answer = await fetch(server.control + path, { method, headers, body: body && JSON.stringify(body) });
+  const headers = {
+    Authorization: `Bearer ${server.token}`,
+    "Content-Type": "application/json",
+  };
+  const request = { method, headers, body: body && JSON.stringify(body) };
+  const answer = await fetch(server.control + path, request);
   if (!answer.ok) throw new Error(await answer.text());
   return answer.json();
 }
 
 before(async () => {
   const options = { stdio: ["ignore", "pipe", "inherit"] };
-  const child = spawn("python3", ["-m", "popart.testing", "--control", "--exit-with-parent"], options);
+  const command = ["-m", "popart.testing", "--control", "--exit-with-parent"];
+  const child = spawn("python3", command, options);
   server = JSON.parse(await once(createInterface(child.stdout), "line"));
 });
 beforeEach(() => control("POST", "/reset"));

@@ -5,7 +5,9 @@ require "net/http"
 require "net/pop"
 
 def fetch(port) # the program under test
-  Net::POP3.delete_all("127.0.0.1", port, "alice", "secret") { |message| yield message.pop }
+  Net::POP3.delete_all("127.0.0.1", port, "alice", "secret") do |message|
+    yield message.pop
+  end
 end
 
 class FetchTest < Minitest::Test
@@ -20,9 +22,12 @@ class FetchTest < Minitest::Test
   end
 
   def control(method, path, body = nil)
-    headers = { "Authorization" => "Bearer #{@server["token"]}", "Content-Type" => "application/json" }
+    headers = { "Authorization" => "Bearer #{@server["token"]}",
+                "Content-Type" => "application/json" }
     url = URI(@server["control"])
-    answer = Net::HTTP.start(url.host, url.port) { |http| http.send_request(method, path, body&.to_json, headers) }
+    answer = Net::HTTP.start(url.host, url.port) do |http|
+      http.send_request(method, path, body&.to_json, headers)
+    end
     answer.is_a?(Net::HTTPSuccess) ? JSON.parse(answer.body) : flunk(answer.body)
   end
 
@@ -32,7 +37,9 @@ class FetchTest < Minitest::Test
     assert_raises(EOFError) { fetch(@server["port"]) {} }
     control("POST", "/wait", { since_last_call: true })
     assert_equal 1, control("GET", "/messages/alice").size
-    fetch(@server["port"]) { |message| assert_equal "Subject: one\r\n\r\nfirst\r\n", message }
+    fetch(@server["port"]) do |message|
+      assert_equal "Subject: one\r\n\r\nfirst\r\n", message
+    end
     control("POST", "/wait", { since_last_call: true })
     assert_empty control("GET", "/messages/alice") + control("GET", "/faults")
   end
