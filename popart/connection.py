@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import socket
 import socketserver
+from functools import partial
 from typing import Any
 
 from popart import system
@@ -213,15 +214,17 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _answer(self, session: Session, commands: list[bytes]) -> None:
         sender = self._sender
+        respond = session.respond if self._processor is None else partial(self._respond, session)
         pipelined = len(commands) > 1
         sent = sender.octets
         for line in commands:
             if session.is_quit(line):
                 sender.flush()
             if self._monitor is None:
-                reply = self._respond(session, line)
+                reply = respond(line)
                 self._steps += 1 if reply.lines is None and reply.message is None else MESSAGE_STEPS
-                if sender.send(reply).startswith(b"-"):
+                status = sender.send(reply)
+                if not pipelined and status.startswith(b"-"):
                     self._pace.refused()
             else:
                 self._answer_monitored(session, line, self._monitor)

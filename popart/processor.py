@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from popart import system
@@ -31,6 +32,16 @@ class Processor:
     def stay(self) -> None:
         """Run this thread on the processor from now on."""
         system.run_on(self._number)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Run a ``with`` block on the processor: the thread that accepts gives connections to the others."""
+        before = system.processors()
+        self.stay()
+        try:
+            yield
+        finally:
+            system.run_on(*before)
 
     def sign_in(self, attempt: Callable[[], Result], signed_in: Callable[[], bool]) -> Result:
         """Run a command of the AUTHORIZATION state: on each of the processors in turn, if sign-ins are slow."""

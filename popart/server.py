@@ -93,9 +93,9 @@ class Server(ClosingServer):
     connection without a word if the header is missing or bad, or comes from elsewhere.  With *reuse_port* several
     processes may listen on one port, and the system deals new connections out among them (SO_REUSEPORT).
 
-    With *processor* the threads of all sessions stay on one processor of the machine: the one with this number, or for
-    ``"current"`` the one that makes the server.  Many sessions at once then take about half the processor time (the
-    performance page says when).  A sign-in that takes a millisecond of processor time or more is not held up: the ones
+    With *processor* the threads of all sessions stay on one processor of the machine, and so does `serve_forever`: the
+    one with this number, or for ``"current"`` the one that makes the server.  Many sessions at once then take about half
+    the processor time (the performance page says when).  A sign-in that takes a millisecond of processor time or more is not held up: the ones
     after it run on all processors of the process in turn.  Threads and processes that a handler starts inherit the one
     processor.  Where the system has no such call (`os.sched_setaffinity`) the option does nothing.
 
@@ -241,6 +241,11 @@ class Server(ClosingServer):
         if self.ssl_context is not None:
             return self.ssl_context
         return self.socket.context if isinstance(self.socket, ssl.SSLSocket) else None
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Accept connections until `shutdown` or `server_close`, on the *processor* if there is one."""
+        with contextlib.nullcontext() if self._processor is None else self._processor.borrowed():
+            super().serve_forever(poll_interval)
 
     # Connections.
 

@@ -48,11 +48,11 @@ def processors() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def run_on(processor: int) -> None:
-    """Let this thread run on one processor only, if the system can do that and still has it."""
+def run_on(*processors: int) -> None:
+    """Let this thread run on these processors only, if the system can do that and still has one of them."""
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, {processor})
+            os.sched_setaffinity(0, processors)
 
 
 def current_processor() -> int:

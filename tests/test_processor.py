@@ -14,7 +14,7 @@ import pytest
 import popart
 from popart import HandlerError, Server
 from popart.processor import Processor
-from tests.conftest import Client, Mail, MemoryHandler, connected, running, signed_in
+from tests.conftest import Client, Mail, MemoryHandler, connected, running, signed_in, wait_until
 
 HOST = ("127.0.0.1", 0)
 
@@ -79,14 +79,16 @@ def session(server: Server) -> None:
 
 
 def test_sessions_stay_on_one(system: System) -> None:
-    """All that a handler does runs on the chosen processor.  The thread that accepts is left alone."""
+    """All that a handler does runs on the chosen processor, and so does serve_forever, until it returns."""
     handler = PlacedHandler(Mail(b"a\r\n"), system, [0.0] * 3)
     with running(Server(HOST, lambda peer: handler, processor=5)) as server:
+        wait_until(lambda: server._loop is not None)
         accepts = server._loop
         for _ in range(3):
             session(server)
     assert handler.signed_in_on == handler.read_on == [{5}] * 3
-    assert accepts is not None and accepts.ident not in system.moves
+    assert accepts is not None and accepts.ident is not None
+    assert system.moves[accepts.ident] == [{5}, {3, 5, 8}]
 
 
 def test_slow_sign_ins_take_turns(system: System) -> None:
