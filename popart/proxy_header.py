@@ -27,7 +27,7 @@ MAX_V2 = 4096
 
 _SHORTEST = len(b"PROXY UNKNOWN\r\n")  # and version 2 begins with 16
 _V1 = b"PROXY "
-_V1_LINE = re.compile(r"PROXY (TCP[46]) ([^ ]+) ([^ ]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})\r\n")
+_V1_LINE = re.compile(r"PROXY (TCP[46]) ([^ \0]+) ([^ \0]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})\r\n")
 _V2 = b"\r\n\r\n\0\r\nQUIT\n"
 _V2_FIXED = 16
 _LOCAL, _PROXY = 0x20, 0x21

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     limits = {name: value for name, value in vars(options).items() if name in ("timeout", *COUNTS, *TIMES)}
-    parent = os.getppid()
+    parent = os.getppid() if options.exit_with_parent else None  # Wine 8 cannot tell
     ending = False
 
     def end(number: int, frame: object) -> None:
