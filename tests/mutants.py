@@ -614,7 +614,11 @@ def main() -> int:
             for test in json.loads(MAP.read_text("utf-8"))["failed"]:
                 print(f"fails without a fault, and is left out: {test}")
             outcomes = pool.imap(try_out, [(mutant, options.seconds) for mutant in mutants])
-            return report(outcomes, len(mutants), modules)
+            status = report(outcomes, len(mutants), modules)
+            # The end of the block sends SIGTERM, which a process does not hear in the moment before it waits.
+            pool.close()
+            pool.join()
+            return status
 
 
 def report(outcomes: Iterable[Outcome], total: int, modules: list[str]) -> int:
