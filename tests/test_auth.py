@@ -52,7 +52,7 @@ from .test_server import HOST
 from .test_session import BROKEN, INTERNAL, TWO, goes_on, is_refusal, kinds, raising, returning
 from .test_tls import by_argument, by_wrapping
 
-SECRET = b"7f3a"
+SECRET = b"7f3ab2e4c6d8"
 """Part of each password and token below, and of what else the server must not repeat."""
 
 each = functools.partial(pytest.mark.parametrize, ids=name_of)

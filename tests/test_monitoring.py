@@ -19,7 +19,7 @@ from popart.server import Server
 
 from .conftest import PATIENCE, Client, ClosingHandler, Mail, MemoryHandler, connected, running
 
-SECRET = b"7f3a"
+SECRET = b"7f3ab2e4c6d8"
 """Part of whatever a client may say that nobody shall read in a log."""
 
 SMALL = b"Subject: dots\r\n\r\n.one\r\n..two\r\nthree\r\n"

@@ -33,7 +33,7 @@ CREDENTIALS = scram_credentials("pencil", iterations=4096, salt=b64decode("W22Za
 INVALID_TOKEN = b'{"status":"invalid_token"}'
 UNAUTHORIZED = b'{"status":"401","schemes":"bearer","scope":""}'
 
-SECRET = "7f3a"
+SECRET = "7f3ab2e4c6d8"
 """Part of each password and token in the tables, and of what else clients send."""
 
 
@@ -254,140 +254,140 @@ ACCEPTED: list[tuple[str, list[bytes], tuple[Any, ...]]] = [
 ]
 
 REFUSED: list[tuple[str, bytes]] = [
-    ("PLAIN", b"Ursel\0Kurt\0xipj3plmq7f3a"),  # RFC 4616 section 4
-    ("PLAIN", b"Alice\0alice\0-7f3a"),
-    ("PLAIN", b"alice\0\0-7f3a"),
-    ("PLAIN", b"\xff7f3a\0alice\0-7f3a"),
-    ("OAUTHBEARER", b"p=tls-unique,a=alice,\x01auth=Bearer 7f3a\x01\x01"),
-    ("SCRAM-SHA-256", b"p=tls-unique,,n=alice,r=7f3a"),
-    ("SCRAM-SHA-256", b"n,a=bob,n=alice,r=7f3a"),
-    ("SCRAM-SHA-256", b"n,a=alice,n=alice7f3a,r=7f3a"),
-    ("SCRAM-SHA-256", b"n,a=alice7f3a,n=alice,r=7f3a"),
-    ("SCRAM-SHA-256", b"n,a=alice,m=7f3a,n=alice,r=7f3a"),
+    ("PLAIN", b"Ursel\0Kurt\0xipj3plmq7f3ab2e4c6d8"),  # RFC 4616 section 4
+    ("PLAIN", b"Alice\0alice\0-7f3ab2e4c6d8"),
+    ("PLAIN", b"alice\0\0-7f3ab2e4c6d8"),
+    ("PLAIN", b"\xff7f3ab2e4c6d8\0alice\0-7f3ab2e4c6d8"),
+    ("OAUTHBEARER", b"p=tls-unique,a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"),
+    ("SCRAM-SHA-256", b"p=tls-unique,,n=alice,r=7f3ab2e4c6d8"),
+    ("SCRAM-SHA-256", b"n,a=bob,n=alice,r=7f3ab2e4c6d8"),
+    ("SCRAM-SHA-256", b"n,a=alice,n=alice7f3ab2e4c6d8,r=7f3ab2e4c6d8"),
+    ("SCRAM-SHA-256", b"n,a=alice7f3ab2e4c6d8,n=alice,r=7f3ab2e4c6d8"),
+    ("SCRAM-SHA-256", b"n,a=alice,m=7f3ab2e4c6d8,n=alice,r=7f3ab2e4c6d8"),
 ]
 """Responses that are well-formed, but cannot be accepted."""
 
 MALFORMED: list[tuple[str, list[bytes]]] = [
     ("PLAIN", [b""]),
-    ("PLAIN", [b"alice 7f3a"]),
-    ("PLAIN", [b"alice\x007f3a"]),
-    ("PLAIN", [b"\0alice\x007f3a\0"]),
-    ("PLAIN", [b"\0alice\0\x007f3a"]),
+    ("PLAIN", [b"alice 7f3ab2e4c6d8"]),
+    ("PLAIN", [b"alice\x007f3ab2e4c6d8"]),
+    ("PLAIN", [b"\0alice\x007f3ab2e4c6d8\0"]),
+    ("PLAIN", [b"\0alice\0\x007f3ab2e4c6d8"]),
     ("PLAIN", [b"\0" * 100_000]),
-    ("PLAIN", [b"7f3a" * 25_000]),
+    ("PLAIN", [b"7f3ab2e4c6d8" * 25_000]),
     ("PLAIN", [b"\0alice\0"]),
-    ("PLAIN", [b"\0\x007f3a"]),
+    ("PLAIN", [b"\0\x007f3ab2e4c6d8"]),
     ("PLAIN", [b"\0\0"]),
-    ("PLAIN", [b"\0al\xffice\x007f3a"]),
-    ("PLAIN", [b"\0alice\0\xff7f3a"]),
-    ("PLAIN", [b"\0alice\0\xc0\x807f3a"]),
-    ("PLAIN", [b"\0alice\0\xed\xa0\x807f3a"]),
-    ("PLAIN", [b"\0alice\r\nDELE 1\x007f3a"]),
-    ("PLAIN", [b"\0alice\0x\n7f3a"]),
-    ("PLAIN", [b"\0alice\0x\r7f3a"]),
-    ("LOGIN", [b"", b"7f3a"]),
+    ("PLAIN", [b"\0al\xffice\x007f3ab2e4c6d8"]),
+    ("PLAIN", [b"\0alice\0\xff7f3ab2e4c6d8"]),
+    ("PLAIN", [b"\0alice\0\xc0\x807f3ab2e4c6d8"]),
+    ("PLAIN", [b"\0alice\0\xed\xa0\x807f3ab2e4c6d8"]),
+    ("PLAIN", [b"\0alice\r\nDELE 1\x007f3ab2e4c6d8"]),
+    ("PLAIN", [b"\0alice\0x\n7f3ab2e4c6d8"]),
+    ("PLAIN", [b"\0alice\0x\r7f3ab2e4c6d8"]),
+    ("LOGIN", [b"", b"7f3ab2e4c6d8"]),
     ("LOGIN", [b"alice", b""]),
-    ("LOGIN", [b"al\0ice", b"7f3a"]),
-    ("LOGIN", [b"alice", b"\x007f3a"]),
-    ("LOGIN", [b"\xff", b"7f3a"]),
-    ("LOGIN", [b"alice", b"\xff7f3a"]),
-    ("LOGIN", [b"alice\n", b"7f3a"]),
-    ("LOGIN", [b"\0" * 100_000, b"7f3a"]),
+    ("LOGIN", [b"al\0ice", b"7f3ab2e4c6d8"]),
+    ("LOGIN", [b"alice", b"\x007f3ab2e4c6d8"]),
+    ("LOGIN", [b"\xff", b"7f3ab2e4c6d8"]),
+    ("LOGIN", [b"alice", b"\xff7f3ab2e4c6d8"]),
+    ("LOGIN", [b"alice\n", b"7f3ab2e4c6d8"]),
+    ("LOGIN", [b"\0" * 100_000, b"7f3ab2e4c6d8"]),
     ("OAUTHBEARER", [b""]),
     ("OAUTHBEARER", [b"\x01"]),
-    ("OAUTHBEARER", [b"7f3a" * 25_000]),
+    ("OAUTHBEARER", [b"7f3ab2e4c6d8" * 25_000]),
     ("OAUTHBEARER", [b"\x01" * 100_000]),
     ("OAUTHBEARER", [b"n,a=" + b"=2C" * 33_333]),
     ("OAUTHBEARER", [b"n,a=alice,"]),
     ("OAUTHBEARER", [b"n,a=alice,\x01"]),
-    ("OAUTHBEARER", [b"n,a=alice,auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3a\x01"]),
-    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3a"]),
-    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3a\x01\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3a\x01\x01x=y\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3a\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=alice,\x01host=a\x01host=b\x01auth=Bearer 7f3a\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=alice,auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01"]),
+    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3ab2e4c6d8"]),
+    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01x=y\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=alice,\x01host=a\x01host=b\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
     ("OAUTHBEARER", [b"n,a=alice,\x01auth\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=alice,\x01=7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=alice,\x01a1=x\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=al\x1fice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,alice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=al=ice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=al=2cice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=al,ice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=al\0ice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=al\nice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=al\x01ice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"n,a=al\xffice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"a=alice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"N,a=alice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"p=,a=alice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"F,n,a=alice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("OAUTHBEARER", [b"user=alice\x01auth=Bearer 7f3a\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=alice,\x01=7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=alice,\x01a1=x\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=al\x1fice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,alice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=al=ice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=al=2cice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=al,ice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=al\0ice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=al\nice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=al\x01ice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"n,a=al\xffice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"N,a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"p=,a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"F,n,a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("OAUTHBEARER", [b"user=alice\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
     # RFC 7628 section 4.4: its header is no GS2 header, and fails here for that reason
-    ("OAUTHBEARER", [b"n,user=someuser@example.com,\x01auth=Bearer 7f3a\x01\x01"]),
+    ("OAUTHBEARER", [b"n,user=someuser@example.com,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
     ("XOAUTH2", [b""]),
     ("XOAUTH2", [b"\x01"]),
     ("XOAUTH2", [b"\x01\x01"]),
-    ("XOAUTH2", [b"7f3a" * 25_000]),
+    ("XOAUTH2", [b"7f3ab2e4c6d8" * 25_000]),
     ("XOAUTH2", [b"\x01" * 100_000]),
     ("XOAUTH2", [b"u=\x01" * 33_333]),
-    ("XOAUTH2", [b"user=alice\x01auth=Bearer 7f3a"]),
-    ("XOAUTH2", [b"user=alice\x01auth=Bearer 7f3a\x01"]),
-    ("XOAUTH2", [b"user=aliceauth=Bearer 7f3a\x01\x01\x01"]),
-    ("XOAUTH2", [b"\x01user=alice\x01auth=Bearer 7f3a\x01\x01"]),
-    ("XOAUTH2", [b"user=alice\x01\x01auth=Bearer 7f3a\x01\x01"]),
-    ("XOAUTH2", [b"user=\x01auth=Bearer 7f3a\x01\x01"]),
-    ("XOAUTH2", [b"auth=Bearer 7f3a\x01\x01"]),
-    ("XOAUTH2", [b"user=alice\x01user=bob\x01auth=Bearer 7f3a\x01\x01"]),
-    ("XOAUTH2", [b"user=alice\x01auth=Bearer 7f3a\x01auth=Bearer x\x01\x01"]),
-    ("XOAUTH2", [b"user=al\xffice\x01auth=Bearer 7f3a\x01\x01"]),
-    ("XOAUTH2", [b"user=al\0ice\x01auth=Bearer 7f3a\x01\x01"]),
-    ("XOAUTH2", [b"user=al\nice\x01auth=Bearer 7f3a\x01\x01"]),
-    ("XOAUTH2", [b"n,a=alice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("EXTERNAL", [b"al\0ice7f3a"]),
-    ("EXTERNAL", [b"al\nice7f3a"]),
-    ("EXTERNAL", [b"al\rice7f3a"]),
-    ("PLAIN", [b"\0al\rice\x007f3a"]),
-    ("PLAIN", [b"al\rice\0al\rice\x007f3a"]),
-    ("LOGIN", [b"al\rice", b"7f3a"]),
-    ("LOGIN", [b"alice", b"7f3a\r"]),
-    ("OAUTHBEARER", [b"n,a=al\rice,\x01auth=Bearer 7f3a\x01\x01"]),
-    ("XOAUTH2", [b"user=al\rice\x01auth=Bearer 7f3a\x01\x01"]),
-    ("EXTERNAL", [b"\xff7f3a"]),
+    ("XOAUTH2", [b"user=alice\x01auth=Bearer 7f3ab2e4c6d8"]),
+    ("XOAUTH2", [b"user=alice\x01auth=Bearer 7f3ab2e4c6d8\x01"]),
+    ("XOAUTH2", [b"user=aliceauth=Bearer 7f3ab2e4c6d8\x01\x01\x01"]),
+    ("XOAUTH2", [b"\x01user=alice\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("XOAUTH2", [b"user=alice\x01\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("XOAUTH2", [b"user=\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("XOAUTH2", [b"auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("XOAUTH2", [b"user=alice\x01user=bob\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("XOAUTH2", [b"user=alice\x01auth=Bearer 7f3ab2e4c6d8\x01auth=Bearer x\x01\x01"]),
+    ("XOAUTH2", [b"user=al\xffice\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("XOAUTH2", [b"user=al\0ice\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("XOAUTH2", [b"user=al\nice\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("XOAUTH2", [b"n,a=alice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("EXTERNAL", [b"al\0ice7f3ab2e4c6d8"]),
+    ("EXTERNAL", [b"al\nice7f3ab2e4c6d8"]),
+    ("EXTERNAL", [b"al\rice7f3ab2e4c6d8"]),
+    ("PLAIN", [b"\0al\rice\x007f3ab2e4c6d8"]),
+    ("PLAIN", [b"al\rice\0al\rice\x007f3ab2e4c6d8"]),
+    ("LOGIN", [b"al\rice", b"7f3ab2e4c6d8"]),
+    ("LOGIN", [b"alice", b"7f3ab2e4c6d8\r"]),
+    ("OAUTHBEARER", [b"n,a=al\rice,\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("XOAUTH2", [b"user=al\rice\x01auth=Bearer 7f3ab2e4c6d8\x01\x01"]),
+    ("EXTERNAL", [b"\xff7f3ab2e4c6d8"]),
     ("EXTERNAL", [b"\0" * 100_000]),
     ("SCRAM-SHA-256", [b""]),
-    ("SCRAM-SHA-256", [b"7f3a" * 25_000]),
+    ("SCRAM-SHA-256", [b"7f3ab2e4c6d8" * 25_000]),
     ("SCRAM-SHA-256", [b"," * 100_000]),
     ("SCRAM-SHA-256", [b"n,,n=" + b"," * 100_000]),
     ("SCRAM-SHA-256", [b"n"]),
     ("SCRAM-SHA-256", [b"n,,"]),
-    ("SCRAM-SHA-256", [b"n,,r=7f3a"]),
+    ("SCRAM-SHA-256", [b"n,,r=7f3ab2e4c6d8"]),
     ("SCRAM-SHA-256", [b"n,,n=alice"]),
     ("SCRAM-SHA-256", [b"n,,n=alice,r="]),
-    ("SCRAM-SHA-256", [b"n,,n=,r=7f3a"]),
-    ("SCRAM-SHA-256", ["n,,n=\xad,r=7f3a".encode()]),  # nothing is left of it by SASLprep
-    ("SCRAM-SHA-256", [b"n,,n=al=ice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"n,,n=al=2cice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"n,,n=al\0ice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"n,,n=al\nice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"n,,n=al\rice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"n,,n=al\xffice,r=7f3a"]),
-    ("SCRAM-SHA-256", ["n,,n=alice\ue000,r=7f3a".encode()]),  # private use, forbidden by SASLprep
+    ("SCRAM-SHA-256", [b"n,,n=,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", ["n,,n=\xad,r=7f3ab2e4c6d8".encode()]),  # nothing is left of it by SASLprep
+    ("SCRAM-SHA-256", [b"n,,n=al=ice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n,,n=al=2cice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n,,n=al\0ice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n,,n=al\nice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n,,n=al\rice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n,,n=al\xffice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", ["n,,n=alice\ue000,r=7f3ab2e4c6d8".encode()]),  # private use, forbidden by SASLprep
     ("SCRAM-SHA-256", [b"n,,n=alice,r=7f 3a"]),
-    ("SCRAM-SHA-256", ["n,,n=alice,r=7f3aé".encode()]),
-    ("SCRAM-SHA-256", [b"n,,n=alice,n=alice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"n,,m=x,n=alice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"n,alice,n=alice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"n,a=,n=alice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"x,,n=alice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"p,,n=alice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"n=alice,r=7f3a"]),
-    ("SCRAM-SHA-256", [b"c=biws,r=7f3a,p=7f3a"]),
-    ("SCRAM-SHA-256", [b"n,,n=" + b"x" * 1016 + b",r=7f3a"]),  # longer than a line with USER may be
-    ("SCRAM-SHA-256", [b"n,,n=" + b"x" * 100_000 + b",r=7f3a"]),
+    ("SCRAM-SHA-256", ["n,,n=alice,r=7f3ab2e4c6d8é".encode()]),
+    ("SCRAM-SHA-256", [b"n,,n=alice,n=alice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n,,m=x,n=alice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n,alice,n=alice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n,a=,n=alice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"x,,n=alice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"p,,n=alice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n=alice,r=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"c=biws,r=7f3ab2e4c6d8,p=7f3ab2e4c6d8"]),
+    ("SCRAM-SHA-256", [b"n,,n=" + b"x" * 1016 + b",r=7f3ab2e4c6d8"]),  # longer than a line with USER may be
+    ("SCRAM-SHA-256", [b"n,,n=" + b"x" * 100_000 + b",r=7f3ab2e4c6d8"]),
 ]
 """Responses outside their mechanism's grammar, or that hold nothing where a name or a secret must be."""
 
@@ -523,7 +523,7 @@ class TestTokens:
         handler = make_handler()
         response, challenge, dummy = TOKENS[mechanism]
         # mallory is refused by the handler; alice sends no token, as to ask for the scope (RFC 7628 section 4.3).
-        auth, text = (b"Bearer 7f3a", "not you") if name == b"mallory" else (b"", "a bearer token is needed")
+        auth, text = (b"Bearer 7f3ab2e4c6d8", "not you") if name == b"mallory" else (b"", "a bearer token is needed")
         challenges, refusal = refuse(mechanism, handler, response % (name, auth), dummy if answer is None else answer)
         assert challenges == [b"", challenge]
         assert type(refusal) is ReportableError and refusal.text == text
@@ -533,15 +533,16 @@ class TestTokens:
     def test_cancelled_after_the_error(self, mechanism: str) -> None:
         """A client may cancel in place of the dummy answer; its login has failed all the same."""
         exchange, _ = begin(mechanism, make_handler())
-        exchange.send(TOKENS[mechanism][0] % (b"mallory", b"Bearer 7f3a"))
+        exchange.send(TOKENS[mechanism][0] % (b"mallory", b"Bearer 7f3ab2e4c6d8"))
         with pytest.raises(ReportableError, match="^not you$") as failure:
             exchange.throw(BadCommandError("cancelled"))
         assert failure.value.__context__ is None
 
     @each("auth", [
-        b"", b"Bearer", b"Bearer ", b"Bearer  ", b" Bearer 7f3a", b"Bearer 7f3a ", b"Bearer 7f 3a", b"Bearer\t7f3a",
-        b"Bearer 7f3a\r\nX: y", b"Bearer 7f3a\n", b"Bearer 7f3a\0", b"Bearer 7f3a\xc3\xa9", b"Bearer7f3a", b"7f3a",
-        b"Basic 7f3a", b"OAuth realm=7f3a", b"Bearer Bearer 7f3a",
+        b"", b"Bearer", b"Bearer ", b"Bearer  ", b" Bearer 7f3ab2e4c6d8", b"Bearer 7f3ab2e4c6d8 ", b"Bearer 7f 3a",
+        b"Bearer\t7f3ab2e4c6d8", b"Bearer 7f3ab2e4c6d8\r\nX: y", b"Bearer 7f3ab2e4c6d8\n", b"Bearer 7f3ab2e4c6d8\0",
+        b"Bearer 7f3ab2e4c6d8\xc3\xa9", b"Bearer7f3ab2e4c6d8", b"7f3ab2e4c6d8",
+        b"Basic 7f3ab2e4c6d8", b"OAuth realm=7f3ab2e4c6d8", b"Bearer Bearer 7f3ab2e4c6d8",
     ])  # fmt: skip
     def test_no_bearer_token(self, mechanism: str, auth: bytes) -> None:
         """Only a bearer token of visible ASCII (RFC 6750 section 2.1) reaches the handler."""
@@ -661,23 +662,23 @@ class TestScram:
         """Attributes have their order; unknown ones after them are ignored (RFC 5802 section 5.1)."""
         assert sign_in_by_scram(ALICE(extension=b",x=y,Z=1=2"), make_handler()) == "alice"
         handler = make_handler()
-        assert type(refuse("SCRAM-SHA-256", handler, b"n,,r=7f3a,n=alice")[1]) is BadCommandError
+        assert type(refuse("SCRAM-SHA-256", handler, b"n,,r=7f3ab2e4c6d8,n=alice")[1]) is BadCommandError
         assert not handler.mail.calls
 
     @each("changes", [
         {"p": b64encode(bytes(32))},
         {"p": b64encode(bytes(31))},
-        {"p": b"7f3a"},
-        {"p": b"*7f3a"},
+        {"p": b"7f3ab2e4c6d8"},
+        {"p": b"*7f3ab2e4c6d8"},
         {"p": b""},
-        {"p": b"7f3a,x=y"},
+        {"p": b"7f3ab2e4c6d8,x=y"},
         {"r": b"client-nonce"},
-        {"r": b"client-nonce7f3a"},
-        {"r": b"7f3a"},
+        {"r": b"client-nonce7f3ab2e4c6d8"},
+        {"r": b"7f3ab2e4c6d8"},
         {"r": b""},
         {"c": b"eSws"},
         {"c": b64encode(b"n,a=alice,")},
-        {"c": b64encode(b"n,,7f3a")},
+        {"c": b64encode(b"n,,7f3ab2e4c6d8")},
         {"c": b"*"},
         {"c": b"biws,c=biws"},
         {"c": b"biws="},
@@ -699,7 +700,10 @@ class TestScram:
         with pytest.raises(ReportableError, match="^wrong name or password$"):
             exchange.send(final + surplus)
 
-    @each("message", [b"", b"7f3a", b"," * 100_000, b"p=7f3a", b"n,,n=alice,r=7f3a", b"\xff7f3a"])
+    @each(
+        "message",
+        [b"", b"7f3ab2e4c6d8", b"," * 100_000, b"p=7f3ab2e4c6d8", b"n,,n=alice,r=7f3ab2e4c6d8", b"\xff7f3ab2e4c6d8"],
+    )
     def test_no_last_message(self, message: bytes) -> None:
         """Anything else in its place is refused too."""
         refusal = refuse("SCRAM-SHA-256", make_handler(), b"n,,n=alice,r=x", message)[1]
@@ -707,7 +711,7 @@ class TestScram:
 
     def test_wrong_password(self) -> None:
         """A proof made with another password is refused."""
-        _, refusal = fail_at_scram(ScramClient(b"alice", b"pencil7f3a"), make_handler())
+        _, refusal = fail_at_scram(ScramClient(b"alice", b"pencil7f3ab2e4c6d8"), make_handler())
         assert type(refusal) is ReportableError and refusal.text == "wrong name or password"
 
     def test_replayed(self) -> None:
@@ -718,7 +722,7 @@ class TestScram:
         assert exchange.send(final) == client.verifier
         assert type(refuse("SCRAM-SHA-256", handler, client.first, final)[1]) is ReportableError
 
-    @each("answer", [b"7f3a", b"\xff", BadCommandError("cancelled")])
+    @each("answer", [b"7f3ab2e4c6d8", b"\xff", BadCommandError("cancelled")])
     def test_last_response(self, answer: Any) -> None:
         """A client that does not confirm the server's signature by an empty response is not signed in."""
         client = ALICE()
@@ -875,11 +879,11 @@ class TestCredentials:
 
     @each(("password", "options"), [
         ("", {}),
-        ("7f3a\0", {}),
-        ("7f3a\ue000", {}),
-        ("7f3a", {"iterations": 4095}),
-        ("7f3a", {"salt": b""}),
-        ("7f3a", {"salt": bytes(11)}),
+        ("7f3ab2e4c6d8\0", {}),
+        ("7f3ab2e4c6d8\ue000", {}),
+        ("7f3ab2e4c6d8", {"iterations": 4095}),
+        ("7f3ab2e4c6d8", {"salt": b""}),
+        ("7f3ab2e4c6d8", {"salt": bytes(11)}),
     ])  # fmt: skip
     def test_refused(self, password: str, options: dict[str, Any]) -> None:
         """What SASLprep forbids, or makes SCRAM weak, is a ValueError, which does not show the password."""
