@@ -21,6 +21,7 @@ from test_each_gateway import LARGE, SMALL, delete, fetch_all
 from wire_suite import ALL, failures
 
 import popart
+from tests.conftest import nothing_left as nothing_left
 from tests.conftest import wait_until
 
 
