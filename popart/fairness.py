@@ -23,10 +23,10 @@ ALLOWANCE = 0.001
 """Seconds of processor time that a session may use for pipelined commands before it counts as busy, once."""
 
 TURN_ALLOWANCE = 0.0015
-"""The same for commands that come one by one: more than a client needs to fetch its new mail..."""
+"""The same for commands that come one by one.  A client needs less to fetch its new mail."""
 
 REFUSED_TURN = 0.001
-"""... and what a command that is answered with ``-ERR`` costs beside the time that it took."""
+"""Seconds by which a command that is answered with ``-ERR`` counts more than the time that it took."""
 
 CROWD = 32
 """Sessions that may be busy with commands that come one by one before these are paced.  So many take turns fast."""
@@ -38,8 +38,8 @@ LONGEST_PAUSE = 5.0
 """Seconds that a session pauses at a time, at most..."""
 
 FIRST_TURN_PAUSE = 0.1
-"""... and for commands that come one by one at the first time; each next one may be twice as long.  A good client's
-thread uses processor time too while it waits for the interpreter in a storm."""
+"""... and at most in the first pause of a session whose commands come one by one.  Each further pause may be twice as
+long.  A good client must not pay much: its thread uses processor time too while it waits for the interpreter."""
 
 
 class Pacer:
