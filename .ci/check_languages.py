@@ -17,8 +17,8 @@ EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 TESTS = {
     "test_fetcher.sh": (["sh"], "test_fetcher.sh", ('"$server/1" &&', '"$server/1" || true;')),
     "test_fetcher.js": (["node", "--test"], "fetcher.js", ("await ask(`DELE ${number}`);", "")),
-    "test_fetcher.rb": (["ruby"], "test_fetcher.rb", ("message.pop }", "message.pop rescue nil }")),
-    "test_fetcher.php": (["php"], "test_fetcher.php", ('$ask("DELE $number");', "")),
+    "test_fetcher.rb": (["ruby"], "fetcher.rb", ("yield message.pop", "yield message.pop rescue nil")),
+    "test_fetcher.php": (["php"], "fetcher.php", ('$ask("DELE $number");', "")),
 }
 
 BIN = Path(sys.executable).parent

@@ -704,14 +704,20 @@ def test_output_that_nobody_reads() -> None:
         with Output(stream) as output:
             for number in range(20_000):
                 output.print(f"{number} {'x' * 100}")
-            kept = sum(1 for _ in range(5_000) if file.readline())
-            assert kept == 5_000
+            seen = [file.readline() for _ in range(5_000)]  # now the queue has room
             output.print("after")
-            left_out = ""
-            while not left_out.startswith("..."):
-                left_out = file.readline()
-            assert re.fullmatch(r"\.\.\. \d+ lines left out, because nobody read them\n", left_out)
-            assert file.readline() == "after\n"
+            while seen[-1] != "after\n":
+                seen.append(file.readline())
+        left_out = [
+            int(found[1])
+            for line in seen
+            if (found := re.fullmatch(r"\.\.\. (\d+) lines left out, because nobody read them\n", line))
+        ]
+        kept = [int(line.split()[0]) for line in seen if line.endswith("x\n")]
+        assert kept == sorted(set(kept))
+        assert len(kept) + sum(left_out) == 20_000
+        assert sum(left_out) > 5_000
+        assert len(kept) + len(left_out) + 1 == len(seen)
 
 
 def test_output_whose_reader_has_gone() -> None:

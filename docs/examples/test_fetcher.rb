@@ -2,13 +2,7 @@
 require "json"
 require "minitest/autorun"
 require "net/http"
-require "net/pop"
-
-def fetch(port) # the program under test
-  Net::POP3.delete_all("127.0.0.1", port, "alice", "secret") do |message|
-    yield message.pop
-  end
-end
+require_relative "fetcher" # the program under test
 
 class FetchTest < Minitest::Test
   def setup
@@ -37,9 +31,7 @@ class FetchTest < Minitest::Test
     assert_raises(EOFError) { fetch(@server["port"]) {} }
     control("POST", "/wait", { since_last_call: true })
     assert_equal 1, control("GET", "/messages/alice").size
-    fetch(@server["port"]) do |message|
-      assert_equal "Subject: one\r\n\r\nfirst\r\n", message
-    end
+    fetch(@server["port"]) { |mail| assert_equal "Subject: one\r\n\r\nfirst\r\n", mail }
     control("POST", "/wait", { since_last_call: true })
     assert_empty control("GET", "/messages/alice") + control("GET", "/faults")
   end
