@@ -6,10 +6,10 @@ at each call that lets go of it, and a session costs about twice the processor t
 
 from __future__ import annotations
 
-import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from popart import system
@@ -26,7 +26,8 @@ class Processor:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._all = itertools.cycle(system.processors())  # next() is a single operation, for any number of threads
+        self._sign_ins = {number: 0} | dict.fromkeys(system.processors(), 0)  # slow ones that run on each
+        self._lock = threading.Lock()  # guards it
         self._sign_in_is_slow = False
 
     def stay(self) -> None:
@@ -43,17 +44,27 @@ class Processor:
         finally:
             system.run_on(*before)
 
-    def sign_in(self, attempt: Callable[[], Result], signed_in: Callable[[], bool]) -> Result:
-        """Run a command of the AUTHORIZATION state: on each of the processors in turn, if sign-ins are slow."""
-        begun = time.thread_time()
-        moved = self._sign_in_is_slow
-        if moved:
-            system.run_on(next(self._all))
+    @contextmanager
+    def _anywhere(self) -> Iterator[None]:
+        with self._lock:
+            number = min(self._sign_ins, key=self._sign_ins.__getitem__)
+            self._sign_ins[number] += 1
+        system.run_on(number)
         try:
-            return attempt()
+            yield
         finally:
-            if moved:
-                self.stay()
+            self.stay()
+            with self._lock:
+                self._sign_ins[number] -= 1
+
+    def sign_in(self, attempt: Callable[[], Result], signed_in: Callable[[], bool]) -> Result:
+        """Run a command of the AUTHORIZATION state: where the fewest such commands run, if sign-ins are slow."""
+        begun = time.thread_time()
+        is_slow = self._sign_in_is_slow
+        try:
+            with self._anywhere() if is_slow else nullcontext():
+                return attempt()
+        finally:
             if time.thread_time() - begun >= SLOW_SIGN_IN:
                 self._sign_in_is_slow = True
             elif signed_in():

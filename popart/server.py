@@ -96,7 +96,7 @@ class Server(ClosingServer):
     With *processor* the threads of all sessions stay on one processor of the machine, and so does `serve_forever`: the
     one with this number, or for ``"current"`` the one that makes the server.  Many sessions at once then take about
     half the processor time (the performance page says when).  A sign-in that takes a millisecond of processor time or
-    more is not held up: the ones after it run on all processors of the process in turn.  Threads and processes that a
+    more is not held up: the ones after it are spread over all processors of the process.  Threads and processes that a
     handler starts inherit the one processor.  Where the system has no such call (`os.sched_setaffinity`) the option
     does nothing.
 

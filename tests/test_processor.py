@@ -91,33 +91,55 @@ def test_sessions_stay_on_one(system: System) -> None:
     assert system.moves[accepts.ident] == [{5}, {3, 5, 8}]
 
 
-def test_slow_sign_ins_take_turns(system: System) -> None:
-    """After a sign-in of a millisecond or more, each next one runs on the next processor, until one is quick."""
-    seconds = [0.002, 0.002, 0.002, 0.002, 0.0, 0.0]
-    handler = PlacedHandler(Mail(b"a\r\n"), system, list(seconds))
-    with running(Server(HOST, lambda peer: handler, processor=8)) as server:
-        for _ in seconds:
+def test_slow_sign_ins_are_spread(system: System) -> None:
+    """After a sign-in of a millisecond or more, the next ones run where the fewest do, until one is quick."""
+    mail = Mail(b"a\r\n")
+    slow = PlacedHandler(mail, system, [0.002])
+    at_once = threading.Barrier(3)
+    placed: list[set[int]] = []
+
+    class HeldHandler(MemoryHandler):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            placed.append(system.here)
+            at_once.wait(10)
+            burn(0.002)
+            super().authenticate_pass(username, password)
+
+    handlers: list[popart.Handler] = [slow, *(HeldHandler(Mail(b"a\r\n")) for _ in range(3))]
+    after = [PlacedHandler(mail, system, [seconds]) for seconds in (0.002, 0.0, 0.0)]
+    handlers += after
+    with running(Server(HOST, lambda peer: handlers.pop(0), processor=8)) as server:
+        session(server)
+        clients = [threading.Thread(target=session, args=(server,)) for _ in range(3)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        for _ in after:
             session(server)
-    on_own = [{8}]
-    assert handler.signed_in_on[:1] == on_own and handler.signed_in_on[-1:] == on_own
-    # USER and PASS of three sessions, and of the one that was quick.
-    assert handler.signed_in_on[1:-1] == [{5}, {3}, {8}, {5}]
-    assert handler.read_on == on_own * len(seconds)
+    assert sorted(map(sorted, placed)) == [[3], [5], [8]]
+    assert slow.signed_in_on == [{8}]
+    assert [handler.signed_in_on for handler in after] == [[{8}]] * 3
+    assert [handler.read_on for handler in (slow, *after)] == [[{8}]] * 4
 
 
 def test_failed_sign_in_is_no_measure(system: System) -> None:
-    """What is over quickly and does not sign anybody in, such as USER, does not end the turns."""
+    """What is over quickly and does not sign anybody in, such as USER, does not change where the next one runs."""
     processor = Processor(3)
 
     def raise_after(seconds: float) -> None:
         burn(seconds)
         raise HandlerError("no")
 
+    def here_and_next() -> tuple[set[int], set[int]]:
+        here = system.here
+        return here, processor.sign_in(lambda: system.here, lambda: False)
+
     with pytest.raises(HandlerError):
         processor.sign_in(lambda: raise_after(0.002), lambda: False)
-    assert processor.sign_in(lambda: system.moves[threading.get_ident()][-1], lambda: False) == {3}
-    assert processor.sign_in(lambda: system.here, lambda: False) == {5}
-    assert processor.sign_in(lambda: system.here, lambda: True) == {8}
+    assert processor.sign_in(here_and_next, lambda: False) == ({3}, {5})
+    assert processor.sign_in(lambda: None, lambda: False) is None
+    assert processor.sign_in(here_and_next, lambda: True) == ({3}, {5})
     moves = len(system.moves[threading.get_ident()])
     processor.sign_in(lambda: None, lambda: False)
     assert len(system.moves[threading.get_ident()]) == moves and system.here == {3}
