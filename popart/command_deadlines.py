@@ -169,23 +169,24 @@ class Place:
         deadline, (_, period) = self.deadline, self._wait
         if not self.waits or deadline == math.inf:
             return
-        if self._queued is None:
-            self._queued = system.unsent(self.socket) or 0
+        queued = self._queued  # once: another wait makes it None
+        if queued is None:
+            queued = self._queued = system.unsent(self.socket) or 0
             self._asked = now
         if deadline > now:
             return
-        if not self._still_takes(now, period):
+        if not self._still_takes(queued, now, period):
             self.end(TOO_SLOW)
         elif self.deadline == deadline:  # its thread may be in another wait by now
             self._queued = None
             self._last = self.deadline = now + period
 
-    def _still_takes(self, now: float, period: float) -> bool:
-        if not (period and self._queued):
+    def _still_takes(self, queued: int, now: float, period: float) -> bool:
+        if not (period and queued):
             return False
         left = system.unsent(self.socket) or 0
         share = min(1.0, (now - self._asked) / period)  # the first look at a wait is later than its beginning
-        return not left or makes_progress(self.socket, self._queued - left, share)
+        return not left or makes_progress(self.socket, queued - left, share)
 
 
 def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:

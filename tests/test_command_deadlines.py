@@ -242,15 +242,18 @@ class TestWatch:
         place.watch(100.0)
         assert not place.cut
 
-    def test_another_wait_meanwhile(self, place: Place, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A wait that began while the watchdog looked keeps its own deadline."""
+    @pytest.mark.parametrize("left", [0, 1])
+    def test_another_wait_meanwhile(
+        self, left: int, place: Place, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A wait that began while the watchdog asked the system keeps its own deadline."""
         queue.left = 1_000_000
         place.until(100.0, 10.0)
         place.watch(90.0)
 
         def unsent(sock: socket.socket) -> int:
             place.until(200.0, 10.0)
-            return 0
+            return left
 
         monkeypatch.setattr(system, "unsent", unsent)
         place.watch(100.0)
