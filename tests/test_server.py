@@ -552,6 +552,26 @@ def test_finished_threads_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None
         assert not any(thread() for thread in threads[:-1])
 
 
+def test_a_handler_is_let_go_when_its_session_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the thread, which may wait for the next client, nor an idle server keeps it or its maildrop."""
+    monkeypatch.setattr(popart.workers, "SPARE_SECONDS", 1000.0)
+    handlers: list[weakref.ref[MemoryHandler]] = []
+
+    def make_handler(peer: Any) -> MemoryHandler:
+        handler = MemoryHandler(Mail(MESSAGE))
+        handlers.append(weakref.ref(handler))
+        return handler
+
+    def is_gone() -> bool:
+        gc.collect()
+        return handlers[0]() is None
+
+    with running(QuickServer(HOST, make_handler)) as server:
+        with signed_in(server) as client:
+            assert client.ask(b"QUIT").startswith(b"+OK")
+        wait_until(is_gone)
+
+
 def test_a_signal_while_a_thread_is_chosen() -> None:
     """What a signal handler raises then goes on, and no thread takes up the connection any more."""
 
