@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from typing import Any
 
@@ -216,7 +216,7 @@ class Watchdog:
         self._pause = pause
         with self._lock:
             if self._thread is None:
-                thread = threading.Thread(target=self._watch, daemon=True)
+                thread = threading.Thread(target=self._keep_watch, daemon=True)
                 thread.start()
                 self._thread = thread
 
@@ -229,6 +229,13 @@ class Watchdog:
         self.look()
         if self._thread is not None:
             self._thread.join()
+
+    def _keep_watch(self) -> None:
+        while True:
+            # Want of memory, for one, passes, and nobody else cuts and wakes connections.
+            with suppress(Exception):
+                return self._watch()
+            time.sleep(CLOSING_PAUSE)
 
     def _watch(self) -> None:
         while True:

@@ -347,6 +347,27 @@ class TestWatchdog:
         watchdog.join()
         assert threading.active_count() == before
 
+    def test_want_of_memory(self) -> None:
+        """It ends no watch: who was not looked at is looked at again, and the thread ends with the server."""
+
+        class Failing(FakePlace):
+            looks = 0
+
+            def watch(self, now: float) -> None:
+                self.looks += 1
+                if self.looks == 1:
+                    raise MemoryError
+                super().watch(now)
+
+        closing, place = Closing(), Failing()
+        places = [place]
+        watchdog = watchdog_of(places, closing)
+        watchdog.start(0.01)
+        assert place.watched.wait(PATIENCE)
+        closing.begun = True
+        places.clear()
+        watchdog.join()
+
     def test_it_looks_at_once(self) -> None:
         """A server that closes need not wait for its next look."""
         closing, place = Closing(), FakePlace()
