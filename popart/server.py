@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from popart import options, system
 from popart.addresses import IPNetwork, ip_address, is_trusted
 from popart.client_socket import LAST_READ_SECONDS
-from popart.command_deadlines import Watchdog
+from popart.command_deadlines import Place, Watchdog
 from popart.connection import TOO_MANY, Connection, refuse
 from popart.connection_limits import Places
 from popart.fairness import Pacer
@@ -164,13 +164,7 @@ class Server(ClosingServer):
         self._pacer = Pacer()
         self._processor = None if self.processor is None else Processor(self.processor)
         self._places = Places(self, self._closing, self._lock, self._changed)
-        # Looked up for each connection, as every hook of `socketserver`.
-        self._workers = Workers(
-            lambda request, client_address: self.process_request_thread(request, client_address),
-            self._lock,
-            self._changed,
-            daemon=self.daemon_threads,
-        )
+        self._workers = Workers(self._hold, self._lock, self._changed, daemon=self.daemon_threads)
         self._watchdog = Watchdog(self._places.all, self._closing, self._lock)
         _servers.add(self)
 
@@ -263,7 +257,7 @@ class Server(ClosingServer):
                 self._refuse(request, TOO_MANY)
         except BaseException as error:
             place = self._places.find(request)
-            if place is not None and not place.held:
+            if place is not None and self._workers.withdraw(place):
                 self._places.leave(request)
                 self._refuse(request, "short of resources, please try again later")
             # Want of threads or memory has been answered.  What a signal handler raised, for one, goes on.
@@ -276,11 +270,13 @@ class Server(ClosingServer):
         return max(0.01, min(limit for limit in limits if limit is not None) / 4)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Hold a connection from its first octet to its last."""
-        place = self._places.find(request)
-        assert place is not None
+        """Hold a connection from its first octet to its last.  The server closes it, whatever an override does."""
+        self.finish_request(request, client_address)
+
+    def _hold(self, place: Place) -> None:
+        request = place.socket
         try:
-            self.finish_request(request, client_address)
+            self.process_request_thread(request, place.client_address)
         except BaseException:
             with contextlib.suppress(BaseException):
                 self.handle_error(request, place.client_address)

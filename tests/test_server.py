@@ -587,7 +587,7 @@ def test_a_signal_while_a_thread_is_chosen() -> None:
 
         def __exit__(self, *error: object) -> None: ...
 
-    workers = Workers(lambda *connection: None, Interrupted(), threading.Condition(), daemon=False)
+    workers = Workers(lambda place: None, Interrupted(), threading.Condition(), daemon=False)
     with socket.socket() as sock:
         place = Place(sock, ("192.0.2.1", 1), Closing())
         with pytest.raises(KeyboardInterrupt):
@@ -599,7 +599,7 @@ def test_a_connection_as_the_spare_threads_leave() -> None:
     """One that comes just then gets a thread of its own: nobody waits for it any more."""
     served: list[int] = []
     lock = threading.RLock()
-    workers = Workers(lambda sock, address: served.append(address), lock, threading.Condition(lock), daemon=False)
+    workers = Workers(lambda place: served.append(place.client_address), lock, threading.Condition(lock), daemon=False)
     with socket.socket() as sock:
         workers.take(Place(sock, 1, Closing()))
         wait_until(lambda: workers._spare == 1)
@@ -624,7 +624,7 @@ def test_closing_waits_for_the_last_steps_of_a_thread(monkeypatch: pytest.Monkey
             last_steps.set()
             go_on.wait(PATIENCE)
 
-    workers = Workers(lambda *connection: None, nullcontext(True), Changed(), daemon=False)
+    workers = Workers(lambda place: None, nullcontext(True), Changed(), daemon=False)
     workers.dismiss()
     with socket.socket() as sock:
         workers.take(Place(sock, ("192.0.2.1", 1), Closing()))
@@ -1285,6 +1285,51 @@ def test_a_hook_that_is_replaced_on_a_server() -> None:
         with signed_in(server):
             pass
     assert len(called) == 1
+
+
+def test_a_hook_that_raises() -> None:
+    """A connection whose hook fails is closed, the failure told, and neither its place nor its thread is kept."""
+
+    class Failing(TalkingServer):
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            if not self.told:
+                raise SystemExit
+            super().process_request_thread(request, client_address)
+
+    server = Failing(HOST, lambda peer: MemoryHandler(Mail()))
+    with running(server):
+        with connected(server) as client:
+            assert client.rest() == b""
+        with signed_in(server):
+            pass
+    assert [type(error) for error in server.told] == [SystemExit]
+
+
+def test_a_signal_after_a_thread_was_chosen() -> None:
+    """If a signal handler raises then, the connection is refused, and no thread takes it up any more."""
+    held: list[Place] = []
+    server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()))
+    with server, connected(server) as client:
+        take, take_up = server._workers.take, server._workers._take_up
+        go_on = threading.Event()
+
+        def late(place: Place) -> bool:
+            assert go_on.wait(PATIENCE)
+            held.append(place)
+            return take_up(place)
+
+        def interrupted(place: Place) -> None:
+            take(place)
+            raise KeyboardInterrupt
+
+        server._workers._take_up = late  # type: ignore[method-assign]
+        server._workers.take = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        go_on.set()
+        assert client.rest().startswith(b"-ERR [SYS/TEMP]")
+        server.server_close()
+    assert [place.held for place in held] == [False]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.Unpack is not there")
