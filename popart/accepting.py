@@ -17,7 +17,7 @@ from popart.command_deadlines import Closing, deadline_in
 from popart.signal_handlers import Interruptible, operation
 
 ACCEPT_PAUSE = 0.1
-"""Seconds to wait when a connection cannot be accepted, mostly because there are no descriptors.  Until then the
+"""Seconds to wait when no connection can be accepted, mostly because there are no descriptors.  Until then the
 connection stays in the queue, and the listening socket stays readable."""
 
 MAX_ACCEPTED = 100
@@ -119,8 +119,10 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         try:
             # SSLSocket.accept shakes hands: one silent client would stop the server.
             request, client_address = socket.socket.accept(self.socket)
+        except BlockingIOError:
+            raise
         except OSError as error:
-            if error.errno in system.SHORTAGE:
+            if not system.is_lost(error):
                 time.sleep(ACCEPT_PAUSE)
             raise
         if client_address is None:  # macOS says so of a client that has gone; no such address may pass for a UNIX one
@@ -146,8 +148,10 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         self.socket.setblocking(False)
         try:
             request, client_address = self.get_request()
-        except (ConnectionAbortedError, ConnectionResetError):  # on Windows the latter
-            return  # this one is lost, and others may be waiting
+        except OSError as error:
+            if system.is_lost(error):
+                return
+            raise
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)

@@ -35,6 +35,9 @@ SHORTAGE = {
 }
 """Errors of accept() that pass when something is released."""
 
+_LOST_NAMES = "ENETDOWN EPROTO ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH EOPNOTSUPP ENETUNREACH"
+_LOST = {getattr(errno, name) for name in _LOST_NAMES.split() if hasattr(errno, name)}  # accept(2) of Linux
+
 POLL_PAUSE = 0.1
 """Seconds between two looks of a waiting thread at whether it was woken, on Windows."""
 
@@ -190,6 +193,11 @@ def take_both_families(listener: socket.socket) -> None:
     """Let a socket that will be bound to ``::`` take IPv4 too, as Linux does by default, and Windows does not."""
     with contextlib.suppress(OSError):  # OpenBSD cannot
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+
+
+def is_lost(error: OSError) -> bool:
+    """Return whether an error of accept() is that of one client: it has gone, and others may be waiting."""
+    return isinstance(error, (ConnectionAbortedError, ConnectionResetError)) or error.errno in _LOST
 
 
 def bound_address(sock: socket.socket) -> Any:

@@ -351,6 +351,26 @@ def test_a_shortage_is_no_empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not failures
 
 
+def test_lost_clients_are_no_empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux accept tells of network errors, too: those behind such a client in the queue are served."""
+    accept = socket.socket.accept
+    failures = [errno.EPROTO, errno.EHOSTUNREACH, errno.ECONNABORTED]
+
+    def losing(sock: socket.socket) -> Any:
+        if failures:
+            raise OSError(failures.pop(), "lost")
+        return accept(sock)
+
+    server = make_server(Mail())
+    with server, connected(server) as client:
+        monkeypatch.setattr(socket.socket, "accept", losing)
+        with draining(server) as result:
+            assert client.line().startswith(b"+OK")
+            assert says_goodbye(client)
+            assert result.result(PATIENCE) is True
+    assert not failures
+
+
 def test_a_shortage_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not outlast the timeout."""
     server = make_server(Mail())
