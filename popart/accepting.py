@@ -14,6 +14,7 @@ from typing import Any
 from popart import system
 from popart.client_socket import READ_SIZE
 from popart.command_deadlines import Closing, deadline_in
+from popart.connection_limits import Places
 from popart.signal_handlers import Interruptible, operation
 
 ACCEPT_PAUSE = 0.1
@@ -33,6 +34,8 @@ thread, its handler runs only after that."""
 
 class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     """Accepts connections and gives them to `process_request`."""
+
+    _places: Places
 
     def _begin(self) -> None:
         super()._begin()
@@ -160,7 +163,8 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         except Exception:
             with contextlib.suppress(Exception):
                 self.handle_error(request, client_address)
-            self.close_request(request)
+            if self._places.find(request) is None:  # else its thread closes it
+                self.close_request(request)
 
 
 class _Door:

@@ -8,7 +8,6 @@ import time
 from popart import system
 from popart.accepting import SIGNAL_PAUSE, AcceptingServer
 from popart.command_deadlines import Watchdog, deadline_in
-from popart.connection_limits import Places
 from popart.options import Limits
 from popart.signal_handlers import operation
 from popart.workers import Workers
@@ -20,7 +19,6 @@ LONGEST_QUEUE = 65_535
 class ClosingServer(Limits, AcceptingServer):
     """Ends its sessions, and waits for their threads."""
 
-    _places: Places
     _workers: Workers
     _watchdog: Watchdog
 

@@ -1306,6 +1306,22 @@ def test_a_hook_that_raises() -> None:
     assert [type(error) for error in server.told] == [SystemExit]
 
 
+def test_a_hook_that_raises_when_a_thread_has_the_connection() -> None:
+    """The failure is told, and the session goes on: its thread closes the connection."""
+
+    class Failing(TalkingServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            super().process_request(request, client_address)
+            raise ValueError
+
+    with Failing(HOST, lambda peer: MemoryHandler(Mail())) as server, connected(server) as client:
+        server.handle_request()
+        assert client.line().startswith(b"+OK")
+        client.sign_in()
+        assert client.ask(b"QUIT").startswith(b"+OK")
+    assert [type(error) for error in server.told] == [ValueError]
+
+
 def test_a_signal_after_a_thread_was_chosen() -> None:
     """If a signal handler raises then, the connection is refused, and no thread takes it up any more."""
     held: list[Place] = []
