@@ -7,6 +7,7 @@ at each call that lets go of it, and a session costs about twice the processor t
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ class Processor:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._all = itertools.cycle(system.processors())  # next() is a single operation, for any number of threads
+        self._guard = threading.Lock()
+        self._all: Iterator[int] = itertools.cycle(system.processors())
         self._sign_in_is_slow = False
 
     def stay(self) -> None:
@@ -48,7 +50,9 @@ class Processor:
         begun = time.thread_time()
         moved = self._sign_in_is_slow
         if moved:
-            system.run_on(next(self._all))
+            with self._guard:  # an iterator may serve two threads at once if there is no interpreter's lock
+                number = next(self._all)
+            system.run_on(number)
         try:
             return attempt()
         finally:

@@ -24,6 +24,7 @@ client is waited for, and a thread that has it may take it again::
     _stop_wanted                       shutdown, drain, the loop's end      none, for the same reason
     _doors, _operations, ..._threads   the threads in these methods         none: single operations of a set or a dict
     Pacer.busy                         workers                              a lock of its own
+    Processor: whose turn it is        workers                              a lock of its own
 
 ``_changed`` is notified when a connection has gone, a worker has ended, or `serve_forever` has returned.  Who waits for
 that looks every `SIGNAL_PAUSE` all the same: a signal handler cannot notify.  A forked child makes all of it anew.

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -121,6 +121,22 @@ def test_failed_sign_in_is_no_measure(system: System) -> None:
     moves = len(system.moves[threading.get_ident()])
     processor.sign_in(lambda: None, lambda: False)
     assert len(system.moves[threading.get_ident()]) == moves and system.here == {3}
+
+
+def test_one_thread_at_a_time_takes_its_turn(system: System) -> None:
+    """Without the interpreter's lock, an iterator is not for two threads at once."""
+    processor = Processor(3)
+    guarded: list[bool] = []
+
+    def turns() -> Iterator[int]:
+        while True:
+            guarded.append(processor._guard.locked())
+            yield 5
+
+    processor._all = turns()
+    for _ in range(2):
+        processor.sign_in(lambda: burn(0.002), lambda: True)
+    assert guarded == [True] and not processor._guard.locked()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no such call")
