@@ -84,6 +84,9 @@ class Place:
         self.makes_room: bool = False
         """True if another connection already has its place."""
 
+        self.resets: bool = False
+        """True if its end is a reset: no FIN may go before."""
+
         self._wait = (math.inf, 0.0)
         self._last = math.inf  # the deadline of this wait as it is now
         self._alarm: threading.Event | None = None

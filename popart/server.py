@@ -283,9 +283,12 @@ class Server(ClosingServer):
             with contextlib.suppress(BaseException):
                 self.handle_error(request, place.client_address)
         finally:
-            self._places.leave(request)
+            self._places.leave(request)  # first: once it is closed, another connection may have its descriptor
             with contextlib.suppress(BaseException):  # a thread would print it
-                self.shutdown_request(request)
+                if place.resets:
+                    self.close_request(request)
+                else:
+                    self.shutdown_request(request)
 
     def _refuse(self, request: socket.socket, text: str) -> None:
         if self.tls_context is None:

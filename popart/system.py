@@ -159,14 +159,13 @@ def unsent(sock: socket.socket) -> int | None:
         return None
 
 
-def reset(sock: socket.socket) -> None:
-    """Close a connection so that the client reads an error; the rest of the send queue is dropped.
+def reset_when_closed(sock: socket.socket) -> None:
+    """Let the close of a connection be a reset: its client reads an error, and the rest of the send queue is dropped.
 
     On a UNIX socket this does not work: the client reads an error only if some of its input was left unread.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    sock.close()
 
 
 def acknowledge(sock: socket.socket) -> None:
