@@ -100,9 +100,11 @@ class Limits:
     cuts their connections."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """If a subclass sets ``max_connections`` alone, make the limit per peer half of it."""
+        """If a subclass or one of its bases sets ``max_connections`` alone, make the limit per peer half of it."""
         super().__init_subclass__(**options)
-        if "max_connections" in vars(cls) and "max_connections_per_peer" not in vars(cls):
+        limits = ("max_connections", "max_connections_per_peer")
+        nearest = next(names for base in cls.__mro__ if (names := [name for name in limits if name in vars(base)]))
+        if nearest == ["max_connections"]:
             most = cls.max_connections
             cls.max_connections_per_peer = max(1, most // 2) if isinstance(most, int) else most
 
