@@ -40,34 +40,36 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     def _begin(self) -> None:
         super()._begin()
         self._closing = Closing()
-        # Who takes the lock by the condition runs Python code after it is taken: what a signal handler raised there
-        # would leave it taken for ever.
+        # Take the lock by `_lock`, not by `_changed`: a condition runs Python code after the lock is taken, and what a
+        # signal handler raised there would leave it taken for ever.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._stop_wanted = False
-        self._loop: threading.Thread | None = None
-        """The thread in `serve_forever`."""
+        self._loops: set[threading.Thread] = set()
+        """The threads in `serve_forever`: mostly one."""
 
         self._doors: set[_Door] = set()
 
     @operation
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Accept connections until `shutdown` or `server_close`.  Return at once if either was called before.
+        """Accept connections until `shutdown`, `drain` or `server_close`.  Return at once if one was called before.
 
         It calls ``service_actions`` every *poll_interval* seconds, and whenever it has accepted all waiting
         connections, or a hundred.
         """
-        self._loop = threading.current_thread()
+        loop = threading.current_thread()
         try:
+            self._loops.add(loop)
             with self._door() as door:
-                while not (self._stop_wanted or self._closing.begun):
+                while not (self._stop_wanted or self._accepts_no_more):
                     door.wait(poll_interval)
                     self._accept_waiting()
                     self.service_actions()
         finally:
-            self._stop_wanted = False
             with self._lock:
-                self._loop = None
+                self._loops.discard(loop)
+                if not self._loops:
+                    self._stop_wanted = False
                 self._changed.notify_all()
 
     def shutdown(self) -> None:
@@ -84,7 +86,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     @operation
     def _wait_for_loop(self) -> None:
         with self._lock:
-            while self._loop not in (None, threading.current_thread()):
+            while self._loops - {threading.current_thread()}:
                 self._changed.wait(SIGNAL_PAUSE)
 
     @operation
@@ -92,15 +94,21 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         """Accept one connection.  If none comes within ``self.timeout`` seconds, call ``handle_timeout``; None waits
         for ever.
 
-        When the server closes, it returns and does neither.
+        When the server closes or has drained, it returns and does neither.
         """
+        deadline = deadline_in(self.timeout)
         with self._door() as door:
-            while not self._closing.begun and door.wait(self.timeout):
+            while not self._accepts_no_more and door.wait(deadline - time.monotonic()):
                 with contextlib.suppress(OSError):
                     self._accept_one()
                     return
-        if not self._closing.begun:
+        if not self._accepts_no_more:
             self.handle_timeout()
+
+    @property
+    def _accepts_no_more(self) -> bool:
+        """True once the server closes, or has drained."""
+        return self._closing.begun or self.socket.fileno() == -1
 
     @contextlib.contextmanager
     def _door(self) -> Iterator[_Door]:

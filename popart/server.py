@@ -17,17 +17,20 @@ client is waited for, and a thread that has it may take it again::
 
     what                               written by                           guard
     ---------------------------------  -----------------------------------  --------------------------------------------
-    Places, Workers: their lists       accepting and worker threads         the lock; len() and find() are single reads
+    Places, Workers: their lists       accepting and worker threads         the lock; len(), find() and one_calls are
+                                                                            single reads
     Place: what it waits for           its worker                           none: single values, read by the watchdog
     Place: its cut, its wake-up        the watchdog, who makes room         the lock
     Closing                            server_close                         none: a signal handler can take no lock
-    _stop_wanted                       shutdown, drain, the loop's end      none, for the same reason
-    _doors, _operations, ..._threads   the threads in these methods         none: single operations of a set or a dict
+    _stop_wanted                       shutdown, the last loop's end        none, for the same reason
+    _doors, _loops, _operations,       the threads in these methods         none: single operations of a set or a dict
+    ..._threads
     Pacer.busy                         workers                              a lock of its own
     Processor: whose turn it is        workers                              a lock of its own
 
-``_changed`` is notified when a connection has gone, a worker has ended, or `serve_forever` has returned.  Who waits for
-that looks every `SIGNAL_PAUSE` all the same: a signal handler cannot notify.  A forked child makes all of it anew.
+``_changed`` is notified when a connection has gone, a worker has ended, or `serve_forever` has returned.  A thread that
+waits for that looks every `SIGNAL_PAUSE` all the same: a signal handler cannot notify.  A forked child makes all of it
+anew.
 """
 
 from __future__ import annotations
@@ -172,7 +175,7 @@ class Server(ClosingServer):
     def _begin_in_child(self) -> None:
         """Close the copies that a fork made: the parent's sessions and threads go on in the parent."""
         # A child that was forked in serve_forever, by a hook, would accept on a socket that its parent closes.
-        within_loop = self._loop is threading.current_thread()
+        within_loop = threading.current_thread() in self._loops
         for place in self._places.all():
             place.socket.close()
         for door in self._doors:

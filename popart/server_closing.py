@@ -36,8 +36,8 @@ class ClosingServer(Limits, AcceptingServer):
         self.shutdown()
         self._wait_for_loop()
         self._accept_queue(deadline)
-        self._stop_wanted = True  # serve_forever has nothing to serve any more
         self.socket.close()
+        self._knock()
         with self._lock:
             while len(self._places) and time.monotonic() < deadline and not self._operations.get(me):
                 self._changed.wait(min(SIGNAL_PAUSE, deadline - time.monotonic()))

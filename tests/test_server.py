@@ -362,6 +362,37 @@ def test_shutdown_before_serve_forever() -> None:
 
 
 @pytest.mark.parametrize("end", ["shutdown", "server_close"])
+def test_two_loops_end_together(end: str) -> None:
+    """Two threads in serve_forever() both return, and nobody who ends them is told so earlier."""
+    with ThreadPoolExecutor() as others, QuickServer(HOST, lambda peer: None) as server:
+        loops = [others.submit(server.serve_forever, 60) for _ in range(2)]
+        wait_until(lambda: len(server._loops) == 2)
+        getattr(server, end)()
+        assert not server._loops
+        for loop in loops:
+            loop.result(PATIENCE)
+
+
+def test_who_wakes_handle_request_does_not_prolong_it() -> None:
+    """It waits for ``timeout`` seconds in all, however often it looks for a client in vain."""
+    timed_out = threading.Event()
+
+    class Noting(QuickServer):
+        timeout = 0.2
+
+        def handle_timeout(self) -> None:
+            timed_out.set()
+
+    with ThreadPoolExecutor() as others, Noting(HOST, lambda peer: None) as server:
+        handling = others.submit(server.handle_request)
+        deadline = time.monotonic() + PATIENCE
+        while not timed_out.wait(0.01) and time.monotonic() < deadline:
+            server._knock()
+        assert timed_out.is_set()
+        handling.result(PATIENCE)
+
+
+@pytest.mark.parametrize("end", ["shutdown", "server_close"])
 def test_ended_by_its_own_thread(end: str) -> None:
     """shutdown() and server_close() called by serve_forever's own thread do not wait for themselves."""
 
@@ -1057,7 +1088,7 @@ def test_closing_waits_for_the_loop(method: str, monkeypatch: pytest.MonkeyPatch
             assert held.entered.wait(PATIENCE)
             monkeypatch.setattr(server._changed, "wait", let_go_and_wait)
             getattr(server, method)()
-            assert held.go_on.is_set() and server._loop is None
+            assert held.go_on.is_set() and not server._loops
         finally:
             held.go_on.set()
             server.shutdown()
