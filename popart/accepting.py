@@ -179,15 +179,12 @@ class _Door:
     """Waits for clients on a listening socket.  Any thread or signal handler can end a wait by knocking."""
 
     def __init__(self, listener: socket.socket) -> None:
-        self._inside, self._outside = socket.socketpair()
-        self._outside.setblocking(False)
-        try:
-            self._selector = selectors.DefaultSelector()
-        except BaseException:
-            self._inside.close()
-            self._outside.close()
-            raise
-        self._selector.register(self._inside, selectors.EVENT_READ)
+        with contextlib.ExitStack() as parts:
+            self._inside, self._outside = map(parts.enter_context, socket.socketpair())
+            self._outside.setblocking(False)
+            self._selector = parts.enter_context(selectors.DefaultSelector())
+            self._selector.register(self._inside, selectors.EVENT_READ)
+            self._parts = parts.pop_all()
         with contextlib.suppress(ValueError, OSError):  # it is closed
             self._selector.register(listener, selectors.EVENT_READ)
 
@@ -208,5 +205,4 @@ class _Door:
             self._outside.send(b"\0")
 
     def close(self) -> None:
-        for part in (self._selector, self._inside, self._outside):
-            part.close()
+        self._parts.close()

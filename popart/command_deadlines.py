@@ -194,7 +194,7 @@ class Place:
 
 def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
     """Return whether a client has taken enough in a *share* of its time to get more."""
-    if sock.family == getattr(socket, "AF_UNIX", None):
+    if system.is_unix(sock):
         return taken > 0  # it is memory that was counted
     return taken >= TAKEN_SIZE * share
 

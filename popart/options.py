@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal, TypedDict, TypeVar
 
 from popart import system
@@ -200,7 +201,9 @@ def choose_processor(processor: int | str | None) -> int | None:
     if not allowed:
         return None
     if processor == "current":
-        return system.current_processor()
+        with suppress(OSError):  # no /proc, in a bare chroot for one
+            return system.current_processor()
+        return None
     if processor not in allowed:
         raise ValueError(f"processor must be one of {allowed}, on which this process may run, not {processor}")
     return processor
@@ -219,6 +222,6 @@ def check_proxies(proxies: Iterable[str]) -> list[IPNetwork]:
 
 
 def check_reuse_port(reuse_port: bool) -> bool:
-    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+    if reuse_port and not system.can_share_ports():
         raise ValueError("reuse_port needs SO_REUSEPORT, which this system does not have")
     return reuse_port

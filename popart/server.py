@@ -102,7 +102,7 @@ class Server(ClosingServer):
     half the processor time (the performance page says when).  A sign-in that takes a millisecond of processor time or
     more is not held up: the ones after it run on all processors of the process in turn.  Threads and processes that a
     handler starts inherit the one processor.  Where the system has no such call (`os.sched_setaffinity`) the option
-    does nothing.
+    does nothing, nor does ``"current"`` where there is no ``/proc``.
 
     A connection has a thread to itself, but that thread may have served others before: data that an application keeps
     in thread-local variables stays there.
@@ -197,7 +197,7 @@ class Server(ClosingServer):
         client reads an error only if some of what the client sent was left unread.  *arguments* are the keyword
         arguments of `Server` except *reuse_port*, for which it is too late.
 
-        :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
+        :raises ValueError: *listener* is no bound stream socket, TCP or UNIX, or as for `Server`.
         """
         address = system.bound_address(listener)
         if address is None:
@@ -258,7 +258,7 @@ class Server(ClosingServer):
             elif self.proxy_protocol and not is_trusted(client_address, self.trusted_proxies):
                 self.close_request(request)
             else:
-                self._refuse(request, TOO_MANY)
+                self._refuse(request, "the server closes" if self._closing.begun else TOO_MANY)
         except BaseException as error:
             place = self._places.find(request)
             if place is not None and self._workers.withdraw(place):

@@ -111,6 +111,11 @@ def make_wakeable(sock: socket.socket) -> socket.socket:
     return polled
 
 
+def is_unix(sock: socket.socket) -> bool:
+    """Return whether it is a UNIX socket, which Windows' Python does not have."""
+    return sock.family == getattr(socket, "AF_UNIX", None)
+
+
 def wake_reader(sock: socket.socket) -> None:
     """Make a thread that waits for this socket's input find its end, and find it again in each later read.
 
@@ -180,7 +185,7 @@ def send_small_writes_at_once(sock: socket.socket) -> None:
 
     macOS refuses that if the client has gone, which the next read finds too.
     """
-    if sock.family != getattr(socket, "AF_UNIX", None):
+    if not is_unix(sock):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
@@ -194,19 +199,25 @@ def take_both_families(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
 
 
+def can_share_ports() -> bool:
+    """Return whether several sockets may listen on one port."""
+    return hasattr(socket, "SO_REUSEPORT")
+
+
 def is_lost(error: OSError) -> bool:
     """Return whether an error of accept() is that of one client: it has gone, and others may be waiting."""
     return isinstance(error, (ConnectionAbortedError, ConnectionResetError)) or error.errno in _LOST
 
 
 def bound_address(sock: socket.socket) -> Any:
-    """Return the address that a stream socket is bound to; None if it is no bound stream socket."""
+    """Return the address that a stream socket is bound to; None if it is no bound stream socket, TCP or UNIX."""
     try:
         address = sock.getsockname()
     except OSError:  # so does Windows say that it is not bound
         return None
     is_bound = address[1] if isinstance(address, tuple) else address
-    return address if sock.type == socket.SOCK_STREAM and is_bound else None
+    is_known = sock.family in (socket.AF_INET, socket.AF_INET6) or is_unix(sock)
+    return address if sock.type == socket.SOCK_STREAM and is_known and is_bound else None
 
 
 def is_listening(sock: socket.socket) -> bool:

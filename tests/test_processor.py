@@ -179,6 +179,19 @@ def test_no_such_call(monkeypatch: pytest.MonkeyPatch) -> None:
             assert client.ask(b"NOOP").startswith(b"+OK")
 
 
+def test_a_system_that_does_not_tell_the_current_one(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, "current" does nothing; a number still does."""
+
+    def refuse() -> int:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("popart.system.current_processor", refuse)
+    with Server(HOST, lambda peer: None, processor="current") as server:
+        assert server.processor is None
+    with Server(HOST, lambda peer: None, processor=5) as server:
+        assert server.processor == 5
+
+
 @pytest.mark.parametrize("processor", [4, -1, "3", "", True, 3.0, {3}, b"current"])
 def test_wrong_values(processor: Any, system: System) -> None:
     """A processor is the number of one that the process may use, or "current"."""

@@ -8,6 +8,7 @@ import gc
 import inspect
 import re
 import select
+import selectors
 import signal
 import socket
 import socketserver
@@ -46,6 +47,7 @@ from tests.conftest import (
     MemoryHandler,
     QuickServer,
     connected,
+    open_descriptors,
     running,
     signed_in,
     wait_until,
@@ -201,6 +203,19 @@ def test_who_reads_that_there_is_no_place(options: Any, answer: bytes, monkeypat
             assert client.rest() == answer
 
 
+def test_who_comes_as_the_server_closes() -> None:
+    """Such a client does not read of too many connections."""
+
+    class Closing(QuickServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            self._closing.begun = True
+            return True
+
+    with Closing(HOST, lambda peer: None) as server, connected(server) as client:
+        server.handle_request()
+        assert client.rest() == b"-ERR [SYS/TEMP] the server closes\r\n"
+
+
 def test_a_shortage_once_there_is_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client reads of it, and its place is free again."""
     with running(QuickServer(HOST, lambda peer: None)) as server:
@@ -336,6 +351,21 @@ def test_handle_request_serves_one_connection(served_before: bool) -> None:
         with signed_in(server) as client:
             done.result(PATIENCE)
             assert client.ask(b"QUIT").startswith(b"+OK")
+
+
+def test_no_loop_in_a_shortage_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened to wait for clients is closed when the rest of it cannot be had."""
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with QuickServer(HOST, lambda peer: None) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(selectors.DefaultSelector, "register", fail)
+            before = open_descriptors()
+            with pytest.raises(OSError):
+                server.serve_forever()
+            assert open_descriptors() == before
 
 
 def test_serving_again_after_shutdown() -> None:
