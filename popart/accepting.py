@@ -14,10 +14,11 @@ from typing import Any
 from popart import system
 from popart.client_socket import READ_SIZE
 from popart.command_deadlines import Closing, deadline_in
+from popart.connection_limits import Places
 from popart.signal_handlers import Interruptible, operation
 
 ACCEPT_PAUSE = 0.1
-"""Seconds to wait when a connection cannot be accepted, mostly because there are no descriptors.  Until then the
+"""Seconds to wait when no connection can be accepted, mostly because there are no descriptors.  Until then the
 connection stays in the queue, and the listening socket stays readable."""
 
 MAX_ACCEPTED = 100
@@ -34,37 +35,41 @@ thread, its handler runs only after that."""
 class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     """Accepts connections and gives them to `process_request`."""
 
+    _places: Places
+
     def _begin(self) -> None:
         super()._begin()
         self._closing = Closing()
-        # Who takes the lock by the condition runs Python code after it is taken: what a signal handler raised there
-        # would leave it taken for ever.
+        # Take the lock by `_lock`, not by `_changed`: a condition runs Python code after the lock is taken, and what a
+        # signal handler raised there would leave it taken for ever.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._stop_wanted = False
-        self._loop: threading.Thread | None = None
-        """The thread in `serve_forever`."""
+        self._loops: set[threading.Thread] = set()
+        """The threads in `serve_forever`: mostly one."""
 
         self._doors: set[_Door] = set()
 
     @operation
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Accept connections until `shutdown` or `server_close`.  Return at once if either was called before.
+        """Accept connections until `shutdown`, `drain` or `server_close`.  Return at once if one was called before.
 
         It calls ``service_actions`` every *poll_interval* seconds, and whenever it has accepted all waiting
         connections, or a hundred.
         """
-        self._loop = threading.current_thread()
+        loop = threading.current_thread()
         try:
+            self._loops.add(loop)
             with self._door() as door:
-                while not (self._stop_wanted or self._closing.begun):
+                while not (self._stop_wanted or self._accepts_no_more):
                     door.wait(poll_interval)
                     self._accept_waiting()
                     self.service_actions()
         finally:
-            self._stop_wanted = False
             with self._lock:
-                self._loop = None
+                self._loops.discard(loop)
+                if not self._loops:
+                    self._stop_wanted = False
                 self._changed.notify_all()
 
     def shutdown(self) -> None:
@@ -81,7 +86,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     @operation
     def _wait_for_loop(self) -> None:
         with self._lock:
-            while self._loop not in (None, threading.current_thread()):
+            while self._loops - {threading.current_thread()}:
                 self._changed.wait(SIGNAL_PAUSE)
 
     @operation
@@ -89,15 +94,21 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         """Accept one connection.  If none comes within ``self.timeout`` seconds, call ``handle_timeout``; None waits
         for ever.
 
-        When the server closes, it returns and does neither.
+        When the server closes or has drained, it returns and does neither.
         """
+        deadline = deadline_in(self.timeout)
         with self._door() as door:
-            while not self._closing.begun and door.wait(self.timeout):
+            while not self._accepts_no_more and door.wait(deadline - time.monotonic()):
                 with contextlib.suppress(OSError):
                     self._accept_one()
                     return
-        if not self._closing.begun:
+        if not self._accepts_no_more:
             self.handle_timeout()
+
+    @property
+    def _accepts_no_more(self) -> bool:
+        """True once the server closes, or has drained."""
+        return self._closing.begun or self.socket.fileno() == -1
 
     @contextlib.contextmanager
     def _door(self) -> Iterator[_Door]:
@@ -119,8 +130,10 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         try:
             # SSLSocket.accept shakes hands: one silent client would stop the server.
             request, client_address = socket.socket.accept(self.socket)
+        except BlockingIOError:
+            raise
         except OSError as error:
-            if error.errno in system.SHORTAGE:
+            if not system.is_lost(error):
                 time.sleep(ACCEPT_PAUSE)
             raise
         if client_address is None:  # macOS says so of a client that has gone; no such address may pass for a UNIX one
@@ -146,8 +159,10 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         self.socket.setblocking(False)
         try:
             request, client_address = self.get_request()
-        except (ConnectionAbortedError, ConnectionResetError):  # on Windows the latter
-            return  # this one is lost, and others may be waiting
+        except OSError as error:
+            if system.is_lost(error):
+                return
+            raise
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
@@ -156,22 +171,20 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         except Exception:
             with contextlib.suppress(Exception):
                 self.handle_error(request, client_address)
-            self.close_request(request)
+            if self._places.find(request) is None:  # else its thread closes it
+                self.close_request(request)
 
 
 class _Door:
     """Waits for clients on a listening socket.  Any thread or signal handler can end a wait by knocking."""
 
     def __init__(self, listener: socket.socket) -> None:
-        self._inside, self._outside = socket.socketpair()
-        self._outside.setblocking(False)
-        try:
-            self._selector = selectors.DefaultSelector()
-        except BaseException:
-            self._inside.close()
-            self._outside.close()
-            raise
-        self._selector.register(self._inside, selectors.EVENT_READ)
+        with contextlib.ExitStack() as parts:
+            self._inside, self._outside = map(parts.enter_context, socket.socketpair())
+            self._outside.setblocking(False)
+            self._selector = parts.enter_context(selectors.DefaultSelector())
+            self._selector.register(self._inside, selectors.EVENT_READ)
+            self._parts = parts.pop_all()
         with contextlib.suppress(ValueError, OSError):  # it is closed
             self._selector.register(listener, selectors.EVENT_READ)
 
@@ -192,5 +205,4 @@ class _Door:
             self._outside.send(b"\0")
 
     def close(self) -> None:
-        for part in (self._selector, self._inside, self._outside):
-            part.close()
+        self._parts.close()

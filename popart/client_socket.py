@@ -211,7 +211,8 @@ class Stream:
         if end is End.RESET:
             self._let_arrive()
         if end in (End.RESET, End.RESET_AT_ONCE):
-            system.reset(self.socket)
+            system.reset_when_closed(self.socket)
+            self._place.resets = True
         elif end in (End.COMPLETE, End.CUT):
             with contextlib.suppress(SessionError):
                 self._finish(end)

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from typing import Any
 
@@ -83,6 +83,9 @@ class Place:
 
         self.makes_room: bool = False
         """True if another connection already has its place."""
+
+        self.resets: bool = False
+        """True if its end is a reset: no FIN may go before."""
 
         self._wait = (math.inf, 0.0)
         self._last = math.inf  # the deadline of this wait as it is now
@@ -169,28 +172,29 @@ class Place:
         deadline, (_, period) = self.deadline, self._wait
         if not self.waits or deadline == math.inf:
             return
-        if self._queued is None:
-            self._queued = system.unsent(self.socket) or 0
+        queued = self._queued  # once: another wait makes it None
+        if queued is None:
+            queued = self._queued = system.unsent(self.socket) or 0
             self._asked = now
         if deadline > now:
             return
-        if not self._still_takes(now, period):
+        if not self._still_takes(queued, now, period):
             self.end(TOO_SLOW)
         elif self.deadline == deadline:  # its thread may be in another wait by now
             self._queued = None
             self._last = self.deadline = now + period
 
-    def _still_takes(self, now: float, period: float) -> bool:
-        if not (period and self._queued):
+    def _still_takes(self, queued: int, now: float, period: float) -> bool:
+        if not (period and queued):
             return False
         left = system.unsent(self.socket) or 0
         share = min(1.0, (now - self._asked) / period)  # the first look at a wait is later than its beginning
-        return not left or makes_progress(self.socket, self._queued - left, share)
+        return not left or makes_progress(self.socket, queued - left, share)
 
 
 def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
     """Return whether a client has taken enough in a *share* of its time to get more."""
-    if sock.family == getattr(socket, "AF_UNIX", None):
+    if system.is_unix(sock):
         return taken > 0  # it is memory that was counted
     return taken >= TAKEN_SIZE * share
 
@@ -215,7 +219,7 @@ class Watchdog:
         self._pause = pause
         with self._lock:
             if self._thread is None:
-                thread = threading.Thread(target=self._watch, daemon=True)
+                thread = threading.Thread(target=self._keep_watch, daemon=True)
                 thread.start()
                 self._thread = thread
 
@@ -228,6 +232,13 @@ class Watchdog:
         self.look()
         if self._thread is not None:
             self._thread.join()
+
+    def _keep_watch(self) -> None:
+        while True:
+            # Want of memory, for one, passes, and nobody else cuts and wakes connections.
+            with suppress(Exception):
+                return self._watch()
+            time.sleep(CLOSING_PAUSE)
 
     def _watch(self) -> None:
         while True:

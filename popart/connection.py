@@ -62,8 +62,9 @@ class Connection(socketserver.StreamRequestHandler):
         self._steps = 0  # since the last look at the pace
 
     def finish(self) -> None:
-        """No longer count as busy.  The server closes the socket."""
+        """No longer count as busy, and let go of the session.  The server closes the socket."""
         self._pace.end()
+        self._place.signed_in = lambda: False  # a spare thread may keep the place
 
     def handle(self) -> None:
         """Hold the whole connection."""

@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal, TypedDict, TypeVar
 
 from popart import system
@@ -100,9 +101,11 @@ class Limits:
     cuts their connections."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """If a subclass sets ``max_connections`` alone, make the limit per peer half of it."""
+        """If a subclass or one of its bases sets ``max_connections`` alone, make the limit per peer half of it."""
         super().__init_subclass__(**options)
-        if "max_connections" in vars(cls) and "max_connections_per_peer" not in vars(cls):
+        limits = ("max_connections", "max_connections_per_peer")
+        nearest = next(names for base in cls.__mro__ if (names := [name for name in limits if name in vars(base)]))
+        if nearest == ["max_connections"]:
             most = cls.max_connections
             cls.max_connections_per_peer = max(1, most // 2) if isinstance(most, int) else most
 
@@ -198,7 +201,9 @@ def choose_processor(processor: int | str | None) -> int | None:
     if not allowed:
         return None
     if processor == "current":
-        return system.current_processor()
+        with suppress(OSError):  # no /proc, in a bare chroot for one
+            return system.current_processor()
+        return None
     if processor not in allowed:
         raise ValueError(f"processor must be one of {allowed}, on which this process may run, not {processor}")
     return processor
@@ -217,6 +222,6 @@ def check_proxies(proxies: Iterable[str]) -> list[IPNetwork]:
 
 
 def check_reuse_port(reuse_port: bool) -> bool:
-    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+    if reuse_port and not system.can_share_ports():
         raise ValueError("reuse_port needs SO_REUSEPORT, which this system does not have")
     return reuse_port

@@ -17,16 +17,20 @@ client is waited for, and a thread that has it may take it again::
 
     what                               written by                           guard
     ---------------------------------  -----------------------------------  --------------------------------------------
-    Places, Workers: their lists       accepting and worker threads         the lock; len() and find() are single reads
+    Places, Workers: their lists       accepting and worker threads         the lock; len(), find() and one_calls are
+                                                                            single reads
     Place: what it waits for           its worker                           none: single values, read by the watchdog
     Place: its cut, its wake-up        the watchdog, who makes room         the lock
     Closing                            server_close                         none: a signal handler can take no lock
-    _stop_wanted                       shutdown, drain, the loop's end      none, for the same reason
-    _doors, _operations, ..._threads   the threads in these methods         none: single operations of a set or a dict
+    _stop_wanted                       shutdown, the last loop's end        none, for the same reason
+    _doors, _loops, _operations,       the threads in these methods         none: single operations of a set or a dict
+    ..._threads
     Pacer.busy                         workers                              a lock of its own
+    Processor: slow sign-ins           workers                              a lock of its own
 
-``_changed`` is notified when a connection has gone, a worker has ended, or `serve_forever` has returned.  Who waits for
-that looks every `SIGNAL_PAUSE` all the same: a signal handler cannot notify.  A forked child makes all of it anew.
+``_changed`` is notified when a connection has gone, a worker has ended, or `serve_forever` has returned.  A thread that
+waits for that looks every `SIGNAL_PAUSE` all the same: a signal handler cannot notify.  A forked child makes all of it
+anew.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from popart import options, system
 from popart.addresses import IPNetwork, ip_address, is_trusted
 from popart.client_socket import LAST_READ_SECONDS
-from popart.command_deadlines import Watchdog
+from popart.command_deadlines import Place, Watchdog
 from popart.connection import TOO_MANY, Connection, refuse
 from popart.connection_limits import Places
 from popart.fairness import Pacer
@@ -98,7 +102,7 @@ class Server(ClosingServer):
     half the processor time (the performance page says when).  A sign-in that takes a millisecond of processor time or
     more is not held up: the ones after it are spread over all processors of the process.  Threads and processes that a
     handler starts inherit the one processor.  Where the system has no such call (`os.sched_setaffinity`) the option
-    does nothing.
+    does nothing, nor does ``"current"`` where there is no ``/proc``.
 
     A connection has a thread to itself, but that thread may have served others before: data that an application keeps
     in thread-local variables stays there.
@@ -164,20 +168,14 @@ class Server(ClosingServer):
         self._pacer = Pacer()
         self._processor = None if self.processor is None else Processor(self.processor)
         self._places = Places(self, self._closing, self._lock, self._changed)
-        # Looked up for each connection, as every hook of `socketserver`.
-        self._workers = Workers(
-            lambda request, client_address: self.process_request_thread(request, client_address),
-            self._lock,
-            self._changed,
-            daemon=self.daemon_threads,
-        )
+        self._workers = Workers(self._hold, self._lock, self._changed, daemon=self.daemon_threads)
         self._watchdog = Watchdog(self._places.all, self._closing, self._lock)
         _servers.add(self)
 
     def _begin_in_child(self) -> None:
         """Close the copies that a fork made: the parent's sessions and threads go on in the parent."""
         # A child that was forked in serve_forever, by a hook, would accept on a socket that its parent closes.
-        within_loop = self._loop is threading.current_thread()
+        within_loop = threading.current_thread() in self._loops
         for place in self._places.all():
             place.socket.close()
         for door in self._doors:
@@ -199,7 +197,7 @@ class Server(ClosingServer):
         client reads an error only if some of what the client sent was left unread.  *arguments* are the keyword
         arguments of `Server` except *reuse_port*, for which it is too late.
 
-        :raises ValueError: *listener* is no bound stream socket, or as for `Server`.
+        :raises ValueError: *listener* is no bound stream socket, TCP or UNIX, or as for `Server`.
         """
         address = system.bound_address(listener)
         if address is None:
@@ -260,13 +258,14 @@ class Server(ClosingServer):
             elif self.proxy_protocol and not is_trusted(client_address, self.trusted_proxies):
                 self.close_request(request)
             else:
-                self._refuse(request, TOO_MANY)
+                self._refuse(request, "the server closes" if self._closing.begun else TOO_MANY)
         except BaseException as error:
             place = self._places.find(request)
-            if place is not None and not place.held:
+            if place is not None and self._workers.withdraw(place):
                 self._places.leave(request)
                 self._refuse(request, "short of resources, please try again later")
-            # Want of threads or memory has been answered.  What a signal handler raised, for one, goes on.
+            # Want of threads or memory has been answered.  What a signal handler raised, for one, goes on: to
+            # `handle_error`, as all that a hook raises, if it is an `Exception`.
             if not isinstance(error, (RuntimeError, MemoryError)):
                 raise
 
@@ -276,18 +275,23 @@ class Server(ClosingServer):
         return max(0.01, min(limit for limit in limits if limit is not None) / 4)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Hold a connection from its first octet to its last."""
-        place = self._places.find(request)
-        assert place is not None
+        """Hold a connection from its first octet to its last.  The server closes it, whatever an override does."""
+        self.finish_request(request, client_address)
+
+    def _hold(self, place: Place) -> None:
+        request = place.socket
         try:
-            self.finish_request(request, client_address)
+            self.process_request_thread(request, place.client_address)
         except BaseException:
             with contextlib.suppress(BaseException):
                 self.handle_error(request, place.client_address)
         finally:
-            self._places.leave(request)
+            self._places.leave(request)  # first: once it is closed, another connection may have its descriptor
             with contextlib.suppress(BaseException):  # a thread would print it
-                self.shutdown_request(request)
+                if place.resets:
+                    self.close_request(request)
+                else:
+                    self.shutdown_request(request)
 
     def _refuse(self, request: socket.socket, text: str) -> None:
         if self.tls_context is None:

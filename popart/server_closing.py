@@ -8,7 +8,6 @@ import time
 from popart import system
 from popart.accepting import SIGNAL_PAUSE, AcceptingServer
 from popart.command_deadlines import Watchdog, deadline_in
-from popart.connection_limits import Places
 from popart.options import Limits
 from popart.signal_handlers import operation
 from popart.workers import Workers
@@ -20,7 +19,6 @@ LONGEST_QUEUE = 65_535
 class ClosingServer(Limits, AcceptingServer):
     """Ends its sessions, and waits for their threads."""
 
-    _places: Places
     _workers: Workers
     _watchdog: Watchdog
 
@@ -38,8 +36,8 @@ class ClosingServer(Limits, AcceptingServer):
         self.shutdown()
         self._wait_for_loop()
         self._accept_queue(deadline)
-        self._stop_wanted = True  # serve_forever has nothing to serve any more
         self.socket.close()
+        self._knock()
         with self._lock:
             while len(self._places) and time.monotonic() < deadline and not self._operations.get(me):
                 self._changed.wait(min(SIGNAL_PAUSE, deadline - time.monotonic()))

@@ -35,6 +35,9 @@ SHORTAGE = {
 }
 """Errors of accept() that pass when something is released."""
 
+_LOST_NAMES = "ENETDOWN EPROTO ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH EOPNOTSUPP ENETUNREACH"
+_LOST = {getattr(errno, name) for name in _LOST_NAMES.split() if hasattr(errno, name)}  # accept(2) of Linux
+
 POLL_PAUSE = 0.1
 """Seconds between two looks of a waiting thread at whether it was woken, on Windows."""
 
@@ -108,6 +111,11 @@ def make_wakeable(sock: socket.socket) -> socket.socket:
     return polled
 
 
+def is_unix(sock: socket.socket) -> bool:
+    """Return whether it is a UNIX socket, which Windows' Python does not have."""
+    return sock.family == getattr(socket, "AF_UNIX", None)
+
+
 def wake_reader(sock: socket.socket) -> None:
     """Make a thread that waits for this socket's input find its end, and find it again in each later read.
 
@@ -156,14 +164,13 @@ def unsent(sock: socket.socket) -> int | None:
         return None
 
 
-def reset(sock: socket.socket) -> None:
-    """Close a connection so that the client reads an error; the rest of the send queue is dropped.
+def reset_when_closed(sock: socket.socket) -> None:
+    """Let the close of a connection be a reset: its client reads an error, and the rest of the send queue is dropped.
 
     On a UNIX socket this does not work: the client reads an error only if some of its input was left unread.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    sock.close()
 
 
 def acknowledge(sock: socket.socket) -> None:
@@ -178,7 +185,7 @@ def send_small_writes_at_once(sock: socket.socket) -> None:
 
     macOS refuses that if the client has gone, which the next read finds too.
     """
-    if sock.family != getattr(socket, "AF_UNIX", None):
+    if not is_unix(sock):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
@@ -192,14 +199,25 @@ def take_both_families(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
 
 
+def can_share_ports() -> bool:
+    """Return whether several sockets may listen on one port."""
+    return hasattr(socket, "SO_REUSEPORT")
+
+
+def is_lost(error: OSError) -> bool:
+    """Return whether an error of accept() is that of one client: it has gone, and others may be waiting."""
+    return isinstance(error, (ConnectionAbortedError, ConnectionResetError)) or error.errno in _LOST
+
+
 def bound_address(sock: socket.socket) -> Any:
-    """Return the address that a stream socket is bound to; None if it is no bound stream socket."""
+    """Return the address that a stream socket is bound to; None if it is no bound stream socket, TCP or UNIX."""
     try:
         address = sock.getsockname()
     except OSError:  # so does Windows say that it is not bound
         return None
     is_bound = address[1] if isinstance(address, tuple) else address
-    return address if sock.type == socket.SOCK_STREAM and is_bound else None
+    is_known = sock.family in (socket.AF_INET, socket.AF_INET6) or is_unix(sock)
+    return address if sock.type == socket.SOCK_STREAM and is_known and is_bound else None
 
 
 def is_listening(sock: socket.socket) -> bool:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from popart.command_deadlines import Place
 
@@ -24,7 +23,7 @@ class Workers:
 
     def __init__(
         self,
-        hold: Callable[[Any, Any], None],
+        hold: Callable[[Place], None],
         lock: AbstractContextManager[bool],
         changed: threading.Condition,
         *,
@@ -66,26 +65,33 @@ class Workers:
             thread.start()
         except BaseException:
             with self._lock:
-                if place.held is None:
-                    place.held = False
-                    if thread is not None:
-                        self._threads.discard(thread)
+                if self.withdraw(place) and thread is not None:
+                    self._threads.discard(thread)
             raise
+
+    def withdraw(self, place: Place) -> bool:
+        """Let no thread take a connection up any more.  Return False if one has already."""
+        with self._lock:
+            if place.held is None:
+                place.held = False
+            return not place.held
 
     def _work(self, place: Place | None) -> None:
         """Hold a connection, then others that come while this thread is spare.  This is the body of a thread.
 
         A new thread for each connection took a third of a short session's processor time.
         """
-        while place is not None and self._take_up(place):
-            # In a context of its own: no session finds another's context variables.
-            contextvars.Context().run(self._hold, place.socket, place.client_address)
-            place = self._next()
-        with self._lock:
-            thread = threading.current_thread()
-            self._done.append(thread)
-            self._threads.discard(thread)
-            self._changed.notify_all()
+        try:
+            while place is not None and self._take_up(place):
+                # In a context of its own: no session finds another's context variables.
+                contextvars.Context().run(self._hold, place)
+                place = self._next()
+        finally:  # want of memory too: `server_close` waits for this thread
+            with self._lock:
+                thread = threading.current_thread()
+                self._done.append(thread)
+                self._threads.discard(thread)
+                self._changed.notify_all()
 
     def _take_up(self, place: Place) -> bool:
         with self._lock:

@@ -242,15 +242,18 @@ class TestWatch:
         place.watch(100.0)
         assert not place.cut
 
-    def test_another_wait_meanwhile(self, place: Place, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A wait that began while the watchdog looked keeps its own deadline."""
+    @pytest.mark.parametrize("left", [0, 1])
+    def test_another_wait_meanwhile(
+        self, left: int, place: Place, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A wait that began while the watchdog asked the system keeps its own deadline."""
         queue.left = 1_000_000
         place.until(100.0, 10.0)
         place.watch(90.0)
 
         def unsent(sock: socket.socket) -> int:
             place.until(200.0, 10.0)
-            return 0
+            return left
 
         monkeypatch.setattr(system, "unsent", unsent)
         place.watch(100.0)
@@ -343,6 +346,27 @@ class TestWatchdog:
         places.clear()
         watchdog.join()
         assert threading.active_count() == before
+
+    def test_want_of_memory(self) -> None:
+        """It ends no watch: who was not looked at is looked at again, and the thread ends with the server."""
+
+        class Failing(FakePlace):
+            looks = 0
+
+            def watch(self, now: float) -> None:
+                self.looks += 1
+                if self.looks == 1:
+                    raise MemoryError
+                super().watch(now)
+
+        closing, place = Closing(), Failing()
+        places = [place]
+        watchdog = watchdog_of(places, closing)
+        watchdog.start(0.01)
+        assert place.watched.wait(PATIENCE)
+        closing.begun = True
+        places.clear()
+        watchdog.join()
 
     def test_it_looks_at_once(self) -> None:
         """A server that closes need not wait for its next look."""

@@ -171,6 +171,26 @@ def test_it_stops_serving() -> None:
                 assert result.result(PATIENCE) is True
 
 
+def test_it_ends_handle_request() -> None:
+    """Who waits for a client returns, and is told of no timeout: no client will come."""
+
+    class Noting(Server):
+        timeouts = 0
+
+        def handle_timeout(self) -> None:
+            self.timeouts += 1
+
+    with ThreadPoolExecutor() as other, Noting(HOST, lambda peer: MemoryHandler(Mail())) as server:
+        handling = other.submit(server.handle_request)
+        wait_until(lambda: bool(server._doors))
+        assert server.drain() is True
+        handling.result(PATIENCE)
+        server.handle_request()
+        for _ in range(2):
+            server.serve_forever(60)
+    assert server.timeouts == 0
+
+
 def test_it_waits_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """drain does not return before serve_forever, which afterwards returns at once."""
     with make_server(Mail()) as server:
@@ -190,7 +210,7 @@ def test_it_waits_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
                     assert client.rest().endswith(b"+OK goodbye\r\n")
                 wait_until(lambda: not len(server._places))
                 monkeypatch.setattr(server._changed, "wait", let_go_and_wait)
-                assert server.drain() and held.go_on.is_set() and server._loop is None
+                assert server.drain() and held.go_on.is_set() and not server._loops
                 serving.result(PATIENCE)
                 other.submit(server.serve_forever).result(PATIENCE)
             finally:
@@ -347,6 +367,26 @@ def test_a_shortage_is_no_empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
             for waiting in (client, other):
                 assert waiting.line().startswith(b"+OK")
                 assert says_goodbye(waiting)
+            assert result.result(PATIENCE) is True
+    assert not failures
+
+
+def test_lost_clients_are_no_empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux accept tells of network errors, too: those behind such a client in the queue are served."""
+    accept = socket.socket.accept
+    failures = [errno.EPROTO, errno.EHOSTUNREACH, errno.ECONNABORTED]
+
+    def losing(sock: socket.socket) -> Any:
+        if failures:
+            raise OSError(failures.pop(), "lost")
+        return accept(sock)
+
+    server = make_server(Mail())
+    with server, connected(server) as client:
+        monkeypatch.setattr(socket.socket, "accept", losing)
+        with draining(server) as result:
+            assert client.line().startswith(b"+OK")
+            assert says_goodbye(client)
             assert result.result(PATIENCE) is True
     assert not failures
 

@@ -99,6 +99,25 @@ def test_a_reset_comes_behind_what_was_sent_before() -> None:
     assert [type(error) for error in handler.mail.errors] == [IndexError]
 
 
+def test_a_descriptor_is_open_until_nobody_can_wake_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that ends by a reset is closed when the watchdog no longer knows it: the next connection may have
+    its descriptor.
+    """
+    found: list[int] = []
+    with running(QuickServer(HOST, lambda peer: make_handler())) as server:
+        leave = server._places.leave
+
+        def leave_open(request: socket.socket) -> None:
+            found.append(request.fileno())
+            leave(request)
+
+        monkeypatch.setattr(server._places, "leave", leave_open)
+        with signed_in(server) as client:
+            client.send(b"RETR 2\r\n")
+            assert client.rest_until_reset().startswith(b"+OK")
+    assert found and found[0] != -1
+
+
 def test_a_reset_waits_for_two_seconds_at_most() -> None:
     """A client that does not read what came before a broken message keeps its thread for no longer than that."""
     handler = make_handler()

@@ -529,7 +529,7 @@ def test_two_addresses_lock_nobody_out() -> None:
 
 @pytest.mark.parametrize(("most", "half"), [(2000, 1000), (3, 1), (1, 1), (None, None)])
 def test_half_of_the_places_for_one_peer(most: int | None, half: int | None) -> None:
-    """A subclass that sets max_connections alone gives one peer half of that, at least 1."""
+    """A subclass that sets max_connections alone, or a mixin for it, gives one peer half of that, at least 1."""
 
     class Alone(Server):
         max_connections = most
@@ -541,6 +541,20 @@ def test_half_of_the_places_for_one_peer(most: int | None, half: int | None) -> 
     class Inherits(Alone):
         pass
 
+    class Mixin:
+        max_connections = most
+
+    class Mixed(Mixin, QuickServer):
+        pass
+
+    class MixedBoth(Mixin, Both):
+        max_connections_per_peer = 8
+
+    class MixedBelow(Both, Mixin):
+        pass
+
+    assert (Mixed.max_connections_per_peer, MixedBoth.max_connections_per_peer) == (half, 8)
+    assert MixedBelow.max_connections_per_peer == 7
     assert (Alone.max_connections_per_peer, Both.max_connections_per_peer) == (half, 7)
     assert Inherits.max_connections_per_peer == half
     assert Server.max_connections_per_peer == 1000

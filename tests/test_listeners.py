@@ -322,6 +322,19 @@ def test_sockets_that_cannot_listen(family: str, kind: int, address: Any, tmp_pa
         assert sock.fileno() != -1
 
 
+def test_sockets_of_another_family() -> None:
+    """Only TCP and UNIX sockets are served: of a virtual machine's socket, popart cannot say who is one peer."""
+
+    class Virtual:
+        family, type = 40, socket.SOCK_STREAM  # AF_VSOCK
+
+        def getsockname(self) -> tuple[int, int]:
+            return 2, 110
+
+    with pytest.raises(ValueError, match="bound stream socket"):
+        Server.from_socket(Virtual(), lambda peer: None)  # type: ignore[arg-type]
+
+
 def test_a_connection_is_no_listener() -> None:
     """A connected socket is an OSError, as for listen(), and stays the caller's."""
     with listening() as listener, socket.create_connection(listener.getsockname()) as sock:

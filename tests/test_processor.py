@@ -82,12 +82,12 @@ def test_sessions_stay_on_one(system: System) -> None:
     """All that a handler does runs on the chosen processor, and so does serve_forever, until it returns."""
     handler = PlacedHandler(Mail(b"a\r\n"), system, [0.0] * 3)
     with running(Server(HOST, lambda peer: handler, processor=5)) as server:
-        wait_until(lambda: server._loop is not None)
-        accepts = server._loop
+        wait_until(lambda: len(server._loops) == 1)
+        (accepts,) = server._loops
         for _ in range(3):
             session(server)
     assert handler.signed_in_on == handler.read_on == [{5}] * 3
-    assert accepts is not None and accepts.ident is not None
+    assert accepts.ident is not None
     assert system.moves[accepts.ident] == [{5}, {3, 5, 8}]
 
 
@@ -183,6 +183,19 @@ def test_no_such_call(monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.processor is None
         with running(server), signed_in(server) as client:
             assert client.ask(b"NOOP").startswith(b"+OK")
+
+
+def test_a_system_that_does_not_tell_the_current_one(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, "current" does nothing; a number still does."""
+
+    def refuse() -> int:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("popart.system.current_processor", refuse)
+    with Server(HOST, lambda peer: None, processor="current") as server:
+        assert server.processor is None
+    with Server(HOST, lambda peer: None, processor=5) as server:
+        assert server.processor == 5
 
 
 @pytest.mark.parametrize("processor", [4, -1, "3", "", True, 3.0, {3}, b"current"])

@@ -8,6 +8,7 @@ import gc
 import inspect
 import re
 import select
+import selectors
 import signal
 import socket
 import socketserver
@@ -46,6 +47,7 @@ from tests.conftest import (
     MemoryHandler,
     QuickServer,
     connected,
+    open_descriptors,
     running,
     signed_in,
     wait_until,
@@ -201,6 +203,19 @@ def test_who_reads_that_there_is_no_place(options: Any, answer: bytes, monkeypat
             assert client.rest() == answer
 
 
+def test_who_comes_as_the_server_closes() -> None:
+    """Such a client does not read of too many connections."""
+
+    class Closing(QuickServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            self._closing.begun = True
+            return True
+
+    with Closing(HOST, lambda peer: None) as server, connected(server) as client:
+        server.handle_request()
+        assert client.rest() == b"-ERR [SYS/TEMP] the server closes\r\n"
+
+
 def test_a_shortage_once_there_is_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client reads of it, and its place is free again."""
     with running(QuickServer(HOST, lambda peer: None)) as server:
@@ -338,6 +353,21 @@ def test_handle_request_serves_one_connection(served_before: bool) -> None:
             assert client.ask(b"QUIT").startswith(b"+OK")
 
 
+def test_no_loop_in_a_shortage_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened to wait for clients is closed when the rest of it cannot be had."""
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with QuickServer(HOST, lambda peer: None) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(selectors.DefaultSelector, "register", fail)
+            before = open_descriptors()
+            with pytest.raises(OSError):
+                server.serve_forever()
+            assert open_descriptors() == before
+
+
 def test_serving_again_after_shutdown() -> None:
     """shutdown() ends serve_forever(), not the sessions; serve_forever() may be called again."""
     with QuickServer(HOST, lambda peer: MemoryHandler(Mail())) as server, ThreadPoolExecutor() as others:
@@ -359,6 +389,37 @@ def test_shutdown_before_serve_forever() -> None:
         server.shutdown()
         server.shutdown()
         server.serve_forever()
+
+
+@pytest.mark.parametrize("end", ["shutdown", "server_close"])
+def test_two_loops_end_together(end: str) -> None:
+    """Two threads in serve_forever() both return, and nobody who ends them is told so earlier."""
+    with ThreadPoolExecutor() as others, QuickServer(HOST, lambda peer: None) as server:
+        loops = [others.submit(server.serve_forever, 60) for _ in range(2)]
+        wait_until(lambda: len(server._loops) == 2)
+        getattr(server, end)()
+        assert not server._loops
+        for loop in loops:
+            loop.result(PATIENCE)
+
+
+def test_who_wakes_handle_request_does_not_prolong_it() -> None:
+    """It waits for ``timeout`` seconds in all, however often it looks for a client in vain."""
+    timed_out = threading.Event()
+
+    class Noting(QuickServer):
+        timeout = 0.2
+
+        def handle_timeout(self) -> None:
+            timed_out.set()
+
+    with ThreadPoolExecutor() as others, Noting(HOST, lambda peer: None) as server:
+        handling = others.submit(server.handle_request)
+        deadline = time.monotonic() + PATIENCE
+        while not timed_out.wait(0.01) and time.monotonic() < deadline:
+            server._knock()
+        assert timed_out.is_set()
+        handling.result(PATIENCE)
 
 
 @pytest.mark.parametrize("end", ["shutdown", "server_close"])
@@ -552,6 +613,26 @@ def test_finished_threads_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None
         assert not any(thread() for thread in threads[:-1])
 
 
+def test_a_handler_is_let_go_when_its_session_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the thread, which may wait for the next client, nor an idle server keeps it or its maildrop."""
+    monkeypatch.setattr(popart.workers, "SPARE_SECONDS", 1000.0)
+    handlers: list[weakref.ref[MemoryHandler]] = []
+
+    def make_handler(peer: Any) -> MemoryHandler:
+        handler = MemoryHandler(Mail(MESSAGE))
+        handlers.append(weakref.ref(handler))
+        return handler
+
+    def is_gone() -> bool:
+        gc.collect()
+        return handlers[0]() is None
+
+    with running(QuickServer(HOST, make_handler)) as server:
+        with signed_in(server) as client:
+            assert client.ask(b"QUIT").startswith(b"+OK")
+        wait_until(is_gone)
+
+
 def test_a_signal_while_a_thread_is_chosen() -> None:
     """What a signal handler raises then goes on, and no thread takes up the connection any more."""
 
@@ -567,7 +648,7 @@ def test_a_signal_while_a_thread_is_chosen() -> None:
 
         def __exit__(self, *error: object) -> None: ...
 
-    workers = Workers(lambda *connection: None, Interrupted(), threading.Condition(), daemon=False)
+    workers = Workers(lambda place: None, Interrupted(), threading.Condition(), daemon=False)
     with socket.socket() as sock:
         place = Place(sock, ("192.0.2.1", 1), Closing())
         with pytest.raises(KeyboardInterrupt):
@@ -579,7 +660,7 @@ def test_a_connection_as_the_spare_threads_leave() -> None:
     """One that comes just then gets a thread of its own: nobody waits for it any more."""
     served: list[int] = []
     lock = threading.RLock()
-    workers = Workers(lambda sock, address: served.append(address), lock, threading.Condition(lock), daemon=False)
+    workers = Workers(lambda place: served.append(place.client_address), lock, threading.Condition(lock), daemon=False)
     with socket.socket() as sock:
         workers.take(Place(sock, 1, Closing()))
         wait_until(lambda: workers._spare == 1)
@@ -604,7 +685,7 @@ def test_closing_waits_for_the_last_steps_of_a_thread(monkeypatch: pytest.Monkey
             last_steps.set()
             go_on.wait(PATIENCE)
 
-    workers = Workers(lambda *connection: None, nullcontext(True), Changed(), daemon=False)
+    workers = Workers(lambda place: None, nullcontext(True), Changed(), daemon=False)
     workers.dismiss()
     with socket.socket() as sock:
         workers.take(Place(sock, ("192.0.2.1", 1), Closing()))
@@ -715,9 +796,10 @@ def test_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
         server.server_close()
 
 
-@pytest.mark.parametrize("code", ["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"])
-def test_accept_does_not_spin_in_a_shortage(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """While the system is short of descriptors or memory, accept is tried a few times a second, and then goes on."""
+@pytest.mark.parametrize("code", ["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EINVAL", "EPERM"])
+def test_accept_does_not_spin(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """While the system is short of descriptors or memory, or accepts nobody for another reason, accept is tried a few
+    times a second, and then goes on."""
     accept = socket.socket.accept
     failures = 0
 
@@ -1036,7 +1118,7 @@ def test_closing_waits_for_the_loop(method: str, monkeypatch: pytest.MonkeyPatch
             assert held.entered.wait(PATIENCE)
             monkeypatch.setattr(server._changed, "wait", let_go_and_wait)
             getattr(server, method)()
-            assert held.go_on.is_set() and server._loop is None
+            assert held.go_on.is_set() and not server._loops
         finally:
             held.go_on.set()
             server.shutdown()
@@ -1265,6 +1347,67 @@ def test_a_hook_that_is_replaced_on_a_server() -> None:
         with signed_in(server):
             pass
     assert len(called) == 1
+
+
+def test_a_hook_that_raises() -> None:
+    """A connection whose hook fails is closed, the failure told, and neither its place nor its thread is kept."""
+
+    class Failing(TalkingServer):
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            if not self.told:
+                raise SystemExit
+            super().process_request_thread(request, client_address)
+
+    server = Failing(HOST, lambda peer: MemoryHandler(Mail()))
+    with running(server):
+        with connected(server) as client:
+            assert client.rest() == b""
+        with signed_in(server):
+            pass
+    assert [type(error) for error in server.told] == [SystemExit]
+
+
+def test_a_hook_that_raises_when_a_thread_has_the_connection() -> None:
+    """The failure is told, and the session goes on: its thread closes the connection."""
+
+    class Failing(TalkingServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            super().process_request(request, client_address)
+            raise ValueError
+
+    with Failing(HOST, lambda peer: MemoryHandler(Mail())) as server, connected(server) as client:
+        server.handle_request()
+        assert client.line().startswith(b"+OK")
+        client.sign_in()
+        assert client.ask(b"QUIT").startswith(b"+OK")
+    assert [type(error) for error in server.told] == [ValueError]
+
+
+def test_a_signal_after_a_thread_was_chosen() -> None:
+    """If a signal handler raises then, the connection is refused, and no thread takes it up any more."""
+    held: list[Place] = []
+    server = QuickServer(HOST, lambda peer: MemoryHandler(Mail()))
+    with server, connected(server) as client:
+        take, take_up = server._workers.take, server._workers._take_up
+        go_on = threading.Event()
+
+        def late(place: Place) -> bool:
+            assert go_on.wait(PATIENCE)
+            held.append(place)
+            return take_up(place)
+
+        def interrupted(place: Place) -> None:
+            take(place)
+            raise KeyboardInterrupt
+
+        server._workers._take_up = late  # type: ignore[method-assign]
+        server._workers.take = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        go_on.set()
+        assert client.rest().startswith(b"-ERR [SYS/TEMP]")
+        server.server_close()
+    assert [place.held for place in held] == [False]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.Unpack is not there")

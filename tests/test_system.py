@@ -109,14 +109,16 @@ def test_wake_reader(pair: Pair) -> None:
     system.wake_reader(server)  # too late, and no error
 
 
-def test_reset(pair: Pair) -> None:
-    """The client reads an error, and the socket is closed."""
+def test_reset_when_closed(pair: Pair) -> None:
+    """The client reads an error, once the socket is closed."""
     server, client = pair
-    system.reset(server)
-    assert server.fileno() == -1
+    system.reset_when_closed(server)
+    server.sendall(b"+OK\r\n")
+    assert client.recv(100) == b"+OK\r\n"
+    server.close()
     with pytest.raises(ConnectionResetError):
         client.recv(100)
-    system.reset(server)  # again, and no error
+    system.reset_when_closed(server)  # too late, and no error
 
 
 def test_options(pair: Pair) -> None:

@@ -237,8 +237,16 @@ def test_a_message_that_breaks() -> None:
 # Accepting.
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError, ConnectionAbortedError])
-def test_a_client_that_is_lost_before_it_is_accepted(error: type[OSError], monkeypatch: pytest.MonkeyPatch) -> None:
+LOST = [
+    ConnectionResetError(),
+    ConnectionAbortedError(),
+    OSError(errno.EPROTO, "Protocol error"),
+    OSError(errno.EHOSTUNREACH, "No route to host"),
+]
+
+
+@pytest.mark.parametrize("error", LOST, ids=repr)
+def test_a_client_that_is_lost_before_it_is_accepted(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is one lost client: the next one is accepted in the same round, without a pause."""
     accept = socket.socket.accept
     lost: list[socket.socket] = []

@@ -19,7 +19,7 @@ import popart
 from popart.proxy_header import ProxyError, read_header
 from popart.server import Server
 from popart.session import Session
-from popart.system import reset
+from popart.system import reset_when_closed
 from popart.tls import TLS
 
 from .conftest import (
@@ -444,7 +444,8 @@ def test_who_is_no_proxy() -> None:
 
 def vanish(client: Client) -> None:
     client.file.close()
-    reset(client.sock)
+    reset_when_closed(client.sock)
+    client.sock.close()
 
 
 @pytest.mark.parametrize(

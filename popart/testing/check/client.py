@@ -127,7 +127,8 @@ class Client:
     def reset(self) -> None:
         """Leave by a reset."""
         self._file.close()
-        system.reset(self._sock)
+        system.reset_when_closed(self._sock)
+        self._sock.close()
 
     def wait_for_end(self) -> None:
         """Read until the server has closed the connection."""
