@@ -220,6 +220,8 @@ class Connection(socketserver.StreamRequestHandler):
         for line in commands:
             if session.is_quit(line):
                 sender.flush()
+            if self._closing.begun:  # while the session paused or sent
+                return
             if self._monitor is None:
                 reply = respond(line)
                 self._steps += 1 if reply.lines is None and reply.message is None else MESSAGE_STEPS
@@ -228,7 +230,7 @@ class Connection(socketserver.StreamRequestHandler):
                     self._pace.refused()
             else:
                 self._answer_monitored(session, line, self._monitor)
-            if session.over or self._closing.begun:
+            if session.over:
                 return
             if pipelined and (self._steps >= STEPS or sender.octets > sent):
                 self._keep_pace()

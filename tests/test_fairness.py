@@ -20,6 +20,7 @@ from popart.command_deadlines import Closing, Place
 from popart.connection_limits import Places
 from popart.fairness import Pace, Pacer
 from popart.options import Limits
+from popart.reply_sending import Sender
 from popart.server import Server
 from tests.conftest import (
     PATIENCE,
@@ -300,6 +301,30 @@ def test_a_pause_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
             others.submit(server.server_close).result(PATIENCE)
         assert client.rest() == b""
     assert not mail.locked and mail.errors == []
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Place, "pause"), (Sender, "flush")], ids=["pause", "flush"])
+def test_no_command_after_a_wait_that_the_closing_ended(
+    kind: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the server closes while a session pauses or sends, no further command is begun: QUIT deletes nothing (promise
+    2).
+    """
+    mail = Mail(MESSAGE)
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(mail))) as server, signed_in(server) as client:
+        original = getattr(kind, method)
+
+        def wait(self: Any, *arguments: Any) -> None:
+            server._closing.begun = True
+            original(self, *arguments)
+
+        monkeypatch.setattr(kind, method, wait)
+        if method == "pause":  # right after the first command
+            monkeypatch.setattr("popart.connection.STEPS", 1)
+            monkeypatch.setattr(Pace, "pause", lambda pace: 0.01)
+        client.send(b"DELE 1\r\nQUIT\r\n")
+        assert client.rest() == b"+OK message marked as deleted\r\n"
+    assert not mail.locked and not mail.count("delete_messages") and mail.errors == []
 
 
 def test_a_pause_ends_with_the_login_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
