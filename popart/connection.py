@@ -226,10 +226,10 @@ class Connection(socketserver.StreamRequestHandler):
                 reply = respond(line)
                 self._steps += 1 if reply.lines is None and reply.message is None else MESSAGE_STEPS
                 status = sender.send(reply)
-                if not pipelined and status.startswith(b"-"):
-                    self._pace.refused()
             else:
-                self._answer_monitored(session, line, self._monitor)
+                status = self._answer_monitored(session, line, self._monitor)
+            if not pipelined and status.startswith(b"-"):
+                self._pace.refused()
             if session.over:
                 return
             if pipelined and (self._steps >= STEPS or sender.octets > sent):
@@ -243,7 +243,7 @@ class Connection(socketserver.StreamRequestHandler):
             return session.respond(line)
         return self._processor.sign_in(lambda: session.respond(line), self._place.signed_in)
 
-    def _answer_monitored(self, session: Session, line: bytes, monitor: Monitor) -> None:
+    def _answer_monitored(self, session: Session, line: bytes, monitor: Monitor) -> bytes:
         sender = self._sender
         if not session.in_exchange:
             monitor.begin_command(session.verb(line), sender.octets)
@@ -255,6 +255,7 @@ class Connection(socketserver.StreamRequestHandler):
         finally:
             if not session.in_exchange:
                 monitor.tell_command(outcome, sender.octets_in_all)
+        return status
 
     def _keep_pace(self) -> None:
         self._steps = 0

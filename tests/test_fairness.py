@@ -34,6 +34,7 @@ from tests.conftest import (
     signed_in,
     wait_until,
 )
+from tests.test_monitoring import Monitor
 from tests.test_server import HOST, MESSAGE, Held
 
 # Pacing.
@@ -214,6 +215,19 @@ def test_turns_of_real_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
                 third.ask(b"NOOP")
                 assert len(pauses) == 3
         wait_until(lambda: not server._pacer._crowd)
+
+
+@pytest.mark.parametrize("kind", [MemoryHandler, Monitor], ids=["silent", "monitoring"])
+def test_which_refusals_count(kind: type[MemoryHandler], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of commands that came alone, whether the handler counts commands or not."""
+    refusals: list[Pace] = []
+    monkeypatch.setattr(Pace, "refused", lambda pace: refusals.append(pace))
+    with running(QuickServer(HOST, lambda peer: kind(Mail(MESSAGE)))) as server, signed_in(server) as client:
+        client.ask(b"NOOP")
+        assert client.ask(b"XYZZY").startswith(b"-ERR")
+        client.send(b"XYZZY\r\nXYZZY\r\nQUIT\r\n")
+        client.rest()
+    assert len(refusals) == 1
 
 
 def test_a_turn_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
