@@ -38,7 +38,7 @@ BLIND_RESET_WAIT_SECONDS = 0.5
 not read yet."""
 
 LAST_ANSWER_SECONDS = 2.0
-"""Seconds left for an answer when the server's grace is over."""
+"""Seconds in which an answer that begins after the server's grace must be sent."""
 
 ROOM_PAUSE = 0.5
 """Seconds that a thread waits for a client to read before it checks whether to go on waiting."""
@@ -83,6 +83,7 @@ class Stream:
         self._timeout = timeout
         self.tls: TLS | None = None
         self._early = b""  # what came with the last octets of the handshake
+        self._last_deadline = math.inf  # of an answer that begins after the server's grace
 
     # Reading.
 
@@ -158,6 +159,8 @@ class Stream:
 
     def write_replies(self, replies: list[bytes]) -> None:
         """Send replies together, over TLS or not.  The last one may go on."""
+        if self._place.closing.grace_over:
+            self._last_deadline = min(self._last_deadline, deadline_in(LAST_ANSWER_SECONDS))
         octets = b"".join(replies)
         if self.tls is None:
             self.write(octets)
@@ -178,14 +181,11 @@ class Stream:
                 self._push(memoryview(octets)[sent:], min(deadline, self._place.login_limit))
 
     def _push(self, octets: memoryview, limit: float) -> None:
-        closing = self._place.closing
-        after_grace = closing.grace_over
-        timeout = LAST_ANSWER_SECONDS if after_grace else self._timeout
-        deadline = deadline_in(timeout)
+        deadline = deadline_in(self._timeout)
         taken = 0
         queued = system.unsent(self.socket)
         while octets:
-            system.wait_for_room(self.socket, min(ROOM_PAUSE, timeout / 4))
+            system.wait_for_room(self.socket, min(ROOM_PAUSE, self._timeout / 4))
             if queued is not None:
                 left = system.unsent(self.socket) or 0
                 taken += queued - left
@@ -193,10 +193,10 @@ class Stream:
                     taken = max(taken, TAKEN_SIZE)
             if makes_progress(self.socket, taken):
                 taken = 0
-                deadline = deadline_in(timeout)
-            if time.monotonic() >= min(deadline, limit):
+                deadline = deadline_in(self._timeout)
+            if time.monotonic() >= min(deadline, limit, self._last_deadline):
                 raise ClientTimeoutError(TOO_SLOW)
-            if self._place.cut or (closing.grace_over and not after_grace):
+            if self._place.cut or (self._place.closing.grace_over and self._last_deadline == math.inf):
                 raise ClientTimeoutError("the server has closed")
             sent = system.send_at_once(self.socket, octets)
             octets = octets[sent:]
