@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import socket
 import socketserver
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -179,6 +180,7 @@ class Connection(socketserver.StreamRequestHandler):
         self._place.signed_in = lambda: session.state is State.TRANSACTION
         self._place.login_deadline = deadline_in(self.server.login_timeout)
         lines = LineReader()
+        self._pace.skip()  # TLS's handshake, and what the factory did
         self._sender.send(session.greet())
         while not (session.over or self._closing.begun):
             self._sender.flush()
@@ -214,7 +216,7 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _answer(self, session: Session, commands: list[bytes]) -> None:
         sender = self._sender
-        respond = session.respond if self._processor is None else partial(self._respond, session)
+        respond = session.respond if self._place.signed_in() else partial(self._respond_before_sign_in, session)
         pipelined = len(commands) > 1
         sent = sender.octets
         for line in commands:
@@ -227,7 +229,7 @@ class Connection(socketserver.StreamRequestHandler):
                 self._steps += 1 if reply.lines is None and reply.message is None else MESSAGE_STEPS
                 status = sender.send(reply)
             else:
-                status = self._answer_monitored(session, line, self._monitor)
+                status = self._answer_monitored(session, line, respond, self._monitor)
             if not pipelined and status.startswith(b"-"):
                 self._pace.refused()
             if session.over:
@@ -238,18 +240,27 @@ class Connection(socketserver.StreamRequestHandler):
         if pipelined:
             self._keep_pace()
 
-    def _respond(self, session: Session, line: bytes) -> Reply:
-        if self._processor is None or self._place.signed_in():
+    def _respond_before_sign_in(self, session: Session, line: bytes) -> Reply:
+        signed_in = self._place.signed_in
+        if signed_in():  # by a command that came together with this one
             return session.respond(line)
-        return self._processor.sign_in(lambda: session.respond(line), self._place.signed_in)
+        if self._processor is None:
+            reply = session.respond(line)
+        else:
+            reply = self._processor.sign_in(lambda: session.respond(line), signed_in)
+        if signed_in():
+            self._pace.skip()  # a password's hash, and the listing of a large maildrop
+        return reply
 
-    def _answer_monitored(self, session: Session, line: bytes, monitor: Monitor) -> bytes:
+    def _answer_monitored(
+        self, session: Session, line: bytes, respond: Callable[[bytes], Reply], monitor: Monitor
+    ) -> bytes:
         sender = self._sender
         if not session.in_exchange:
             monitor.begin_command(session.verb(line), sender.octets)
         outcome = "lost"
         try:
-            status = sender.send(self._respond(session, line))
+            status = sender.send(respond(line))
             sender.flush()
             outcome = status.partition(b" ")[0].strip().decode()
         finally:

@@ -23,7 +23,8 @@ ALLOWANCE = 0.001
 """Seconds of processor time that a session may use for pipelined commands before it counts as busy, once."""
 
 TURN_ALLOWANCE = 0.0015
-"""The same for commands that come one by one.  A client needs less to fetch its new mail."""
+"""The same for commands that come one by one.  A client needs less to fetch its new mail.  What it needs to connect and
+to sign in is not counted: see `Pace.skip`."""
 
 REFUSED_TURN = 0.001
 """Seconds by which a command that is answered with ``-ERR`` counts more than the time that it took."""
@@ -101,6 +102,7 @@ class Pace:
         assert self._since is not None
         now = time.thread_time()
         used, self._since = now - self._since, now
+        self._turn = now
         if not self.busy:
             self._allowance -= used
             if self._allowance > 0:
@@ -130,6 +132,12 @@ class Pace:
         longest = self._longest_turn_pause
         self._longest_turn_pause = min(LONGEST_PAUSE, 2 * longest)
         return min(longest, 2 * (crowd - 1) * beyond)
+
+    def skip(self) -> None:
+        """Do not count what the session has used since it was counted last: a client causes this once."""
+        self._turn = time.thread_time()
+        if self._since is not None:
+            self._since = self._turn
 
     def refused(self) -> None:
         """Count a command that was answered with ``-ERR``."""

@@ -16,6 +16,7 @@ import pytest
 
 import popart
 from popart import system
+from popart.client_socket import Stream
 from popart.command_deadlines import Closing, Place
 from popart.connection_limits import Places
 from popart.fairness import Pace, Pacer
@@ -188,6 +189,84 @@ def test_who_is_silent_leaves_the_crowd(monkeypatch: pytest.MonkeyPatch) -> None
     assert turns.work(pace, 0.002) > 0
     turns.wall = 0.6
     assert turns.work(pace, 0.002) == 0
+
+
+def test_what_a_pause_was_for_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of pipelined commands does not count as that of a command that came alone, too."""
+    turns = Turns(monkeypatch, 40)
+    turns.crowd()
+    pace = turns.session()
+    assert Clock.work(turns, pace, 0.5) == 0
+    pace.rest()
+    assert turns.work(pace, 0.0014) == 0
+    assert turns.work(pace, 0.0002) == pytest.approx(2 * 40 * 0.0001)
+
+
+def test_what_is_skipped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for commands that come alone nor for pipelined ones."""
+    turns = Turns(monkeypatch, 40)
+    turns.crowd()
+    turns.pacer.add(1)
+    pace = turns.session()
+    turns.now = 1.0
+    pace.skip()
+    assert not pace.counts and pace.turn() == 0
+    pace.begin()
+    turns.now = 2.0
+    pace.skip()
+    turns.now = 2.0009
+    assert pace.counts and pace.pause() == pace.turn() == 0 and not pace.busy
+
+
+SIGN_IN = [b"USER alice\r\n", b"PASS secret\r\n"]
+
+
+@pytest.mark.parametrize("sign_in", [SIGN_IN, [b"".join(SIGN_IN)]], ids=["one by one", "pipelined"])
+@pytest.mark.parametrize("where", ["shake_hands", "factory", "authenticate_pass", "list_messages"])
+def test_what_a_session_costs_once_is_free(
+    where: str, sign_in: list[bytes], server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """The handshake of TLS, the handler's hash of a password and its listing make no session pause."""
+
+    def work(*arguments: Any) -> None:
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+
+    class Handler(ClosingHandler, popart.SupportsListing):
+        def list_messages(self) -> list[tuple[int, str]]:
+            return [(len(MESSAGE), "id")]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("popart.fairness.CROWD", 0)
+        patch.setattr("popart.fairness.ALLOWANCE", 0.04)
+        patch.setattr("popart.fairness.TURN_ALLOWANCE", 0.04)
+        handler = Handler(Mail(MESSAGE))
+        owner: Any = Stream if where == "shake_hands" else handler
+        original = getattr(owner, where, lambda peer: handler)
+
+        def slow(*arguments: Any) -> Any:
+            work()
+            return original(*arguments)
+
+        factory = slow if where == "factory" else lambda peer: handler
+        if where != "factory":
+            patch.setattr(owner, where, slow)
+        pauses: list[float] = []
+        patch.setattr(Place, "pause", lambda place, seconds: pauses.append(seconds))
+        with running(QuickServer(HOST, factory, ssl_context=server_context)) as server:
+            server._pacer.add(1)
+            with connected(server, client_context) as client:
+                client.line()
+                for octets in sign_in:
+                    client.send(octets)
+                    for _ in octets.splitlines():
+                        assert client.line().startswith(b"+OK")
+                assert client.ask(b"NOOP") == b"+OK nothing done\r\n"
+                client.send(b"NOOP\r\nNOOP\r\n")
+                assert client.line() == client.line() == b"+OK nothing done\r\n"
+            assert handler.closed.wait(PATIENCE)
+        assert pauses == []
 
 
 def test_turns_of_real_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
