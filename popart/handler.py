@@ -506,6 +506,7 @@ class SupportsExpire(Protocol):
 class SupportsMonitoring(Protocol):
     """A handler that counts.  popart tells it what was done and how long it took, and never what was said."""
 
+    @abstractmethod
     def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
         """Learn that a command was answered.  Called for each command, in the connection's thread, before the next one
         runs.
@@ -519,6 +520,7 @@ class SupportsMonitoring(Protocol):
         If a handler counts, popart sends the answers to pipelined commands one by one, otherwise together.
         """
 
+    @abstractmethod
     def session_finished(self, commands: int, octets: int, seconds: float) -> None:
         """Learn that the session is over: how many commands it had, the octets of all answers, and how long it took."""
 
@@ -527,5 +529,6 @@ class SupportsMonitoring(Protocol):
 class SupportsClose(Protocol):
     """A handler that holds something as long as its session lasts."""
 
+    @abstractmethod
     def close(self) -> None:
         """Learn that the session is over, whether the client signed in or not.  popart calls it exactly once, last."""
