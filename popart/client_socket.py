@@ -168,7 +168,13 @@ class Stream:
         # In the middle of a message this is not needed, but does no harm.
         pieces = cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE)
         while group := list(islice(pieces, RECORDS)):
-            self.write(self.tls.encrypt(group))
+            self.write(self._encrypt(self.tls, group))
+
+    def _encrypt(self, tls: TLS, pieces: list[memoryview]) -> bytes:
+        try:
+            return tls.encrypt(pieces)
+        except ssl.SSLError as error:
+            raise ClientGoneError("the connection broke") from error
 
     def write(self, octets: bytes, deadline: float = math.inf) -> None:
         """Hand octets to the system as they are, whenever the client makes room for them.

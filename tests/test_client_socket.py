@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from popart import system
 from popart.client_socket import Stream
 from popart.command_deadlines import Closing, Place
-from popart.errors import ClientTimeoutError
+from popart.errors import ClientGoneError, ClientTimeoutError
 from popart.fairness import Pace, Pacer
 
 ENOUGH = 131_072
@@ -171,6 +172,18 @@ def test_when_the_grace_ends_between_two_records(client: Client, place: Place) -
     with pytest.raises(ClientTimeoutError, match="the server has closed"):
         write(place, 2_000_000, tls=Unencrypted(client, slow=True))
     assert client.now == 3.0  # the first records by 1.5, the second made by 2.5, and one look
+
+
+def test_what_tls_cannot_encrypt(client: Client, place: Place) -> None:
+    """OpenSSL's own error reaches no handler: the connection is broken."""
+
+    class Broken(Unencrypted):
+        def encrypt(self, pieces: Iterable[memoryview]) -> bytes:
+            raise ssl.SSLError("bad state")
+
+    with pytest.raises(ClientGoneError, match="^the connection broke$"):
+        write(place, 1000, tls=Broken(client, slow=False))
+    assert client.sent == 0
 
 
 def test_who_is_cut(client: Client, place: Place) -> None:
