@@ -15,7 +15,7 @@ from popart.addresses import is_trusted
 from popart.client_socket import READ_SIZE, End, Stream
 from popart.command_deadlines import Place, deadline_in
 from popart.command_lines import LineReader
-from popart.error_replies import explain
+from popart.error_replies import INTERNAL, explain
 from popart.errors import (
     BrokenMessageError,
     ClientGoneError,
@@ -102,7 +102,7 @@ class Connection(socketserver.StreamRequestHandler):
         try:
             handler = self._ask_for_handler()
         except BaseException:
-            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
+            self._turn_away(INTERNAL)
             raise
         if isinstance(handler, Reply):
             self._turn_away(handler)
