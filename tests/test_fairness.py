@@ -229,7 +229,7 @@ def test_what_a_session_costs_once_is_free(
     """The handshake of TLS, the handler's hash of a password and its listing make no session pause."""
 
     def work(*arguments: Any) -> None:
-        end = time.thread_time() + 0.05
+        end = time.thread_time() + 0.02
         while time.thread_time() < end:
             pass
 
@@ -239,8 +239,8 @@ def test_what_a_session_costs_once_is_free(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("popart.fairness.CROWD", 0)
-        patch.setattr("popart.fairness.ALLOWANCE", 0.04)
-        patch.setattr("popart.fairness.TURN_ALLOWANCE", 0.04)
+        patch.setattr("popart.fairness.ALLOWANCE", 0.015)
+        patch.setattr("popart.fairness.TURN_ALLOWANCE", 0.015)
         handler = Handler(Mail(MESSAGE))
         owner: Any = Stream if where == "shake_hands" else handler
         original = getattr(owner, where, lambda peer: handler)
