@@ -33,7 +33,7 @@ from popart.processor import Processor
 from popart.proxy_header import ProxyError, read_header
 from popart.replies import Reply, err
 from popart.reply_sending import Sender
-from popart.session import Session, State
+from popart.session import Session, State, is_quit
 
 TOO_MANY = "too many connections, please try again later"
 
@@ -220,7 +220,7 @@ class Connection(socketserver.StreamRequestHandler):
         pipelined = len(commands) > 1
         sent = sender.octets
         for line in commands:
-            if session.is_quit(line):
+            if is_quit(line):
                 sender.flush()
             if self._closing.begun:  # while the session paused or sent
                 return
