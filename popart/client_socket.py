@@ -28,10 +28,10 @@ LAST_READ_SECONDS = 2.0
 """Seconds that a closing connection goes on reading: unread input would turn the last reply into a reset."""
 
 RESET_WAIT_SECONDS = 2.0
-"""Seconds that a reset waits, at most, for everything sent before to arrive..."""
+"""Seconds that a reset waits, at most, for everything sent before to arrive."""
 
 RESET_WAIT_PAUSE = 0.005
-"""... and seconds between two checks whether it has."""
+"""Seconds between two checks whether it has arrived."""
 
 BLIND_RESET_WAIT_SECONDS = 0.5
 """Seconds that a reset waits where the system does not tell.  On Windows a reset also discards what has arrived and was
@@ -45,6 +45,8 @@ ROOM_PAUSE = 0.5
 
 RECORDS = 8
 """TLS records to make before sending them: a chunk of a message fills five."""
+
+LEFT = "the client left without QUIT"
 
 _NOWHERE = bytearray(65_536)  # all threads read unwanted octets into it
 
@@ -127,9 +129,9 @@ class Stream:
             octets, self._early = self._early, b""
             return octets
         if self.tls is not None and self.tls.ended:
-            raise ClientGoneError("the client left without QUIT")
+            raise ClientGoneError(LEFT)
         found = None
-        if self._pace.counts:
+        if self._pace.counts:  # it goes on counting if the client has sent more already
             with self._place.until(deadline, period):
                 found = system.receive_at_once(self.socket, READ_SIZE)
         if found is None:
@@ -138,7 +140,7 @@ class Stream:
         if self._place.closing.begun:
             return b""  # what has come meanwhile is not begun
         if not found:
-            raise ClientGoneError("the client left without QUIT")
+            raise ClientGoneError(LEFT)
         return found if self.tls is None else self._decrypt(self.tls, found)
 
     def _decrypt(self, tls: TLS, octets: bytes) -> bytes:
