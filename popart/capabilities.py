@@ -41,11 +41,10 @@ def capabilities(
     get_expire = ability(handler, SupportsExpire, "get_expire")
     expire = policy.expire
     if signed_in:
-        expire = expire.removesuffix(" USER") if get_expire is None else _days(get_expire())
+        expire = expire.removesuffix(" USER")
+        if get_expire is not None:
+            days: object = get_expire()
+            expire = "NEVER" if days is None else str(expect_number("the days to keep mail", days))
     elif get_expire is not None:
-        expire = expire.removesuffix(mark) + mark
+        expire = expire.removesuffix(" USER") + " USER"
     return [*found, f"EXPIRE {expire}", f"IMPLEMENTATION {policy.implementation}"]
-
-
-def _days(days: object) -> str:
-    return "NEVER" if days is None else str(expect_number("the days to keep mail", days))

@@ -28,23 +28,25 @@ LAST_READ_SECONDS = 2.0
 """Seconds that a closing connection goes on reading: unread input would turn the last reply into a reset."""
 
 RESET_WAIT_SECONDS = 2.0
-"""Seconds that a reset waits, at most, for everything sent before to arrive..."""
+"""Seconds that a reset waits, at most, for everything sent before to arrive."""
 
 RESET_WAIT_PAUSE = 0.005
-"""... and seconds between two checks whether it has."""
+"""Seconds between two checks whether it has arrived."""
 
 BLIND_RESET_WAIT_SECONDS = 0.5
 """Seconds that a reset waits where the system does not tell.  On Windows a reset also discards what has arrived and was
 not read yet."""
 
 LAST_ANSWER_SECONDS = 2.0
-"""Seconds left for an answer when the server's grace is over."""
+"""Seconds in which an answer that begins after the server's grace must be sent."""
 
 ROOM_PAUSE = 0.5
 """Seconds that a thread waits for a client to read before it checks whether to go on waiting."""
 
 RECORDS = 8
 """TLS records to make before sending them: a chunk of a message fills five."""
+
+LEFT = "the client left without QUIT"
 
 _NOWHERE = bytearray(65_536)  # all threads read unwanted octets into it
 
@@ -83,6 +85,7 @@ class Stream:
         self._timeout = timeout
         self.tls: TLS | None = None
         self._early = b""  # what came with the last octets of the handshake
+        self._last_deadline = math.inf  # of an answer that begins after the server's grace
 
     # Reading.
 
@@ -126,9 +129,9 @@ class Stream:
             octets, self._early = self._early, b""
             return octets
         if self.tls is not None and self.tls.ended:
-            raise ClientGoneError("the client left without QUIT")
+            raise ClientGoneError(LEFT)
         found = None
-        if self._pace.counts:
+        if self._pace.counts:  # it goes on counting if the client has sent more already
             with self._place.until(deadline, period):
                 found = system.receive_at_once(self.socket, READ_SIZE)
         if found is None:
@@ -137,7 +140,7 @@ class Stream:
         if self._place.closing.begun:
             return b""  # what has come meanwhile is not begun
         if not found:
-            raise ClientGoneError("the client left without QUIT")
+            raise ClientGoneError(LEFT)
         return found if self.tls is None else self._decrypt(self.tls, found)
 
     def _decrypt(self, tls: TLS, octets: bytes) -> bytes:
@@ -158,6 +161,8 @@ class Stream:
 
     def write_replies(self, replies: list[bytes]) -> None:
         """Send replies together, over TLS or not.  The last one may go on."""
+        if self._place.closing.grace_over:
+            self._last_deadline = min(self._last_deadline, deadline_in(LAST_ANSWER_SECONDS))
         octets = b"".join(replies)
         if self.tls is None:
             self.write(octets)
@@ -165,7 +170,13 @@ class Stream:
         # In the middle of a message this is not needed, but does no harm.
         pieces = cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE)
         while group := list(islice(pieces, RECORDS)):
-            self.write(self.tls.encrypt(group))
+            self.write(self._encrypt(self.tls, group))
+
+    def _encrypt(self, tls: TLS, pieces: list[memoryview]) -> bytes:
+        try:
+            return tls.encrypt(pieces)
+        except ssl.SSLError as error:
+            raise ClientGoneError("the connection broke") from error
 
     def write(self, octets: bytes, deadline: float = math.inf) -> None:
         """Hand octets to the system as they are, whenever the client makes room for them.
@@ -178,14 +189,11 @@ class Stream:
                 self._push(memoryview(octets)[sent:], min(deadline, self._place.login_limit))
 
     def _push(self, octets: memoryview, limit: float) -> None:
-        closing = self._place.closing
-        after_grace = closing.grace_over
-        timeout = LAST_ANSWER_SECONDS if after_grace else self._timeout
-        deadline = deadline_in(timeout)
+        deadline = deadline_in(self._timeout)
         taken = 0
         queued = system.unsent(self.socket)
         while octets:
-            system.wait_for_room(self.socket, min(ROOM_PAUSE, timeout / 4))
+            system.wait_for_room(self.socket, min(ROOM_PAUSE, self._timeout / 4))
             if queued is not None:
                 left = system.unsent(self.socket) or 0
                 taken += queued - left
@@ -193,10 +201,10 @@ class Stream:
                     taken = max(taken, TAKEN_SIZE)
             if makes_progress(self.socket, taken):
                 taken = 0
-                deadline = deadline_in(timeout)
-            if time.monotonic() >= min(deadline, limit):
+                deadline = deadline_in(self._timeout)
+            if time.monotonic() >= min(deadline, limit, self._last_deadline):
                 raise ClientTimeoutError(TOO_SLOW)
-            if self._place.cut or (closing.grace_over and not after_grace):
+            if self._place.cut or (self._place.closing.grace_over and self._last_deadline == math.inf):
                 raise ClientTimeoutError("the server has closed")
             sent = system.send_at_once(self.socket, octets)
             octets = octets[sent:]

@@ -1,9 +1,13 @@
-"""Command lines: how the octets that arrive are cut into them, and their longest.
+"""Command lines: how the octets that arrive are cut into them, their longest, and what they may hold.
 
 Everything here is pure: bytes in, bytes out, no sockets and no handler.
 """
 
 from __future__ import annotations
+
+import re
+
+from popart.errors import BadCommandError
 
 MAX_LINE = 1024
 """Octets of a command line that are accepted.  RFC 2449 section 4 wants 255; long names and passwords want more."""
@@ -11,7 +15,12 @@ MAX_LINE = 1024
 MAX_AUTH_LINE = 12_288
 """Octets of a line of AUTH that are accepted, as RFC 4954 section 4 has it for SMTP: OAuth tokens are that long."""
 
-_TLS_HANDSHAKE = b"\x16\x03"
+TLS_HANDSHAKE = b"\x16\x03"
+"""How a client begins that speaks TLS (RFC 8446 section 5.1)."""
+
+# A handler may well write names and passwords into another protocol that ends its lines so.
+FORBIDDEN = re.compile(r"[\0\r\n]")
+"""What no name, password or token holds, nor any other argument."""
 
 
 class LineReader:
@@ -36,9 +45,21 @@ class LineReader:
         octets = self._rest + octets
         *lines, self._rest = octets.split(b"\n")
         # One more for the CR of a line end that is on its way.
-        if len(self._rest) > MAX_AUTH_LINE + 1 or self._rest.startswith(_TLS_HANDSHAKE):
+        if len(self._rest) > MAX_AUTH_LINE + 1 or self._rest.startswith(TLS_HANDSHAKE):
             # A TLS client would wait for an answer without ever ending its line.
             lines.append(self._rest)
             self._rest = b""
             self._skipping = True
         return [line.removesuffix(b"\r")[: MAX_AUTH_LINE + 1] for line in lines]
+
+
+def read_text(octets: bytes, what: str) -> str:
+    """Decode what a client said.
+
+    :raises BadCommandError: it is not UTF-8; *what* says what it is.
+    """
+    try:
+        return octets.decode()
+    except UnicodeDecodeError:
+        pass  # what follows must not carry this exception: its text holds the octets, which may be a password
+    raise BadCommandError(f"{what} must be UTF-8")

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import socket
 import socketserver
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from popart.addresses import is_trusted
 from popart.client_socket import READ_SIZE, End, Stream
 from popart.command_deadlines import Place, deadline_in
 from popart.command_lines import LineReader
-from popart.error_replies import explain
+from popart.error_replies import INTERNAL, explain
 from popart.errors import (
     BrokenMessageError,
     ClientGoneError,
@@ -32,7 +33,7 @@ from popart.processor import Processor
 from popart.proxy_header import ProxyError, read_header
 from popart.replies import Reply, err
 from popart.reply_sending import Sender
-from popart.session import Session, State
+from popart.session import Session, State, is_quit
 
 TOO_MANY = "too many connections, please try again later"
 
@@ -102,7 +103,7 @@ class Connection(socketserver.StreamRequestHandler):
         try:
             handler = self._ask_for_handler()
         except BaseException:
-            self._turn_away(err("internal error, please try again later", "SYS/TEMP"))
+            self._turn_away(INTERNAL)
             raise
         if isinstance(handler, Reply):
             self._turn_away(handler)
@@ -180,6 +181,7 @@ class Connection(socketserver.StreamRequestHandler):
         self._place.signed_in = lambda: session.state is State.TRANSACTION
         self._place.login_deadline = deadline_in(self.server.login_timeout)
         lines = LineReader()
+        self._pace.skip()  # TLS's handshake, and what the factory did
         self._sender.send(session.greet())
         while not (session.over or self._closing.begun):
             self._sender.flush()
@@ -215,21 +217,23 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _answer(self, session: Session, commands: list[bytes]) -> None:
         sender = self._sender
-        respond = session.respond if self._processor is None else partial(self._respond, session)
+        respond = session.respond if self._place.signed_in() else partial(self._respond_before_sign_in, session)
         pipelined = len(commands) > 1
         sent = sender.octets
         for line in commands:
-            if session.is_quit(line):
+            if is_quit(line):
                 sender.flush()
+            if self._closing.begun:  # while the session paused or sent
+                return
             if self._monitor is None:
                 reply = respond(line)
                 self._steps += 1 if reply.lines is None and reply.message is None else MESSAGE_STEPS
                 status = sender.send(reply)
-                if not pipelined and status.startswith(b"-"):
-                    self._pace.refused()
             else:
-                self._answer_monitored(session, line, self._monitor)
-            if session.over or self._closing.begun:
+                status = self._answer_monitored(session, line, respond, self._monitor)
+            if not pipelined and status.startswith(b"-"):
+                self._pace.refused()
+            if session.over:
                 return
             if pipelined and (self._steps >= STEPS or sender.octets > sent):
                 self._keep_pace()
@@ -237,23 +241,33 @@ class Connection(socketserver.StreamRequestHandler):
         if pipelined:
             self._keep_pace()
 
-    def _respond(self, session: Session, line: bytes) -> Reply:
-        if self._processor is None or self._place.signed_in():
+    def _respond_before_sign_in(self, session: Session, line: bytes) -> Reply:
+        signed_in = self._place.signed_in
+        if signed_in():  # by a command that came together with this one
             return session.respond(line)
-        return self._processor.sign_in(lambda: session.respond(line), self._place.signed_in)
+        if self._processor is None:
+            reply = session.respond(line)
+        else:
+            reply = self._processor.sign_in(lambda: session.respond(line), signed_in)
+        if signed_in():
+            self._pace.skip()  # a password's hash, and the listing of a large maildrop
+        return reply
 
-    def _answer_monitored(self, session: Session, line: bytes, monitor: Monitor) -> None:
+    def _answer_monitored(
+        self, session: Session, line: bytes, respond: Callable[[bytes], Reply], monitor: Monitor
+    ) -> bytes:
         sender = self._sender
         if not session.in_exchange:
             monitor.begin_command(session.verb(line), sender.octets)
         outcome = "lost"
         try:
-            status = sender.send(self._respond(session, line))
+            status = sender.send(respond(line))
             sender.flush()
             outcome = status.partition(b" ")[0].strip().decode()
         finally:
             if not session.in_exchange:
                 monitor.tell_command(outcome, sender.octets_in_all)
+        return status
 
     def _keep_pace(self) -> None:
         self._steps = 0

@@ -7,9 +7,12 @@ from popart.handler import Handler
 from popart.handler_calls import tell_error
 from popart.replies import Reply, err
 
+INTERNAL = err("internal error, please try again later", "SYS/TEMP")
+"""What a client reads of an exception that is none of its business."""
+
 
 def explain(handler: Handler, error: BaseException, *, utf8: bool = False) -> Reply:
-    """Turn an error into a reply, and tell the handler of what the client is not told.  The one place for this."""
+    """Turn an error into a reply, and tell the handler of what the client is not told."""
     if isinstance(error, ReportableError):
         try:
             return err(error.text, error.code, utf8=utf8)
@@ -18,4 +21,4 @@ def explain(handler: Handler, error: BaseException, *, utf8: bool = False) -> Re
     tell_error(handler, error)
     if isinstance(error, HandlerError):
         return err("the mailbox is broken, please tell its administrator", "SYS/PERM")
-    return err("internal error, please try again later", "SYS/TEMP")
+    return INTERNAL

@@ -17,16 +17,18 @@ STEPS = 25
 NOOP would be 4 % slower."""
 
 MESSAGE_STEPS = 6
-"""What a message or a listing counts as: to read one from a file lets go of the interpreter as often."""
+"""Pipelined commands that one message or listing counts as.  A small message takes several times as long as most
+commands, and to read it from a file lets other threads run."""
 
 ALLOWANCE = 0.001
 """Seconds of processor time that a session may use for pipelined commands before it counts as busy, once."""
 
 TURN_ALLOWANCE = 0.0015
-"""The same for commands that come one by one.  A client needs less to fetch its new mail."""
+"""The same for commands that come one by one.  A client needs less to fetch its new mail.  What it needs to connect and
+to sign in is not counted: see `Pace.skip`."""
 
 REFUSED_TURN = 0.001
-"""Seconds by which a command that is answered with ``-ERR`` counts more than the time that it took."""
+"""Seconds that a command which is answered with ``-ERR`` counts, besides the time that it took."""
 
 CROWD = 32
 """Sessions that may be busy with commands that come one by one before these are paced.  So many take turns fast."""
@@ -35,10 +37,10 @@ TURN_SECONDS = 0.5
 """Seconds after its last command for which such a session counts as busy."""
 
 LONGEST_PAUSE = 5.0
-"""Seconds that a session pauses at a time, at most..."""
+"""Seconds that a session pauses at a time, at most."""
 
 FIRST_TURN_PAUSE = 0.1
-"""... and at most in the first pause of a session whose commands come one by one.  Each further pause may be twice as
+"""Seconds that a session whose commands come one by one pauses at first, at most.  Each further pause may be twice as
 long.  A good client must not pay much: its thread uses processor time too while it waits for the interpreter."""
 
 
@@ -66,7 +68,7 @@ class Pacer:
             self._crowd[pace] = now + TURN_SECONDS
             if now >= self._next_look:
                 self._next_look = now + TURN_SECONDS / 4
-                self._crowd = {pace: until for pace, until in self._crowd.items() if until > now}
+                self._crowd = {other: until for other, until in self._crowd.items() if until > now}
             return self.busy + len(self._crowd)
 
     def forget(self, pace: Pace) -> None:
@@ -101,6 +103,7 @@ class Pace:
         assert self._since is not None
         now = time.thread_time()
         used, self._since = now - self._since, now
+        self._turn = now
         if not self.busy:
             self._allowance -= used
             if self._allowance > 0:
@@ -130,6 +133,12 @@ class Pace:
         longest = self._longest_turn_pause
         self._longest_turn_pause = min(LONGEST_PAUSE, 2 * longest)
         return min(longest, 2 * (crowd - 1) * beyond)
+
+    def skip(self) -> None:
+        """Do not count what the session has used since it was counted last: a client causes this once."""
+        self._turn = time.thread_time()
+        if self._since is not None:
+            self._since = self._turn
 
     def refused(self) -> None:
         """Count a command that was answered with ``-ERR``."""

@@ -14,8 +14,8 @@ The order of calls in a session::
     authenticate_certificate or get_scram_credentials
                               each time the client tries to sign in
     get_mechanisms            for CAPA, in any state, and for AUTH
-    authorize                 after a right password, if the client asks for another's
-                              maildrop
+    authorize                 after a right password, if the client asks to act as another
+                              user
     lock_maildrop             once a sign-in has succeeded
     list_messages             or get_message_count, and get_message_size for each
     get_message_id, get_message_reader, get_top_reader
@@ -321,6 +321,11 @@ class SupportsTokens(Protocol):
         """
 
 
+_MIN_SALT_SIZE = 12
+_MIN_ITERATIONS = 4096  # RFC 7677 section 4
+_KEY_SIZE = 32  # of SHA-256
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ScramCredentials:
     """What a server keeps of a user's password for SCRAM-SHA-256 (RFC 5802 section 3, RFC 7677).
@@ -337,12 +342,12 @@ class ScramCredentials:
     server_key: bytes
 
     def __post_init__(self) -> None:
-        if len(self.salt) < 12:
-            raise ValueError("a salt has at least 12 octets")
-        if self.iterations < 4096:
-            raise ValueError("SCRAM-SHA-256 takes at least 4096 iterations")
-        if not len(self.stored_key) == len(self.server_key) == 32:
-            raise ValueError("the keys of SCRAM-SHA-256 have 32 octets each")
+        if len(self.salt) < _MIN_SALT_SIZE:
+            raise ValueError(f"a salt has at least {_MIN_SALT_SIZE} octets")
+        if self.iterations < _MIN_ITERATIONS:
+            raise ValueError(f"SCRAM-SHA-256 takes at least {_MIN_ITERATIONS} iterations")
+        if not len(self.stored_key) == len(self.server_key) == _KEY_SIZE:
+            raise ValueError(f"the keys of SCRAM-SHA-256 have {_KEY_SIZE} octets each")
 
 
 @runtime_checkable
@@ -506,6 +511,7 @@ class SupportsExpire(Protocol):
 class SupportsMonitoring(Protocol):
     """A handler that counts.  popart tells it what was done and how long it took, and never what was said."""
 
+    @abstractmethod
     def command_finished(self, verb: str, outcome: str, octets: int, seconds: float) -> None:
         """Learn that a command was answered.  Called for each command, in the connection's thread, before the next one
         runs.
@@ -519,6 +525,7 @@ class SupportsMonitoring(Protocol):
         If a handler counts, popart sends the answers to pipelined commands one by one, otherwise together.
         """
 
+    @abstractmethod
     def session_finished(self, commands: int, octets: int, seconds: float) -> None:
         """Learn that the session is over: how many commands it had, the octets of all answers, and how long it took."""
 
@@ -527,5 +534,6 @@ class SupportsMonitoring(Protocol):
 class SupportsClose(Protocol):
     """A handler that holds something as long as its session lasts."""
 
+    @abstractmethod
     def close(self) -> None:
         """Learn that the session is over, whether the client signed in or not.  popart calls it exactly once, last."""

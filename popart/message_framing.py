@@ -16,7 +16,7 @@ CHUNK_SIZE = 65_536
 CRLF = b"\r\n"
 TERMINATOR = b".\r\n"
 
-_stuff = re.compile(rb"\n\.").sub
+_DOT_LINE = re.compile(rb"\n\.")
 
 
 class Readable(Protocol):
@@ -84,8 +84,7 @@ def frame_message(message: bytes, top: int | None = None, size: int = 0) -> byte
     octets = wire_form(message)
     if len(octets) < size:
         raise ShortMessageError(len(octets))
-    if b"." in octets:
-        octets = _stuff(b"\n..", octets)
+    octets = _stuff(octets)
     return b"." + octets if octets.startswith(b".") else octets
 
 
@@ -99,19 +98,25 @@ def encode_message(chunks: Iterable[bytes], top: int | None = None, size: int = 
     """
     lines = normalise_line_ends(chunks, size)
     if top is not None:
-        lines = cut_to_top(lines, top)
+        lines = _cut_to_top(lines, top)
     pending = b""
     at_line_start = True
     for octets in lines:
         if pending:
             yield pending
-        # Most of a large message is base64, without a dot: looking for one first saves the search for two octets.  In
-        # text, which has dots, the pattern finds them at 2.6 GB/s; bytes.replace would search twice, at 0.6 GB/s.
-        pending = _stuff(b"\n..", octets) if b"." in octets else octets
+        pending = _stuff(octets)
         if at_line_start and octets.startswith(b"."):
             pending = b"." + pending
         at_line_start = octets.endswith(b"\n")
     yield pending + TERMINATOR
+
+
+def _stuff(octets: bytes) -> bytes:
+    """Dot-stuff all lines but the first."""
+    # Most of a large message is base64, without a dot: looking for one first saves the search for two octets, which is
+    # half of the time to frame 30 KB.  In text, which has dots, the pattern finds them at 2.6 GB/s; bytes.replace would
+    # search twice, at 0.6 GB/s.
+    return _DOT_LINE.sub(b"\n..", octets) if b"." in octets else octets
 
 
 def normalise_line_ends(chunks: Iterable[bytes], size: int = 0) -> Iterator[bytes]:
@@ -135,7 +140,8 @@ def normalise_line_ends(chunks: Iterable[bytes], size: int = 0) -> Iterator[byte
             count += len(octets)
             yield octets
     last = held + CRLF if held or not ended else b""
-    # Check before that CRLF goes out: it may end the last line that a TOP wants, of a line that was cut short.
+    # Check before that CRLF goes out.  A TOP may want no more than the line that the CRLF ends.  It would take a line
+    # that was cut short for a whole one, and never come back here.
     if count + len(last) < size:
         raise ShortMessageError(count + len(last))
     if last:
@@ -152,7 +158,7 @@ def _normalise(octets: bytes) -> bytes:
     return octets.replace(CRLF, b"\n").replace(b"\n", CRLF)
 
 
-def cut_to_top(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
+def _cut_to_top(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
     """Pass on the header, the blank line and *count* lines of the body of a message with normalised line ends."""
     in_header = True
     at_line_start = True

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from popart.error_replies import explain
 from popart.errors import BrokenMessageError, HandlerError
 from popart.handler import Handler, MessageReader
-from popart.handler_calls import bad_type, close_coroutines, expect_done, tell_error
+from popart.handler_calls import bad_type, expect_done, tell_error
 from popart.message_framing import CHUNK_SIZE, ShortMessageError, encode_message, frame_message
 from popart.replies import GATHER_SIZE, Reply, ok
 
@@ -24,11 +24,10 @@ def open_message(
 
     :raises BaseException: what the reader raised, or a `HandlerError` if it gave something else than octets, or none.
     """
-    if not callable(getattr(reader, "read", None)):
-        close_coroutines(reader)
-        raise HandlerError(f"the reader of message {number} cannot be a {type(reader).__name__}")
     source = _Source(handler, number, reader)
     try:
+        if not callable(getattr(reader, "read", None)):
+            raise HandlerError(f"the reader of message {number} cannot be a {type(reader).__name__}")
         chunks = [source.read()]
         if 0 < len(chunks[0]) < GATHER_SIZE:
             chunks.append(source.read())

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
 
-from popart.command_lines import MAX_AUTH_LINE
+from popart.command_lines import FORBIDDEN, MAX_AUTH_LINE
 from popart.errors import HandlerError
 from popart.handler_calls import bad_type, close_coroutines, show
-from popart.sasl import BUILT_IN, FORBIDDEN, Exchange
+from popart.sasl import BUILT_IN, Exchange
 
 MAX_NAMES = 400
 """Octets of all names, with a space before each: a capability line has 512 (RFC 2449 section 5)."""

@@ -15,7 +15,8 @@ MIN_LAST_PIECE = len(CRLF + TERMINATOR)
 """Octets of a reply's last piece: some clients misread a final dot that comes without the line end before it."""
 
 GATHER_SIZE = 32_768
-"""Octets of replies to gather before sending.  It is less than a chunk of a message, so a chunk is never copied."""
+"""Octets of replies to gather before sending.  It is less than a chunk of a message, so each chunk but the first
+is sent by itself, without a copy."""
 
 _CONTROLS_TO_SPACES = bytes(0x20 if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
 

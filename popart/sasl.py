@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from popart.command_lines import MAX_LINE
+from popart.command_lines import FORBIDDEN, MAX_LINE, read_text
 from popart.errors import BadCommandError, ReportableError
 from popart.handler import (
     Handler,
@@ -63,10 +63,6 @@ _GS2_HEADER = re.compile(rb"(?:[ny]|(p=)[A-Za-z0-9.-]+),(?:a=((?:[^\x00-\x1f,=]|
 _PAIR = re.compile(rb"([A-Za-z]+)=([^\x01]*)\x01")
 _PAIRS = re.compile(rb"\x01(?:%b)*\x01" % _PAIR.pattern)  # RFC 7628 section 3.1
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)  # RFC 6750 section 2.1
-# A handler may well write names and passwords into another protocol that ends its lines so.
-FORBIDDEN = re.compile(r"[\0\r\n]")
-"""What no name, password or token holds."""
-
 # RFC 5034 section 5, where the length is a multiple of four.  Bits that a last character has too many are ignored:
 # the grammar takes them, and so does every Python.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
@@ -258,7 +254,7 @@ def _scram(get_credentials: Callable[[str], object], authorize: Authorize | None
     if len(rest) > MAX_LINE:
         # A name this long fits into no USER, either.  SASLprep takes microseconds for each character, before sign-in.
         raise BadCommandError("SCRAM message too long")
-    message = "n,," + _decode(rest)  # scramp takes no authorization identity, not even the right one
+    message = "n,," + read_text(rest, "responses")  # scramp takes no authorization identity, not even the right one
     username = _read_name(mechanism, message)
     if username:
         credentials = _ask_credentials(get_credentials, username, decoy_key)
@@ -307,7 +303,7 @@ def _check_proof(server: Any, response: bytes) -> str | None:
     """Return the server's last message if the client's is right, otherwise None."""
     from scramp import ScramException
 
-    final = _decode(response)
+    final = read_text(response, "responses")
     if all(read_base64(part[2:]) is not None for part in response.split(b",") if part[:2] in (b"c=", b"p=")):
         with suppress(ScramException):
             server.set_client_final(final)
@@ -386,16 +382,9 @@ def _pairs(octets: bytes) -> dict[bytes, bytes]:
 
 def _text(octets: bytes) -> str:
     """Read a name or a password."""
-    text = _decode(octets)
+    text = read_text(octets, "responses")
     if not text:
         raise BadCommandError("a name or a password is missing")
     if FORBIDDEN.search(text):
         raise BadCommandError("names and passwords hold neither NUL nor line ends")
     return text
-
-
-def _decode(octets: bytes) -> str:
-    with suppress(UnicodeDecodeError):
-        return octets.decode()
-    # Outside of the block: that exception's text carries the octets.
-    raise BadCommandError("responses must be UTF-8")

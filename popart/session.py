@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from popart.capabilities import capabilities
-from popart.command_lines import MAX_AUTH_LINE, MAX_LINE
+from popart.command_lines import FORBIDDEN, MAX_AUTH_LINE, MAX_LINE, TLS_HANDSHAKE, read_text
 from popart.error_replies import explain
 from popart.errors import BadCommandError, LimitError, ReportableError
 from popart.handler import Handler, SupportsLanguages, SupportsTop, SupportsUTF8
@@ -25,10 +25,8 @@ from popart.policy import Policy
 from popart.replies import Reply, ok
 from popart.sign_in import SignIn
 
-_NOT_IN_ARGUMENTS = re.compile(rb"[\0\r\n]")
 # The first words of other protocols' clients.  Reading on would let a web page post commands to a POP3 port.
-_OTHER_PROTOCOL = re.compile(rb"\x16\x03|CONNECT |[A-Z]+ (/|\*|https?:)")
-
+_OTHER_PROTOCOL = re.compile(rb"%b|CONNECT |[A-Z]+ (/|\*|https?:)" % TLS_HANDSHAKE)
 
 # Made once: making them anew took a third of the time of a pipelined NOOP, and a fifth of a DELE.
 _NOTHING_DONE = ok("nothing done")
@@ -147,12 +145,8 @@ class Session:
         """True while AUTH waits for the client's response."""
         return self._sign_in.exchange is not None
 
-    def is_quit(self, line: bytes) -> bool:
-        """Return whether a line begins like QUIT.  All replies must leave before QUIT runs, because it deletes."""
-        return line[:4].upper() == b"QUIT"
-
     def release(self) -> None:
-        """Unlock if another failure is being handled, or if nobody is left to be told of this one."""
+        """Unlock the maildrop, if it is locked.  Report a failure instead of raising it."""
         try:
             self._lock.release()
         except BaseException as error:
@@ -358,6 +352,11 @@ class Session:
         return ok("goodbye")
 
 
+def is_quit(line: bytes) -> bool:
+    """Return whether a line begins like QUIT.  All replies must leave before QUIT runs, because it deletes."""
+    return line[:4].upper() == b"QUIT"
+
+
 def _join(lines: Iterable[str]) -> bytes:
     return "".join([f"{line}\r\n" for line in lines]).encode()
 
@@ -367,15 +366,10 @@ def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
         raise BadCommandError("line too long")
     if not found.most:
         raise BadCommandError("this command takes no argument")
-    if _NOT_IN_ARGUMENTS.search(rest):
+    text = read_text(rest, "arguments")
+    if FORBIDDEN.search(text):
         raise BadCommandError("a command holds neither NUL nor line ends")
-    try:
-        arguments = rest.decode().split(" ", found.most - 1)
-    except UnicodeDecodeError:
-        arguments = None
-    if arguments is None:
-        # Outside the except block: that exception's text holds the line, and the line may be PASS.
-        raise BadCommandError("arguments must be UTF-8")
+    arguments = text.split(" ", found.most - 1)
     if len(arguments) < found.fewest:
         raise BadCommandError("missing argument")
     return arguments

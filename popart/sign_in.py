@@ -19,10 +19,10 @@ from popart.replies import Reply, err
 from popart.sasl import Exchange, StoppedError, mechanisms, read_base64
 
 FIRST_LOGIN_DELAY = 0.25
-"""Seconds to hold back the answer to a first failed login; each further one takes twice as long..."""
+"""Seconds to hold back the answer to a first failed login.  Each further one is held back for twice as long."""
 
 LOGIN_DELAY_DOUBLINGS = 6
-"""... up to 16 seconds."""
+"""After so many doublings the delay stays: at 16 seconds."""
 
 # The commands and the mechanisms that end in `Handler.authenticate_pass`, and those in which a client shows a secret.
 _PASSWORD_WAYS = {"USER", "PASS", "PLAIN", "LOGIN"}

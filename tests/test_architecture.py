@@ -16,9 +16,9 @@ ROOT = Path(popart.__file__).parent
 SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in ROOT.rglob("*.py")}
 
 FLOORS = [
-    {"addresses", "command_lines", "errors", "fairness", "message_framing", "policy", "signal_handlers", "system",
+    {"addresses", "errors", "fairness", "message_framing", "policy", "signal_handlers", "system",
      "tls"},
-    {"command_deadlines", "handler", "options", "processor", "proxy_header", "replies"},
+    {"command_deadlines", "command_lines", "handler", "options", "processor", "proxy_header", "replies"},
     {"client_socket", "connection_limits", "handler_calls", "workers"},
     {"accepting", "capabilities", "error_replies", "languages", "maildrop_lock", "monitor", "reply_sending", "sasl",
      "unique_ids"},

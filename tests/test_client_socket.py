@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 
 from popart import system
 from popart.client_socket import Stream
 from popart.command_deadlines import Closing, Place
-from popart.errors import ClientTimeoutError
+from popart.errors import ClientGoneError, ClientTimeoutError
 from popart.fairness import Pace, Pacer
 
 ENOUGH = 131_072
@@ -62,8 +64,22 @@ def place() -> Iterator[Place]:
         yield Place(sock, ("192.0.2.1", 1), Closing())
 
 
-def write(place: Place, octets: int, timeout: float = 10.0) -> None:
-    Stream(place.socket, place, Pace(Pacer()), timeout).write(bytes(octets))
+class Unencrypted:
+    """Stands in for TLS.  Each group of records takes a second to make if *slow*."""
+
+    def __init__(self, client: Client, *, slow: bool) -> None:
+        self.client = client
+        self.seconds = 1.0 if slow else 0.0
+
+    def encrypt(self, pieces: Iterable[memoryview]) -> bytes:
+        self.client.now += self.seconds
+        return b"".join(pieces)
+
+
+def write(place: Place, octets: int, timeout: float = 10.0, tls: Any = None) -> None:
+    stream = Stream(place.socket, place, Pace(Pacer()), timeout)
+    stream.tls = tls
+    stream.write_replies([bytes(octets)])
 
 
 @pytest.mark.parametrize(("timeout", "wait"), [(10.0, 0.5), (1.0, 0.25)])
@@ -137,12 +153,37 @@ def test_when_the_grace_ends(client: Client, place: Place) -> None:
     assert client.now == 3.0
 
 
-def test_after_the_grace(client: Client, place: Place) -> None:
-    """The last answer has 2 seconds."""
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("taken", [0, ENOUGH])
+def test_after_the_grace(client: Client, place: Place, tls: bool, taken: int) -> None:
+    """The last answer has 2 seconds, however fast the client takes it."""
     place.closing.begun = place.closing.impatient = True
+    client.reads = {half / 2: taken for half in range(1, 20)}
     with pytest.raises(ClientTimeoutError, match=TOO_SLOW):
-        write(place, 1000)
+        write(place, 2_000_000, tls=Unencrypted(client, slow=False) if tls else None)
     assert client.now == 2.0
+
+
+def test_when_the_grace_ends_between_two_records(client: Client, place: Place) -> None:
+    """An answer that began before is cut at once over TLS, too."""
+    place.closing.begun = True
+    place.closing.grace_end = 1.75
+    client.reads = {half / 2: ENOUGH for half in range(1, 20)}
+    with pytest.raises(ClientTimeoutError, match="the server has closed"):
+        write(place, 2_000_000, tls=Unencrypted(client, slow=True))
+    assert client.now == 3.0  # the first records by 1.5, the second made by 2.5, and one look
+
+
+def test_what_tls_cannot_encrypt(client: Client, place: Place) -> None:
+    """OpenSSL's own error reaches no handler: the connection is broken."""
+
+    class Broken(Unencrypted):
+        def encrypt(self, pieces: Iterable[memoryview]) -> bytes:
+            raise ssl.SSLError("bad state")
+
+    with pytest.raises(ClientGoneError, match="^the connection broke$"):
+        write(place, 1000, tls=Broken(client, slow=False))
+    assert client.sent == 0
 
 
 def test_who_is_cut(client: Client, place: Place) -> None:

@@ -16,10 +16,12 @@ import pytest
 
 import popart
 from popart import system
+from popart.client_socket import Stream
 from popart.command_deadlines import Closing, Place
 from popart.connection_limits import Places
 from popart.fairness import Pace, Pacer
 from popart.options import Limits
+from popart.reply_sending import Sender
 from popart.server import Server
 from tests.conftest import (
     PATIENCE,
@@ -33,6 +35,7 @@ from tests.conftest import (
     signed_in,
     wait_until,
 )
+from tests.test_monitoring import Monitor
 from tests.test_server import HOST, MESSAGE, Held
 
 # Pacing.
@@ -188,6 +191,84 @@ def test_who_is_silent_leaves_the_crowd(monkeypatch: pytest.MonkeyPatch) -> None
     assert turns.work(pace, 0.002) == 0
 
 
+def test_what_a_pause_was_for_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of pipelined commands does not count as that of a command that came alone, too."""
+    turns = Turns(monkeypatch, 40)
+    turns.crowd()
+    pace = turns.session()
+    assert Clock.work(turns, pace, 0.5) == 0
+    pace.rest()
+    assert turns.work(pace, 0.0014) == 0
+    assert turns.work(pace, 0.0002) == pytest.approx(2 * 40 * 0.0001)
+
+
+def test_what_is_skipped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for commands that come alone nor for pipelined ones."""
+    turns = Turns(monkeypatch, 40)
+    turns.crowd()
+    turns.pacer.add(1)
+    pace = turns.session()
+    turns.now = 1.0
+    pace.skip()
+    assert not pace.counts and pace.turn() == 0
+    pace.begin()
+    turns.now = 2.0
+    pace.skip()
+    turns.now = 2.0009
+    assert pace.counts and pace.pause() == pace.turn() == 0 and not pace.busy
+
+
+SIGN_IN = [b"USER alice\r\n", b"PASS secret\r\n"]
+
+
+@pytest.mark.parametrize("sign_in", [SIGN_IN, [b"".join(SIGN_IN)]], ids=["one by one", "pipelined"])
+@pytest.mark.parametrize("where", ["shake_hands", "factory", "authenticate_pass", "list_messages"])
+def test_what_a_session_costs_once_is_free(
+    where: str, sign_in: list[bytes], server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """The handshake of TLS, the handler's hash of a password and its listing make no session pause."""
+
+    def work(*arguments: Any) -> None:
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+
+    class Handler(ClosingHandler, popart.SupportsListing):
+        def list_messages(self) -> list[tuple[int, str]]:
+            return [(len(MESSAGE), "id")]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("popart.fairness.CROWD", 0)
+        patch.setattr("popart.fairness.ALLOWANCE", 0.015)
+        patch.setattr("popart.fairness.TURN_ALLOWANCE", 0.015)
+        handler = Handler(Mail(MESSAGE))
+        owner: Any = Stream if where == "shake_hands" else handler
+        original = getattr(owner, where, lambda peer: handler)
+
+        def slow(*arguments: Any) -> Any:
+            work()
+            return original(*arguments)
+
+        factory = slow if where == "factory" else lambda peer: handler
+        if where != "factory":
+            patch.setattr(owner, where, slow)
+        pauses: list[float] = []
+        patch.setattr(Place, "pause", lambda place, seconds: pauses.append(seconds))
+        with running(QuickServer(HOST, factory, ssl_context=server_context)) as server:
+            server._pacer.add(1)
+            with connected(server, client_context) as client:
+                client.line()
+                for octets in sign_in:
+                    client.send(octets)
+                    for _ in octets.splitlines():
+                        assert client.line().startswith(b"+OK")
+                assert client.ask(b"NOOP") == b"+OK nothing done\r\n"
+                client.send(b"NOOP\r\nNOOP\r\n")
+                assert client.line() == client.line() == b"+OK nothing done\r\n"
+            assert handler.closed.wait(PATIENCE)
+        assert pauses == []
+
+
 def test_turns_of_real_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions that ask one by one without end pause in a crowd, and a new one does not."""
     monkeypatch.setattr("popart.fairness.CROWD", 1)
@@ -213,6 +294,19 @@ def test_turns_of_real_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
                 third.ask(b"NOOP")
                 assert len(pauses) == 3
         wait_until(lambda: not server._pacer._crowd)
+
+
+@pytest.mark.parametrize("kind", [MemoryHandler, Monitor], ids=["silent", "monitoring"])
+def test_which_refusals_count(kind: type[MemoryHandler], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of commands that came alone, whether the handler counts commands or not."""
+    refusals: list[Pace] = []
+    monkeypatch.setattr(Pace, "refused", lambda pace: refusals.append(pace))
+    with running(QuickServer(HOST, lambda peer: kind(Mail(MESSAGE)))) as server, signed_in(server) as client:
+        client.ask(b"NOOP")
+        assert client.ask(b"XYZZY").startswith(b"-ERR")
+        client.send(b"XYZZY\r\nXYZZY\r\nQUIT\r\n")
+        client.rest()
+    assert len(refusals) == 1
 
 
 def test_a_turn_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +394,30 @@ def test_a_pause_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
             others.submit(server.server_close).result(PATIENCE)
         assert client.rest() == b""
     assert not mail.locked and mail.errors == []
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Place, "pause"), (Sender, "flush")], ids=["pause", "flush"])
+def test_no_command_after_a_wait_that_the_closing_ended(
+    kind: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the server closes while a session pauses or sends, no further command is begun: QUIT deletes nothing (promise
+    2).
+    """
+    mail = Mail(MESSAGE)
+    with running(QuickServer(HOST, lambda peer: MemoryHandler(mail))) as server, signed_in(server) as client:
+        original = getattr(kind, method)
+
+        def wait(self: Any, *arguments: Any) -> None:
+            server._closing.begun = True
+            original(self, *arguments)
+
+        monkeypatch.setattr(kind, method, wait)
+        if method == "pause":  # right after the first command
+            monkeypatch.setattr("popart.connection.STEPS", 1)
+            monkeypatch.setattr(Pace, "pause", lambda pace: 0.01)
+        client.send(b"DELE 1\r\nQUIT\r\n")
+        assert client.rest() == b"+OK message marked as deleted\r\n"
+    assert not mail.locked and not mail.count("delete_messages") and mail.errors == []
 
 
 def test_a_pause_ends_with_the_login_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,15 @@ ABILITIES: dict[type, list[str]] = {
 each_ability = pytest.mark.parametrize(("protocol", "methods"), ABILITIES.items(), ids=lambda value: str(value)[-24:-2])
 
 
+@each_ability
+def test_who_derives_from_an_ability_must_have_its_methods(protocol: type, methods: list[str]) -> None:
+    """A misspelt method is found when the handler is built, not when nothing comes of it."""
+    type("Able", (protocol,), dict.fromkeys(methods, nothing))()
+    for missing in methods:
+        with pytest.raises(TypeError, match=missing):
+            type("Forgetful", (protocol,), {method: nothing for method in methods if method != missing})()
+
+
 class Wrapper:
     """Has whatever a complete handler has, and nothing of its own."""
 

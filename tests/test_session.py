@@ -664,6 +664,22 @@ class TestReports:
             assert reply.status == BROKEN
         assert list(map(str, handler.mail.errors)) == [report]
 
+    def test_what_cannot_read_is_closed(self) -> None:
+        """Whatever a handler gives as a reader is closed once, also if it has no ``read``."""
+
+        class Unreadable:
+            def __init__(self) -> None:
+                self.closed = 0
+
+            def close(self) -> None:
+                self.closed += 1
+
+        unreadable = Unreadable()
+        handler = altered(get_message_reader=returning(unreadable))
+        assert ask(begin(handler), b"RETR 2") == [BROKEN]
+        assert unreadable.closed == 1
+        assert list(map(str, handler.mail.errors)) == ["the reader of message 2 cannot be a Unreadable"]
+
 
 class TestMaildrop:
     @each("listed", [False, True])

@@ -6,6 +6,7 @@ import select
 import socket
 import time
 
+from popart.client_socket import LEFT
 from popart.errors import ClientGoneError
 from popart.replies import Reply
 from popart.reply_sending import Sender
@@ -59,7 +60,7 @@ class RecordingSender(Sender):
         while not self._place.closing.begun and (left := end - time.monotonic()) > 0:
             self._place.pause(min(left, LOOK_SECONDS))
             if _has_left(self._stream.socket):
-                raise ClientGoneError("the client left without QUIT")
+                raise ClientGoneError(LEFT)
 
 
 def _has_left(sock: socket.socket) -> bool:
