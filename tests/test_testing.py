@@ -1284,6 +1284,7 @@ def signals_kept() -> Iterator[None]:
 def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Signals) -> None:
     """Run `main` in this thread and its user in another; then send the signal, as Ctrl-C does."""
     failures: list[BaseException] = []
+    over = threading.Event()
 
     def use() -> None:
         try:
@@ -1291,7 +1292,8 @@ def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Si
         except BaseException as error:
             failures.append(error)
         finally:
-            os.kill(os.getpid(), end)
+            if not over.is_set():
+                os.kill(os.getpid(), end)
 
     reading, writing = os.pipe()
     with open(reading, encoding="utf-8") as output, open(writing, "w", encoding="utf-8") as stdout:
@@ -1301,6 +1303,8 @@ def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Si
             try:
                 main(arguments)
             finally:
+                over.set()
+                stdout.close()  # a user who waits for a line reads the end
                 thread.join()
     assert not failures, failures
 
@@ -1330,6 +1334,15 @@ def test_shell(tmp_path: Path, end: signal.Signals) -> None:
         assert printed == [" USER alice", "alice PASS ***", "alice RETR 1", r"alice \x1b[2J"]
 
     run_main([str(message)], user, end)
+
+
+@needs_signals
+def test_main_that_exits_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """The means to run `main` end with it, and send no signal afterwards."""
+    lines: list[str] = []
+    with pytest.raises(SystemExit):
+        run_main(["--port", "none"], lambda shell: lines.append(shell.line()), signal.SIGTERM)
+    assert lines == [""] and "invalid int value" in capfd.readouterr().err
 
 
 @needs_signals
