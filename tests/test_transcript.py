@@ -142,8 +142,11 @@ def test_no_line_commands_a_terminal() -> None:
             client.ask(b"RETR 1")
             client.lines()
             client.ask(b"X" * 900)
+        with connected(server) as client:
+            client.ask(b"USER \x1b[3J\rsession 9 \xff")
     text = server.transcript()
     assert all(character.isprintable() or character == "\n" for character in text)
+    assert " of \\x1b[3J\\rsession 9 " in text
     assert "\\x1b[2J" in text and "\\xff \u00e9 \\x9b" in text and "\\x1b]0;X\\x07" in text
     assert "X" * 600 + "..." in text and "X" * 601 not in text
 

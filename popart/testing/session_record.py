@@ -75,7 +75,8 @@ class SessionRecord:
         and of a long session only the end is kept."""
         entries = [*self._entries]
         lost = self._entry_count - len(entries)
-        head = f"session {self.number}" + (f" of {self.username}" if self.username else "")
+        username = _show(self.username.encode("utf-8", "backslashreplace"))
+        head = f"session {self.number}" + (f" of {username}" if username else "")
         state = ", still open" if self.is_open else ""
         gap = [f"... {lost} earlier"] if lost > 0 else []
         return "\n".join([f"{head}{state}", *gap, *map(str, entries)])
