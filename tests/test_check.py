@@ -75,6 +75,25 @@ def test_each_wrong_handler_is_found(wrong: Wrong, store: Store, capfd: pytest.C
     assert [finding for finding in report.findings if not re.fullmatch(r"(?s).+, so .+\. [A-Z].+\.\)?", finding)] == []
 
 
+def test_no_finding_shows_the_secret(capfd: pytest.CaptureFixture[str]) -> None:
+    """A report may be kept by a CI for all to read: it says how a wrong password differs from the right one, and shows
+    neither, whatever the handler takes."""
+
+    class Takes(Right):
+        taken = ""
+
+        def authenticate_pass(self, username: str, password: str) -> None:
+            if self.taken != password != "Hunter2":
+                raise popart.ReportableError("wrong name or password")
+            self.username = "alice"
+
+    for taken in ("", "Hunter2x", "Hunter", "hUNTER2", "Hunter2 ", " Hunter2"):
+        Takes.taken = taken
+        report = check_handler(lambda peer: Takes(Store()), user="alice", password="Hunter2")
+        assert report.findings and "hunter" not in str(report).lower()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_wrong_handlers_are_wrong_in_many_ways() -> None:
     """There are more than thirty kinds, and each says what is wrong."""
     assert len({wrong.handler.__doc__ for wrong in WRONG}) == len(WRONG) > 80
