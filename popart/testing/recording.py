@@ -9,7 +9,7 @@ from functools import partial
 from popart.policy import Policy
 from popart.replies import Reply
 from popart.session import Session, State
-from popart.testing.fault_list import Action, Fault, Run, split_command
+from popart.testing.fault_list import KEYWORDS, Action, Fault, Run, split_command
 from popart.testing.handler import StoredMailHandler
 
 _SECRET = re.compile(r"\A(\s*(?:PASS|(?:APOP|AUTH)\s\S*)\s).+", re.IGNORECASE | re.DOTALL)
@@ -23,6 +23,7 @@ class RecordingSession(Session):
         self.client: StoredMailHandler = handler
         self._lasting: dict[str, tuple[Fault, Action]] = {}
         """The faults that go on until the end of the session, one of each method."""
+        self._hides_unknown = False
 
     def greet(self) -> Reply:
         try:
@@ -33,15 +34,24 @@ class RecordingSession(Session):
             return self._explain(error)
 
     def respond(self, line: bytes) -> Reply:
-        if self.in_exchange:
-            words = ["***"]
-        else:
-            words = split_command(_SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace")))
+        words = self._words(line)
         try:
             return self._record_and_run(line, words)
         except BaseException as error:
             self._do_not_run(words)
             return self._explain(error)
+
+    def _words(self, line: bytes) -> list[str]:
+        """Split a line, without its secrets."""
+        if self.in_exchange:
+            return ["***"]
+        words = split_command(_SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace")))
+        if words[0] in KEYWORDS:
+            self._hides_unknown = words[0] == "AUTH" and len(words) > 1 and self.state is State.AUTHORIZATION
+        elif self._hides_unknown and self.state is State.AUTHORIZATION:
+            # After a refused AUTH some clients send the response all the same.
+            return ["***"]
+        return words
 
     def _record_and_run(self, line: bytes, words: list[str]) -> Reply:
         client, record = self.client, self.client.record

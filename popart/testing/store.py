@@ -27,7 +27,8 @@ class MailStore(Faults):
     commands: list[tuple[str, ...]]
     """What clients sent, in order: ``("alice", "RETR", "1")``.  First the name that the connection had given before,
     or ``""``, then the words of the line: the keyword and AUTH's mechanism in upper case, ``***`` for a password, a
-    digest, or a response of AUTH.  A response on a line of its own is ``("", "***")``."""
+    digest, or a response of AUTH.  A response on a line of its own is ``("", "***")``, also one that is sent
+    although AUTH was refused."""
 
     errors: list[BaseException]
     """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT, and what
