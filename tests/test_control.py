@@ -334,6 +334,58 @@ def test_half_a_body(control: Control) -> None:
     assert control.mail.messages("alice") == []
 
 
+HEAD = b"POST /messages/alice HTTP/1.1\r\nHost: localhost\r\nContent-Type: message/rfc822\r\n"
+WITH_TOKEN = HEAD + b"Authorization: Bearer a-token\r\n"
+
+
+def test_a_body_that_does_not_come(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request has one deadline, however slowly its octets come; a body that lacks some is told so."""
+    monkeypatch.setattr("popart.testing.control.REQUEST_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Content-Length: 100\r\n\r\nSubject: x\r\n")
+        assert file.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
+        assert b"the body does not come, or is shorter than its Content-Length" in file.read()
+    ended, begin = threading.Event(), time.monotonic()
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock:
+
+        def drip() -> None:
+            with suppress(OSError):
+                while not ended.wait(0.05):
+                    sock.sendall(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        with suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+        ended.set()
+        dripping.join()
+    assert 0.2 < time.monotonic() - begin < 10
+    assert control.mail.messages("alice") == []
+
+
+def test_a_body_is_asked_for_last(control: Control) -> None:
+    """A client that waits for 100 reads why it is refused instead, and need not send what is not taken."""
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+        assert file.readline() == b"HTTP/1.1 401 Unauthorized\r\n"
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Expect: 100-Continue\r\nContent-Length: 3\r\n\r\n")
+        assert (file.readline(), file.readline()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
+        sock.sendall(b"a\r\n")
+        assert file.readline() == b"HTTP/1.1 201 Created\r\n"
+    assert control.mail.messages("alice") == [b"a\r\n"]
+
+
+def test_a_body_that_is_much_too_long(control: Control) -> None:
+    """A client that sends all of it first reads why it is refused."""
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Content-Length: 100000000\r\n\r\n")
+        piece = b"x" * 1_000_000
+        for _ in range(100):
+            sock.sendall(piece)
+        assert file.readline().startswith(b"HTTP/1.1 413 ")
+
+
 def test_without_tokens_for_mail() -> None:
     """A server that takes no OAuth tokens refuses them here too, and says what to do."""
     with MailServer() as mail, controlled(_control(mail)) as made:

@@ -7,17 +7,19 @@ import contextlib
 import hashlib
 import hmac
 import http.server
+import io
 import json
 import re
 import secrets
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from ipaddress import ip_address
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from popart import system
@@ -30,10 +32,10 @@ MAX_BODY = 64 << 20
 MAX_CONNECTIONS = 100
 
 REQUEST_SECONDS = 10.0
-"""Seconds that a client may be silent within a request..."""
+"""Seconds within which a request must have come, and again its answer have gone."""
 
 LAST_SECONDS = 1.0
-"""... and seconds that an answer may take once the server stops."""
+"""Seconds that an answer may take once the server stops, and that a refused client may be silent."""
 
 ACCEPT_PAUSE = 0.05
 """Seconds between two looks whether to go on accepting."""
@@ -111,10 +113,15 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
     """One request on one connection."""
 
     server: ControlServer
-    timeout: ClassVar[float | None] = REQUEST_SECONDS
     protocol_version: str = "HTTP/1.1"
     server_version: str = "popart.testing"
     sys_version: str = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self._deadline = time.monotonic() + REQUEST_SECONDS
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_TimedReader(self.connection, self._deadline))
 
     def do_GET(self) -> None:
         self._answer()
@@ -130,6 +137,10 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Say nothing."""
+
+    def handle_expect_100(self) -> bool:
+        """Ask for the body only once the rest of the request is right: see `_body`."""
+        return True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what the standard library has found to be no request."""
@@ -192,7 +203,13 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
             raise RequestError(400, "Content-Length is no number")
         if len(length) > 18 or int(length) > MAX_BODY:
             raise RequestError(413, f"the body has more than {MAX_BODY} octets")
-        body = self.rfile.read(int(length))
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.send_response_only(100)
+            self.end_headers()
+        try:
+            body = self.rfile.read(int(length))
+        except TimeoutError:
+            raise RequestError(408, "the body does not come, or is shorter than its Content-Length") from None
         if len(body) < int(length):
             raise RequestError(400, "the body is shorter than its Content-Length")
         return body
@@ -214,6 +231,7 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
             headers["WWW-Authenticate"] = "Bearer"
         for name, value in headers.items():
             self.send_header(name, value)
+        self.connection.settimeout(REQUEST_SECONDS)
         self.end_headers()
         self.wfile.write(answer.body)
 
@@ -222,10 +240,29 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(LAST_SECONDS)
-            for _ in range(MAX_BODY >> 16):
+            while (left := self._deadline - time.monotonic()) > 0:
+                self.connection.settimeout(min(left, LAST_SECONDS))
                 if not self.connection.recv(65_536):
                     break
+
+
+class _TimedReader(io.RawIOBase):
+    """What comes from a socket until a deadline: a timeout of its own would begin anew with each octet."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        super().__init__()
+        self._socket = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+        return self._socket.recv_into(buffer)
 
 
 @contextmanager
