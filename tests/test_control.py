@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -541,6 +542,25 @@ def test_too_many_connections() -> None:
             sock.close()
         wait_until(lambda: not made._open)
         assert Control(made, mail, threading.Event()).ask("GET", "/users")[0] == 200
+
+
+def test_no_descriptors(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no connection can be accepted, the server tries again ten times a second, and not as often as it can."""
+    times: list[float] = []
+    enough = threading.Event()
+
+    def accept(self: socket.socket) -> Any:
+        times.append(time.monotonic())
+        if len(times) < 4:
+            raise OSError(errno.EMFILE, "no descriptors")
+        enough.set()
+        return real(self)
+
+    real = socket.socket.accept
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    assert control.ask("GET", "/users")[0] == 200
+    assert enough.wait(PATIENCE)
+    assert times[3] - times[0] > 0.25
 
 
 # The program.

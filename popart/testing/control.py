@@ -40,6 +40,9 @@ LAST_SECONDS = 1.0
 ACCEPT_PAUSE = 0.05
 """Seconds between two looks whether to go on accepting."""
 
+ERROR_PAUSE = 0.1
+"""Seconds to wait if no connection can be accepted, such as for want of descriptors."""
+
 _CLOSED = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
@@ -89,6 +92,14 @@ class ControlServer(socketserver.ThreadingTCPServer):
             for request in self._open:
                 with contextlib.suppress(OSError):
                     request.shutdown(how)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(ERROR_PAUSE)  # the connection is still there, and would be tried again at once
+            raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Take no more than `MAX_CONNECTIONS` at a time."""
