@@ -322,6 +322,24 @@ def test_what_is_no_request(control: Control, octets: bytes, status: int) -> Non
     assert b"Access-Control" not in head
 
 
+@pytest.mark.parametrize(
+    ("request_line", "allow"),
+    [
+        ("GET /reset", "POST"),
+        ("DELETE /messages/alice", "GET, POST"),
+        ("PATCH /faults?x", "GET, POST, DELETE"),
+        ("HEAD /users", "GET"),
+    ],
+)
+def test_wrong_methods(control: Control, request_line: str, allow: str) -> None:
+    """A method that is not taken is told which ones are, and HEAD gets no body (RFC 9110 sections 9.3.2 and 15.5.6)."""
+    head = f"{request_line} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a-token\r\n\r\n"
+    found, _, body = control.raw(head.encode()).decode().partition("\r\n\r\n")
+    assert found.startswith("HTTP/1.1 405 ") and f"\r\nAllow: {allow}\r\n" in f"{found}\r\n"
+    assert (body == "") is request_line.startswith("HEAD")
+    assert control.raw(head.replace(request_line, "PATCH /x").encode()).startswith(b"HTTP/1.1 404 ")
+
+
 def test_half_a_body(control: Control) -> None:
     """A client that ends its stream too early is told so, and nothing is delivered."""
     with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock:

@@ -156,23 +156,29 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what the standard library has found to be no request."""
         self.request_version: str = self.protocol_version  # HTTP/0.9, which it may look like, has no headers
-        code = {501: 405, 505: 400}.get(code, code)
-        self._send(_sentence(code, message or "this is not a request of HTTP"))
-        self._read_rest()
+        try:
+            if code == 501:  # no do_... for this method
+                find(self.command, self.path.partition("?")[0])
+            error = RequestError(400 if code == 505 else code, message or "this is not a request of HTTP")
+        except RequestError as found:
+            error = found
+        self._refuse(error)
 
     def _answer(self) -> None:
         try:
             answer = self._run()
         except RequestError as error:
-            self._send(_sentence(error.status, error.text))
-            self._read_rest()
+            self._refuse(error)
         except OSError:
             raise
         except Exception as error:  # a fault of the kit's own
-            self._send(_sentence(500, f"{type(error).__name__}: {error}"))
-            self._read_rest()
+            self._refuse(RequestError(500, f"{type(error).__name__}: {error}"))
         else:
             self._send(answer)
+
+    def _refuse(self, error: RequestError) -> None:
+        self._send(Answer(json.dumps({"error": error.text}).encode() + b"\n", status=error.status), allow=error.allow)
+        self._read_rest()
 
     def _run(self) -> Answer:
         self._check_host()
@@ -225,7 +231,7 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
             raise RequestError(400, "the body is shorter than its Content-Length")
         return body
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: Answer, *, allow: str = "") -> None:
         self.close_connection = True
         self.send_response(answer.status)
         headers = {
@@ -240,11 +246,14 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         }
         if answer.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if allow:
+            headers["Allow"] = allow
         for name, value in headers.items():
             self.send_header(name, value)
         self.connection.settimeout(REQUEST_SECONDS)
         self.end_headers()
-        self.wfile.write(answer.body)
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
 
     def _read_rest(self) -> None:
         """Read what a refused request has sent too much: unread, it would turn the answer into a reset."""
@@ -290,10 +299,6 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _sentence(status: int, text: str) -> Answer:
-    return Answer(json.dumps({"error": text}).encode() + b"\n", status=status)
 
 
 def _policy(page: bytes) -> str:

@@ -35,12 +35,13 @@ WAIT_PAUSE = 0.2
 
 
 class RequestError(Exception):
-    """A request that is wrong: its status, and a sentence for whoever made it."""
+    """A request that is wrong: its status, a sentence for whoever made it, and with 405 the methods that are right."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, *, allow: str = "") -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.allow = allow
 
 
 class Answer(NamedTuple):
@@ -271,7 +272,8 @@ def find(method: str, path: str) -> tuple[Operation, tuple[str, ...]]:
         found = re.fullmatch(pattern, path)
         if found is not None:
             if method not in operations:
-                raise RequestError(405, f"{path} takes {' and '.join(operations)}, not {method}")
+                text = f"{path} takes {' and '.join(operations)}, not {method}"
+                raise RequestError(405, text, allow=", ".join(operations))
             return operations[method], found.groups()
     raise RequestError(404, f"there is no {path} here")
 
