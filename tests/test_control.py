@@ -164,6 +164,22 @@ def test_messages_as_octets(control: Control) -> None:
     assert control.mail.messages("alice") == [octets, octets, b"x\r\n"]
 
 
+def test_octets_in_a_path(control: Control) -> None:
+    """A name may stand in the path as it is, in UTF-8: some clients do not encode it."""
+    body = b'{"password": "p"}'
+    for name in ("zo\u00eb", "\u00e0"):
+        head = f"PUT /users/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        token = f"Authorization: Bearer a-token\r\nContent-Length: {len(body)}\r\n\r\n"
+        assert control.raw((head + token).encode() + body).startswith(b"HTTP/1.1 200 ")
+        assert control.ask("GET", "/users")[1][-1] == name
+
+
+def test_no_body_is_an_empty_one(control: Control) -> None:
+    """A request that takes no body may have an empty object all the same, as some clients always send one."""
+    for method, path in (("POST", "/reset"), ("DELETE", "/faults"), ("POST", "/stop")):
+        assert control.ask(method, path, {})[0] == 200
+
+
 def test_users_and_tokens(control: Control) -> None:
     """Users come and go, under any name."""
     assert control.ask("PUT", "/users/zo%C3%AB%20x", {"password": "p"}) == (200, ["alice", "zo\u00eb x"])
@@ -256,11 +272,25 @@ def test_wait_in_vain(control: Control) -> None:
         ("POST", "/faults", {"fault": "fail"}, 400, "missing a required argument: 'command'"),
         ("POST", "/faults", {"fault": "fail", "command": "RETRE"}, 400, "begins with no keyword of POP3: is it RETR"),
         ("POST", "/faults", {"fault": "fail", "command": "RETR", "aftr": 5}, 400, "keyword argument 'aftr'"),
-        ("POST", "/faults", {"fault": "fail", "command": "RETR", "code": 5}, 400, "."),
+        ("POST", "/faults", {"fault": "fail", "command": "RETR", "code": 5}, 400, "code must be a str or None, not 5"),
         ("POST", "/faults", {"fault": "fail", "command": "RETR", "username": "bob"}, 400, "there is no user 'bob' yet"),
         ("POST", "/faults", {"fault": "fail", "command": "RETR", "self": 1}, 400, "keyword argument 'self'"),
         ("POST", "/faults", {"fault": "hide", "capabilities": "UIDL"}, 400, "capabilities must be a list"),
-        ("POST", "/faults", {"fault": "hide", "capabilities": [["UIDL"]]}, 400, "."),
+        ("POST", "/faults", {"fault": "hide", "capabilities": [["UIDL"]]}, 400, "hide some of "),
+        ("POST", "/faults", {"fault": "drop", "command": "RETR", "how": ["end"]}, 400, 'how must be "end" or "reset"'),
+        ("POST", "/faults", {"fault": "spoil_ids", "how": ["repeat"]}, 400, "how must be one of"),
+        ("POST", "/messages/alice?unique_id=x", {"message": "x"}, 400, "is a member of the JSON object"),
+        ("POST", "/messages/alice?unique-id=x", {"message": "x"}, 400, "has 'unique-id', which means nothing here"),
+        ("GET", "/messages/alice?last=1", None, 400, "the query has 'last', which means nothing here"),
+        ("DELETE", "/faults", {"fault": "drop"}, 400, "has a member 'fault', which means nothing here"),
+        ("DELETE", "/users/alice", {"password": "x"}, 400, "has a member 'password', which means nothing here"),
+        ("POST", "/reset", {"mail": True}, 400, "has a member 'mail', which means nothing here"),
+        ("POST", "/stop", ["x"], 400, "the body must be a JSON object"),
+        ("PUT", "/users/%FF", {"password": "x"}, 400, "'%FF' in the path is not UTF-8"),
+        ("POST", "/wait", {"sessions": True}, 400, "sessions must be a number from 0 on"),
+        ("POST", "/wait", {"sessions": -5}, 400, "sessions must be a number from 0 on"),
+        ("POST", "/wait", {"since_last_call": 1}, 400, "since_last_call true or false"),
+        ("POST", "/wait", {"timeout": True}, 400, "timeout must be 0 to 600"),
         ("POST", "/wait", {"timeout": "long"}, 400, "timeout must be 0 to 600"),
         ("POST", "/wait", {"timeout": 601}, 400, "timeout must be 0 to 600"),
         ("POST", "/wait", {"sessions": "two"}, 400, "sessions must be a number"),
@@ -284,6 +314,7 @@ def test_wrong_requests(control: Control, method: str, path: str, body: Any, sta
         (b"{", {"Content_Type": "application/json"}, 400),
         (b"\xff", {"Content_Type": "application/json"}, 400),
         (b"[" * 200_000, {"Content_Type": "application/json"}, 400),
+        (b"", {"Content_Type": "message/rfc822"}, 400),
         (b"x", {"Content_Length": "-1"}, 400),
         (b"x", {"Content_Length": "1_0"}, 400),
         (b"x", {"Content_Length": "99999999999999999999"}, 413),

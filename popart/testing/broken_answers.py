@@ -193,6 +193,8 @@ class AnswerFaults(FaultList):
 
 
 def refusal(text: str, code: str | None) -> Action:
+    if not isinstance(code, (str, type(None))):
+        raise ValueError(f"code must be a str or None, not {code!r}")
     ReportableError(text, code=code)  # a bad code is the caller's mistake, and is told at once
 
     def refuse(words: object, run: object) -> NoReturn:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from importlib import resources
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 from popart import system
 from popart.testing.operations import Answer, Operations, Request, RequestError, find
@@ -149,6 +149,14 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         """Say nothing."""
 
+    def parse_request(self) -> bool:
+        """Percent-encode what some clients leave as it is: the standard library takes each octet for a character, and
+        some for spaces."""
+        self.raw_requestline: bytes = re.sub(
+            rb"[\x80-\xff]", lambda found: b"%%%02X" % found[0][0], self.raw_requestline
+        )
+        return super().parse_request()
+
     def handle_expect_100(self) -> bool:
         """Ask for the body only once the rest of the request is right: see `_body`."""
         return True
@@ -191,10 +199,10 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         if self.command != "GET" or not self.server.is_private:
             self._check_token()
         operation, names = find(self.command, parts.path)
-        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        query = parse_qsl(parts.query, keep_blank_values=True)
         kind = self.headers.get_content_type() if "Content-Type" in self.headers else ""
-        request = Request(self.command, parts.path, query, kind, self._body())
-        return self.server.operations.run(request, *map(unquote, names), operation=operation)
+        request = Request(query, kind, self._body())
+        return self.server.operations.run(request, *map(_resolve, names), operation=operation)
 
     def _check_host(self) -> None:
         """See that no web page asks, by a name that its owner has led to this address (DNS rebinding) or by a form."""
@@ -291,6 +299,14 @@ def controlled(server: ControlServer) -> Iterator[ControlServer]:
         yield server
     finally:
         server.close()
+
+
+def _resolve(name: str) -> str:
+    """Return a part of a path without its percent signs."""
+    try:
+        return unquote_to_bytes(name).decode()
+    except UnicodeDecodeError:
+        raise RequestError(400, f"{name!r} in the path is not UTF-8") from None
 
 
 def _is_address(name: str) -> bool:

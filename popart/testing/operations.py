@@ -6,11 +6,12 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from popart.testing.broken_answers import AnswerFaults
+from popart.testing.fault_list import is_seconds, is_whole
 from popart.testing.faults import Faults
 from popart.testing.server import MailServer
 from popart.testing.wrong_answers import SessionFaults
@@ -56,11 +57,7 @@ class Answer(NamedTuple):
 class Request:
     """A request whose sender may make it."""
 
-    method: str
-    path: str
-    """Without the query, its percent signs not yet resolved."""
-
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Sequence[tuple[str, str]] = ()
     content_type: str = ""
     body: bytes = b""
 
@@ -105,6 +102,11 @@ class Operations:
 
         :raises RequestError: the request is wrong.
         """
+        for name, value in request.query:
+            if name not in QUERIES.get(operation, ()) or dict(request.query)[name] != value:
+                raise RequestError(400, f"the query has {name!r}, which means nothing here")
+        if operation not in TAKE_BODIES:
+            request.arguments(may={})
         try:
             found = operation(self, request, *names)
         except KeyError as error:
@@ -162,8 +164,12 @@ class Operations:
     def deliver(self, request: Request, name: str) -> Answer:
         message: bytes | str
         if request.content_type in OCTETS:
-            message, unique_id = request.body, request.query.get("unique_id")
+            message, unique_id = request.body, dict(request.query).get("unique_id")
+            if not message:
+                raise RequestError(400, "the body is the message, and it is empty")
         else:
+            if request.query:
+                raise RequestError(400, "the unique_id of a message in JSON is a member of the JSON object")
             found = request.arguments("message", may={"unique_id": None})
             message, unique_id = found["message"], found["unique_id"]
             if not isinstance(message, str):
@@ -221,10 +227,10 @@ class Operations:
         """Wait until sessions have ended."""
         found = request.arguments(may={"timeout": 10.0, "sessions": 1, "since_last_call": False})
         timeout = found.pop("timeout")
-        if not (isinstance(timeout, (int, float)) and 0 <= timeout <= MOST_SECONDS):
+        if not (is_seconds(timeout) and timeout <= MOST_SECONDS):
             raise RequestError(400, f"timeout must be 0 to {MOST_SECONDS} seconds")
-        if not (isinstance(found["sessions"], int) and isinstance(found["since_last_call"], bool)):
-            raise RequestError(400, "sessions must be a number, and since_last_call true or false")
+        if not (is_whole(found["sessions"], 0) and isinstance(found["since_last_call"], bool)):
+            raise RequestError(400, "sessions must be a number from 0 on, and since_last_call true or false")
         end = time.monotonic() + timeout
         while True:
             left = end - time.monotonic()
@@ -241,6 +247,19 @@ class Operations:
 
 
 Operation = Callable[..., object]
+
+TAKE_BODIES: set[Operation] = {
+    Operations.deliver,
+    Operations.add_user,
+    Operations.add_token,
+    Operations.add_fault,
+    Operations.wait,
+}
+"""The operations that read the body; to others it may be an empty object, which some clients always send."""
+
+QUERIES: dict[Operation, set[str]] = {Operations.deliver: {"unique_id"}}
+"""The operations that take a query, and what may be in it."""
+
 _NAME = "([^/]+)"
 
 ROUTES: list[tuple[str, dict[str, Operation]]] = [

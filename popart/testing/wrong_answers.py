@@ -79,7 +79,7 @@ class SessionFaults(FaultList):
 
         :raises ValueError: one of them is no capability of this server, or there is none.
         """
-        unknown = [name for name in capabilities if name not in CAPABILITIES]
+        unknown = [name for name in capabilities if not isinstance(name, str) or name not in CAPABILITIES]
         if unknown or not capabilities:
             raise ValueError(f"hide some of {sorted(CAPABILITIES)}, not {unknown}")
         commands = {COMMAND_OF[name] for name in capabilities if name in COMMAND_OF}
