@@ -706,7 +706,8 @@ def test_another_host() -> None:
 @pytest.mark.parametrize(
     "options",
     [["--user", "alice"], ["--user", ":x"], ["--timeout", "soon"], ["--max-messages", "-1"], ["--control-port", "x"],
-     ["--user-token", "alice:"], ["--tok", "abbreviated"]],
+     ["--user-token", "alice:"], ["--tok", "abbreviated"], ["--host", ""], ["--allow-host", ""], ["--token", ""],
+     ["--token", "100%"], ["--token", "a b"]],
 )  # fmt: skip
 def test_bad_options(options: list[str]) -> None:
     """What cannot be is told on stderr, with exit code 2."""
