@@ -853,6 +853,23 @@ def test_output_whose_reader_has_gone() -> None:
         stream.close()
 
 
+def test_no_output_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program runs with its output closed from the beginning, as by ``>&-``: the lines are dropped."""
+    lines: list[str] = []
+
+    def stop_at_once(server: MailServer, options: Any, stop: threading.Event, block: Any) -> str:
+        stop.set()
+        lines.append(server.url)
+        return lines[0]
+
+    monkeypatch.setattr("popart.testing.__main__.begin_control", stop_at_once)
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with signals_kept():
+        main(["--control", "--verbose"])
+    assert lines
+
+
 def test_the_page_of_the_manual() -> None:
     """howto-control: its table has each operation, and its options are those of the program."""
     text = (ROOT / "docs" / "howto-control.rst").read_text("utf-8")
