@@ -424,6 +424,13 @@ def test_lasting_faults_of_one_user() -> None:
         (lambda server: server.stall("pass two words", 1), "PASS has a secret in it"),
         (lambda server: server.drip("APOP alice 0123"), "APOP has a secret in it"),
         (lambda server: server.split("AUTH PLAIN AGFs"), "AUTH has a secret in it"),
+        (lambda server: server.fail("AUTH PLIAN"), "'AUTH PLIAN' names no mechanism of SASL: is it PLAIN?"),
+        (lambda server: server.fail("AUTH PLAIN", username="alice"), "AUTH comes before the user is known"),
+        (lambda server: server.drop("STAT 1"), "'STAT 1' has more than STAT takes: no arguments"),
+        (lambda server: server.drop("RETR 1 2"), "'RETR 1 2' has more than RETR takes: 1 argument$"),
+        (lambda server: server.drop("TOP 1 2 3"), "'TOP 1 2 3' has more than TOP takes: 2 arguments"),
+        (lambda server: server.fail("RETR one"), "'RETR one' has an argument that is no number"),
+        (lambda server: server.fail("TOP 1 \u0661"), "has an argument that is no number"),
         (lambda server: server.fail("RETR", username="alicia"), "there is no user 'alicia' yet"),
         (lambda server: server.spoil_sizes(1, username="alicia"), "there is no user 'alicia' yet"),
         (lambda server: server.refuse_sign_in(username=""), "there is no user '' yet"),
@@ -461,6 +468,7 @@ def test_misspelt_faults(ask: Callable[[MailServer], None], why: str) -> None:
 @pytest.mark.parametrize(
     "command",
     ["LAST", "STLS", "RPOP", "HELP", "XTND XMIT", "xsender 1", "PASS", "APOP alice", "auth plain", "AUTH PLAIN ***",
+     "AUTH CRAM-MD5", "AUTH SCRAM-SHA-1-PLUS", "AUTH XOAUTH", "TOP 1", "TOP 1 0", "LIST 1", "dele 12",
      "USER two words", "LANG de", "UTF8", "QUIT"],
 )  # fmt: skip
 def test_commands_that_may_come(command: str) -> None:
@@ -475,6 +483,17 @@ def test_a_command_of_other_servers_can_fail() -> None:
     with MailServer() as server, signed_in(server) as client:
         server.fail("LAST", "not here")
         assert client.ask(b"LAST") == b"-ERR not here\r\n"
+
+
+@pytest.mark.parametrize("line", [b"USER bob", b"APOP bob c0ffee"])
+def test_a_fault_of_the_user_whom_a_command_names(line: bytes) -> None:
+    """USER and APOP name the user themselves, so a fault of one user can happen at the first of them."""
+    with MailServer(users={"alice": "secret", "bob": "hunter2"}, apop=True) as server:
+        server.fail(line[:4].decode(), username="bob")
+        with connected(server) as client:
+            assert not client.ask(line.replace(b"bob", b"alice")).endswith(b"on demand\r\n")
+        with connected(server) as client:
+            assert client.ask(line) == b"-ERR failed on demand\r\n"
 
 
 def test_a_user_who_comes_later() -> None:

@@ -716,9 +716,11 @@ def test_fault_of_one_message() -> None:
 
 
 def test_fault_of_one_user() -> None:
-    """With a name only that user's commands fail; before USER is answered, a connection is nobody's."""
+    """With a name only that user's commands fail, from the one that gives the name on."""
     with MailServer({"alice": "secret", "bob": "secret"}) as server:
         server.fail("USER", username="bob")
+        with pop(server), pytest.raises(poplib.error_proto, match="failed on demand"), pop(server, "bob"):
+            pass
         server.fail("STAT", username="bob")
         with pop(server) as alice, pop(server, "bob") as bob:
             assert alice.stat() == (0, 0)

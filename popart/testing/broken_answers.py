@@ -9,7 +9,8 @@ from typing import Literal, NoReturn
 from popart.errors import BrokenMessageError, ReportableError
 from popart.message_framing import CRLF, TERMINATOR
 from popart.replies import Reply
-from popart.testing.fault_list import Action, FaultList, Run, describe, is_seconds, is_whole, read_command
+from popart.testing.command_words import read_command
+from popart.testing.fault_list import Action, FaultList, Run, describe, is_seconds, is_whole
 from popart.testing.packets import Packet
 
 NEVER = 1_000_000.0

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from popart.session import COMMANDS
-
 Run = Callable[[], Any]
 Action = Callable[[Sequence[str], Run], Any]
 """What a fault does in place of a call.  It gets the command's words, or the name of the step, and the call."""
-
-KEYWORDS = {keyword.decode() for commands in COMMANDS.values() for keyword in commands} | {
-    "LAST",  # RFC 1460
-    "RPOP",  # RFC 1081
-    "STLS",  # RFC 2595
-    "HELP",
-}
-"""The keywords of POP3, and those that only other servers know, which clients try all the same."""
-
-_EXTENSION = re.compile(r"X[A-Z]+")  # XTND, XSENDER and the like
-_FIRST_HIDDEN = {"PASS": 0, "APOP": 1, "AUTH": 1}  # the argument from which on `MailStore.commands` shows ***
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +81,8 @@ class FaultList:
         self, call: list[str], place: list[str], action: Action, times: int | None, username: str | None = None
     ) -> None:
         """Keep a fault that happens at one command or step."""
+        if place[0] == "AUTH" and username is not None:
+            raise ValueError("AUTH comes before the user is known: leave out username, or use refuse_sign_in")
         self._keep(Fault(call, [place], lambda: action, count(times), username))
 
     def _keep(self, fault: Fault) -> None:
@@ -136,34 +123,6 @@ def describe(method: str, *arguments: object, **options: object) -> list[str]:
     """Return a call as one would write it, without the options that are None: its name, and its arguments."""
     given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
     return [method, *map(repr, arguments), *given]
-
-
-def split_command(line: str) -> list[str]:
-    """Split a command at its spaces; the keyword, and AUTH's mechanism, are made upper case."""
-    keyword, *arguments = line.split(" ")
-    if keyword.upper() == "AUTH":
-        arguments[:1] = [mechanism.upper() for mechanism in arguments[:1]]
-    return [keyword.upper(), *arguments]
-
-
-def read_command(command: str) -> list[str]:
-    """Split the command that a fault names.
-
-    :raises ValueError: no client's command can be that one.
-    """
-    if not isinstance(command, str):
-        raise ValueError(f"a command must be a str, not {command!r}")
-    keyword, *arguments = words = split_command(command)
-    if keyword not in KEYWORDS and not _EXTENSION.fullmatch(keyword):
-        similar = difflib.get_close_matches(keyword, KEYWORDS, 1)
-        meant = f": is it {similar[0]}?" if similar else ""
-        raise ValueError(f"{command!r} begins with no keyword of POP3{meant}")
-    if "" in arguments:
-        raise ValueError(f"{command!r} has a space too many")
-    first = _FIRST_HIDDEN.get(keyword)
-    if first is not None and any(argument != "***" for argument in arguments[first:]):
-        raise ValueError(f"{keyword} has a secret in it, which is hidden from faults too: leave it out")
-    return words
 
 
 def is_whole(number: object, least: int) -> bool:

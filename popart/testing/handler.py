@@ -82,18 +82,16 @@ class StoredMailHandler(BaseHandler, SupportsClose):
     def close(self) -> None:
         self.mail._end_session(self.record)
 
-    def run_or_fail(self, where: Sequence[str], run: Run, username: str | None = None) -> Any:
+    def run_or_fail(self, where: Sequence[str], run: Run) -> Any:
         """Return what *run* returns, unless a fault is due at this command or step."""
-        fault = self.take_fault(where, username)
+        fault = self.take_fault(where)
         return run() if fault is None else fault.begin()(where, run)
 
-    def take_fault(
-        self, where: Sequence[str], username: str | None = None, *, besides: Collection[str] | None = None
-    ) -> Fault | None:
+    def take_fault(self, where: Sequence[str], *, besides: Collection[str] | None = None) -> Fault | None:
         """Return the fault that is due now, and record that it happens.  See `FaultList._take`."""
         if not self.mail._is_current(self.record):
             return None
-        fault = self.mail._take(where, self.record.username if username is None else username, besides)
+        fault = self.mail._take(where, self.record.username, besides)
         if fault is not None:
             self.record.add_event(str(fault))
         return fault

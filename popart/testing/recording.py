@@ -9,7 +9,8 @@ from functools import partial
 from popart.policy import Policy
 from popart.replies import Reply
 from popart.session import Session, State
-from popart.testing.fault_list import KEYWORDS, Action, Fault, Run, split_command
+from popart.testing.command_words import KEYWORDS, split_command
+from popart.testing.fault_list import Action, Fault, Run
 from popart.testing.handler import StoredMailHandler
 
 _SECRET = re.compile(r"\A(\s*(?:PASS|(?:APOP|AUTH)\s\S*)\s).+", re.IGNORECASE | re.DOTALL)
@@ -64,14 +65,14 @@ class RecordingSession(Session):
             raise TypeError("record_command must not be a coroutine function: its body would never run")
         if self.in_exchange:
             return run()
-        if words[0] == "USER" and self.state is State.AUTHORIZATION:
-            record.username = " ".join(words[1:])
-        reply: Reply = client.run_or_fail(words, self._spoilt(words, username, run), username)
+        if self.state is State.AUTHORIZATION and words[0] in ("USER", "APOP"):
+            record.username = " ".join(words[1:] if words[0] == "USER" else words[1:2])
+        reply: Reply = client.run_or_fail(words, self._spoilt(words, run))
         return reply
 
-    def _spoilt(self, words: Sequence[str], username: str, run: Run) -> Run:
+    def _spoilt(self, words: Sequence[str], run: Run) -> Run:
         """Return a call of *run* that the faults which last have changed, those that begin now among them."""
-        while (fault := self.client.take_fault(words, username, besides=self._lasting)) is not None:
+        while (fault := self.client.take_fault(words, besides=self._lasting)) is not None:
             self._lasting[fault.call[0]] = fault, fault.begin()
         for fault, action in self._lasting.values():
             if fault.is_at(words):
