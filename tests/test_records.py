@@ -276,6 +276,29 @@ def test_an_error_from_before_a_reset() -> None:
         assert "ClientGoneError" in old.transcript()
 
 
+def test_a_reset_while_a_command_is_recorded() -> None:
+    """Whenever a reset comes, even between a command and its record, nothing of an old session is in the new ones."""
+
+    class Resetting(MailServer):
+        def record_command(self, command: tuple[str, ...]) -> None:
+            if command[1:] == ("NOOP",) and self.commands:
+                self.reset()
+                self.fail("NOOP")
+                self.maildrop("alice").lock()
+            super().record_command(command)
+
+    with Resetting() as server:
+        with connected(server) as old:
+            old.sign_in()
+            assert old.ask(b"NOOP").startswith(b"+OK")
+            assert server.commands == [] and server.sessions == []
+            old.ask(b"QUIT")
+        assert server.pending_faults == ["fail('NOOP')"]
+        server.maildrop("alice").unlock()
+        server.record_command(("", "by hand"))
+        assert server.commands == [("", "by hand")]
+
+
 def test_wait_since_the_last_call() -> None:
     """With since_last_call only the sessions that have ended since then count; without, all since the beginning."""
     with MailServer() as server:

@@ -94,20 +94,29 @@ class FaultList:
         with self._guard:
             self._faults.append(fault)
 
-    def _take(self, words: Sequence[str], username: str, besides: Collection[str] | None = None) -> Fault | None:
-        """Return the first fault that is due at this command or step, and count that it happens.
+    def _begin_faults(self) -> list[Fault]:
+        """Remove all faults, and begin another list: to the old one no fault is added any more."""
+        with self._guard:
+            self._faults.clear()
+            self._faults = []
+            return self._faults
+
+    def _take(
+        self, faults: list[Fault], words: Sequence[str], username: str, besides: Collection[str] | None = None
+    ) -> Fault | None:
+        """Return the first of a session's faults that is due at this command or step, and count that it happens.
 
         With *besides* it is one that lasts, of another method than these.
         """
         with self._guard:
-            due = (fault for fault in self._faults if fault.is_at(words) and fault.username in (None, username)
+            due = (fault for fault in faults if fault.is_at(words) and fault.username in (None, username)
                    and fault.lasts == (besides is not None) and fault.call[0] not in (besides or ()))  # fmt: skip
             fault = next(due, None)
             if fault is not None:
                 fault.times -= 1
                 fault.waits = 0 < fault.times < math.inf
                 if not fault.times:
-                    self._faults.remove(fault)
+                    faults.remove(fault)
             return fault
 
 

@@ -57,9 +57,7 @@ class StoredMailHandler(BaseHandler, SupportsClose):
         return secret
 
     def lock_maildrop(self) -> None:
-        # A session from before a reset must not hold the lock on the new mail.
-        current = self.mail._is_current(self.record)
-        self._maildrop = self.mail.maildrop(self.record.username) if current else Maildrop()
+        self._maildrop = self.record.epoch.maildrop(self.record.username)
         self.run_or_fail(["lock"], self._maildrop.lock)
         self._messages = self._maildrop.snapshot()
 
@@ -89,9 +87,7 @@ class StoredMailHandler(BaseHandler, SupportsClose):
 
     def take_fault(self, where: Sequence[str], *, besides: Collection[str] | None = None) -> Fault | None:
         """Return the fault that is due now, and record that it happens.  See `FaultList._take`."""
-        if not self.mail._is_current(self.record):
-            return None
-        fault = self.mail._take(where, self.record.username, besides)
+        fault = self.mail._take(self.record.epoch.faults, where, self.record.username, besides)
         if fault is not None:
             self.record.add_event(str(fault))
         return fault
