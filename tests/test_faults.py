@@ -96,7 +96,7 @@ def test_truncate(after: int, body: bytes) -> None:
             assert client.lines() == body + b".\r\n"
             assert client.ask(b"RETR 1") == STATUS
             assert client.lines() == ON_THE_WIRE + b".\r\n"
-    assert server.pending_faults == []
+    assert server.pending_faults == (["truncate('RETR', 10000)"] if body == ON_THE_WIRE else [])
 
 
 def test_truncate_a_dot() -> None:
@@ -426,6 +426,11 @@ def test_lasting_faults_of_one_user() -> None:
         (lambda server: server.split("AUTH PLAIN AGFs"), "AUTH has a secret in it"),
         (lambda server: server.fail("AUTH PLIAN"), "'AUTH PLIAN' names no mechanism of SASL: is it PLAIN?"),
         (lambda server: server.fail("AUTH PLAIN", username="alice"), "AUTH comes before the user is known"),
+        (
+            lambda server: server.truncate("LIST 1", 0),
+            "the answer to LIST 1 has one line: there is nothing to truncate",
+        ),
+        (lambda server: server.truncate("UIDL 1", 0), "the answer to UIDL 1 has one line"),
         (lambda server: server.drop("STAT 1"), "'STAT 1' has more than STAT takes: no arguments"),
         (lambda server: server.drop("RETR 1 2"), "'RETR 1 2' has more than RETR takes: 1 argument$"),
         (lambda server: server.drop("TOP 1 2 3"), "'TOP 1 2 3' has more than TOP takes: 2 arguments"),
@@ -521,6 +526,62 @@ def test_pending_faults() -> None:
         server.clear_faults()
         assert server.pending_faults == []
         assert client.ask(b"STAT").startswith(b"+OK")
+
+
+@pytest.mark.parametrize(
+    ("ask", "unchanged", "changed"),
+    [
+        (lambda server: server.truncate("RETR", 20), [b"RETR 9", b"RETR 1"], b"RETR 2"),
+        (lambda server: server.truncate("LIST", 7), [b"LIST 1"], b"LIST"),
+        (lambda server: server.truncate("RETR", 20, times=2), [b"RETR 9", b"RETR 1"], b"RETR 2"),
+        (lambda server: server.truncate("RETR", 20, times=None), [b"RETR 9", b"RETR 1"], b"RETR 2"),
+        (lambda server: server.spoil_sizes(1), [b"LIST 9", b"RETR 9"], b"STAT"),
+        (lambda server: server.spoil_ids("change"), [b"UIDL 9"], b"UIDL"),
+        (lambda server: server.spoil_ids("repeat"), [b"UIDL 9"], b"UIDL 1"),
+    ],
+)
+def test_what_a_fault_does_not_change(
+    ask: Callable[[MailServer], None], unchanged: list[bytes], changed: bytes
+) -> None:
+    """A fault has happened only where it has changed something: not in an -ERR, nor in a message that is shorter than
+    what is left of it."""
+    with MailServer() as server:
+        server.deliver("alice", b"Subject: x\n\nx\n")
+        server.deliver("alice", b"Subject: longer\n\nhello\n")
+        ask(server)
+        pending = server.pending_faults
+        assert len(pending) == 1
+        with signed_in(server) as client:
+            for command in unchanged:
+                if client.ask(command).startswith(b"+OK") and command.startswith(b"RETR"):
+                    assert client.lines() == b"Subject: x\r\n\r\nx\r\n.\r\n"
+                assert server.pending_faults == pending
+            assert "has nothing to change here, and waits" in server.transcript()
+            client.ask(changed)
+            assert server.pending_faults == [text.removesuffix(", times=2)") + ")" for text in pending if "=2" in text]
+
+
+@pytest.mark.parametrize(
+    ("ask", "commands"),
+    [
+        (lambda server: server.spoil_sizes(1), [b"STAT", b"LIST"]),
+        (lambda server: server.spoil_ids("change"), [b"UIDL"]),
+        (lambda server: server.spoil_ids("repeat"), [b"UIDL"]),
+    ],
+)
+def test_a_maildrop_in_which_nothing_can_be_wrong(ask: Callable[[MailServer], None], commands: list[bytes]) -> None:
+    """Faults of a session wait for one that has messages, and unique-ids that repeat for one that has two."""
+    with MailServer() as server:
+        ask(server)
+        for count in (1, 2):
+            if count == 2 or commands == [b"UIDL"] and "repeat" in server.pending_faults[0]:
+                server.deliver("alice", MESSAGE)
+            with signed_in(server) as client:
+                for command in commands:
+                    client.ask(command)
+                    if command != b"STAT":
+                        client.lines()
+                assert len(server.pending_faults) == 2 - count
 
 
 @pytest.mark.parametrize(

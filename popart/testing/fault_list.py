@@ -10,7 +10,16 @@ from typing import Any
 
 Run = Callable[[], Any]
 Action = Callable[[Sequence[str], Run], Any]
-"""What a fault does in place of a call.  It gets the command's words, or the name of the step, and the call."""
+"""What a fault does in place of a call.  It gets the command's words, or the name of the step, and the call.  It may
+raise an `UnchangedError`."""
+
+
+class UnchangedError(Exception):
+    """A fault would change nothing in this answer, so it has not happened yet."""
+
+    def __init__(self, reply: Any) -> None:
+        super().__init__()
+        self.reply = reply
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +75,8 @@ class FaultList:
     def pending_faults(self) -> list[str]:
         """The faults that have not happened as often as was asked for, each as its call: ``drop('RETR', after=10)``.
 
-        A fault with ``times=None`` is pending until it has happened once.  At the end of a test,
+        A fault with ``times=None`` is pending until it has happened once.  A fault has not happened where it had
+        nothing to change, such as the sizes of no messages.  At the end of a test,
         ``assert server.pending_faults == []`` says that the program met all that the test had prepared.
         """
         with self._guard:
@@ -118,6 +128,14 @@ class FaultList:
                 if not fault.times:
                     faults.remove(fault)
             return fault
+
+    def _give_back(self, faults: list[Fault], fault: Fault) -> None:
+        """Let a fault that was taken, and has changed nothing, happen another time."""
+        with self._guard:
+            fault.times += 1
+            fault.waits = True
+            if fault not in faults:
+                faults.insert(0, fault)
 
 
 def count(times: int | None) -> float:

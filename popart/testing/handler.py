@@ -10,7 +10,7 @@ from typing import Any
 from popart.errors import ReportableError
 from popart.handler import BaseHandler, MessageReader, ScramCredentials, SupportsClose
 from popart.sasl import apop_digest, scram_credentials
-from popart.testing.fault_list import Fault, Run
+from popart.testing.fault_list import Fault, Run, UnchangedError
 from popart.testing.maildrop import Maildrop
 from popart.testing.session_record import SessionRecord
 from popart.testing.store import MailStore
@@ -83,7 +83,13 @@ class StoredMailHandler(BaseHandler, SupportsClose):
     def run_or_fail(self, where: Sequence[str], run: Run) -> Any:
         """Return what *run* returns, unless a fault is due at this command or step."""
         fault = self.take_fault(where)
-        return run() if fault is None else fault.begin()(where, run)
+        if fault is None:
+            return run()
+        try:
+            return fault.begin()(where, run)
+        except UnchangedError as unchanged:
+            self.give_back(fault)
+            return unchanged.reply
 
     def take_fault(self, where: Sequence[str], *, besides: Collection[str] | None = None) -> Fault | None:
         """Return the fault that is due now, and record that it happens.  See `FaultList._take`."""
@@ -91,6 +97,11 @@ class StoredMailHandler(BaseHandler, SupportsClose):
         if fault is not None:
             self.record.add_event(str(fault))
         return fault
+
+    def give_back(self, fault: Fault) -> None:
+        """Let a fault that has changed nothing happen another time."""
+        self.mail._give_back(self.record.epoch.faults, fault)
+        self.record.add_event(f"{fault} has nothing to change here, and waits")
 
 
 # It takes tens of milliseconds.  Users with the same password share a salt by this.

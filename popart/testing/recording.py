@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 from popart.policy import Policy
 from popart.replies import Reply
 from popart.session import Session, State
 from popart.testing.command_words import KEYWORDS, split_command
-from popart.testing.fault_list import Action, Fault, Run
+from popart.testing.fault_list import Action, Fault, Run, UnchangedError
 from popart.testing.handler import StoredMailHandler
 
 _SECRET = re.compile(r"\A(\s*(?:PASS|(?:APOP|AUTH)\s\S*)\s).+", re.IGNORECASE | re.DOTALL)
@@ -72,12 +73,24 @@ class RecordingSession(Session):
 
     def _spoilt(self, words: Sequence[str], run: Run) -> Run:
         """Return a call of *run* that the faults which last have changed, those that begin now among them."""
+        begun = set()
         while (fault := self.client.take_fault(words, besides=self._lasting)) is not None:
             self._lasting[fault.call[0]] = fault, fault.begin()
+            begun.add(fault)
         for fault, action in self._lasting.values():
             if fault.is_at(words):
-                run = partial(action, words, run)
+                run = partial(self._spoil, fault, partial(action, words, run), begins=fault in begun)
         return run
+
+    def _spoil(self, fault: Fault, run: Run, *, begins: bool) -> Any:
+        """Run what a fault that lasts has changed.  It begins with the first answer in which it changes something."""
+        try:
+            return run()
+        except UnchangedError as unchanged:
+            if begins:
+                del self._lasting[fault.call[0]]
+                self.client.give_back(fault)
+            return unchanged.reply
 
     def _do_not_run(self, words: list[str]) -> None:
         """See that the session is where the client takes it to be when it reads of a failure."""
