@@ -561,6 +561,20 @@ def test_what_a_fault_does_not_change(
             assert server.pending_faults == [text.removesuffix(", times=2)") + ")" for text in pending if "=2" in text]
 
 
+def test_a_fault_that_waits_keeps_its_place() -> None:
+    """Faults that were asked for before still come before it."""
+    with MailServer() as server:
+        server.fail("RETR 1")
+        server.truncate("RETR", 1_000)
+        server.deliver("alice", MESSAGE)
+        server.deliver("alice", MESSAGE)
+        with signed_in(server) as client:
+            client.ask(b"RETR 2")
+            client.lines()
+            assert server.pending_faults == ["fail('RETR 1')", "truncate('RETR', 1000)"]
+            assert client.ask(b"RETR 1").startswith(b"-ERR")
+
+
 @pytest.mark.parametrize(
     ("ask", "commands"),
     [

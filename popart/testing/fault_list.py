@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -45,6 +46,9 @@ class Fault:
     waits: bool = True
     """True if it has not happened as often as was asked for; ``times=None`` asks for once at least."""
 
+    number: int = 0
+    """Its place among all that were asked for."""
+
     def is_at(self, words: Sequence[str]) -> bool:
         return any(place == words[: len(place)] for place in self.places)
 
@@ -70,6 +74,7 @@ class FaultList:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._faults: list[Fault] = []
+        self._numbers = itertools.count()
 
     @property
     def pending_faults(self) -> list[str]:
@@ -102,6 +107,7 @@ class FaultList:
         if username is not None and username not in self.users:
             raise ValueError(f"there is no user {username!r} yet, so nothing can happen to them: {[*self.users]}")
         with self._guard:
+            fault.number = next(self._numbers)
             self._faults.append(fault)
 
     def _begin_faults(self) -> list[Fault]:
@@ -135,7 +141,8 @@ class FaultList:
             fault.times += 1
             fault.waits = True
             if fault not in faults:
-                faults.insert(0, fault)
+                faults.append(fault)
+                faults.sort(key=lambda fault: fault.number)
 
 
 def count(times: int | None) -> float:
