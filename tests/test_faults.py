@@ -364,6 +364,16 @@ def test_hide() -> None:
             assert client.ask(b"UIDL 1").startswith(b"+OK")
 
 
+def test_hide_leaves_a_refusal_alone() -> None:
+    """A CAPA that is refused has one line, and hides nothing yet."""
+    with MailServer() as server, connected(server) as client:
+        server.hide("UIDL")
+        assert client.ask(b"CAPA x").startswith(b"-ERR")
+        assert client.ask(b"NOOP").startswith(b"-ERR")
+        assert server.pending_faults == ["hide('UIDL')"]
+        assert "UIDL" not in capabilities(client)
+
+
 def test_hide_sasl() -> None:
     """Without SASL there is no AUTH, and a capability of several words goes as a whole."""
     with MailServer() as server:

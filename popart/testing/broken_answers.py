@@ -76,7 +76,8 @@ class AnswerFaults(FaultList):
     def hang_up(self, command: str, *, how: How = "end", times: int | None = 1, username: str | None = None) -> None:
         """Run *command*, send the whole answer, with its final dot, and then break the connection.
 
-        *how* is that of `drop`.  If the client signs in again, it finds all messages still there.
+        *how* is that of `drop`.  If the client signs in again, it finds all messages still there, but for those that a
+        QUIT has deleted.
 
         :raises ValueError: *how* is neither of the two.
         """

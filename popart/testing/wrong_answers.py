@@ -89,7 +89,9 @@ class SessionFaults(FaultList):
             if words[0] in commands:
                 raise ReportableError("unknown command")
             reply: Reply = run()
-            kept = [line for line in (reply.lines or b"").splitlines(True)
+            if reply.lines is None:
+                raise UnchangedError(reply)  # it is refused
+            kept = [line for line in reply.lines.splitlines(True)
                     if line.split()[0].decode() not in capabilities]  # fmt: skip
             return reply._replace(lines=b"".join(kept))
 
