@@ -347,6 +347,8 @@ def test_a_sign_in_that_is_refused_is_an_error(store: Store) -> None:
         check_handler(lambda peer: Right(store), user="alice", token="x")
     with pytest.raises(CheckError, match="turns the check away: -ERR connection refused"):
         check_handler(lambda peer: None, user="alice", password="secret")
+    with pytest.raises(CheckError, match="cannot sign in as bob: -ERR .AUTH. wrong name or password"):
+        check(Right, store, other=("bob", "wrong"))
 
 
 def test_a_hook_needs_deletion(store: Store) -> None:

@@ -27,6 +27,9 @@ def check_sign_in(bench: Bench, marker: str) -> None:
         ]
         stranger = _try(bench, right.with_user(nobody), "An unknown user is let in", f"the {what} of another one")
         _try(bench, right.with_user("'OR''='"), "An unknown user is let in", f"the {what} of another one")
+        bench.last_end = "a refused sign-in"
+        with bench.session() as visitor:
+            visitor.quit()
     if any(marker in refusal for refusal in refusals):
         bench.report.find(
             "repeats",
