@@ -153,6 +153,20 @@ def test_a_fetch_that_breaks_off(control: Control) -> None:
     assert text.decode() == control.mail.transcript()
 
 
+def test_the_last_sessions(control: Control) -> None:
+    """The page asks for the last ones, and not for what it does not show."""
+    for _ in range(3):
+        with pop(control.mail) as client:
+            client.quit()
+    control.ask("POST", "/wait", {"sessions": 3})
+    found = control.ask("GET", "/sessions?last=2")[1]
+    assert [session["number"] for session in found] == [2, 3]
+    assert set(found[0]) == {"number", "username", "is_open", "transcript"}
+    assert [len(control.ask("GET", f"/sessions?last={last}")[1]) for last in (0, 3, 9)] == [0, 3, 3]
+    for wrong in ("x", "-1", "", "1" * 5_000, "%D9%A1"):
+        assert control.sentence("GET", f"/sessions?last={wrong}") == (400, "last must be a number of sessions")
+
+
 def test_messages_as_octets(control: Control) -> None:
     """A message may be sent as it is, with its unique-id in the query, and is got as it is on the wire."""
     octets = b"Subject: x\r\n\r\n\xff\x00<b>\r\n"

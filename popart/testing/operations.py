@@ -142,15 +142,20 @@ class Operations:
         return [{"type": type(error).__name__, "text": str(error)} for error in [*self._server.errors]]
 
     def sessions(self, request: Request) -> object:
+        """With ``?last=N`` the last ones, without their commands, which may be many: it is for the page."""
+        last = dict(request.query).get("last")
+        if last is not None and not (last.isascii() and last.isdigit() and 0 < len(last) < 10):
+            raise RequestError(400, "last must be a number of sessions")
+        sessions = [*self._server.sessions]
         return [
             {
                 "number": session.number,
                 "username": session.username,
                 "is_open": session.is_open,
-                "commands": [*session.commands],
+                **({"commands": [*session.commands]} if last is None else {}),
                 "transcript": session.transcript(),
             }
-            for session in [*self._server.sessions]
+            for session in (sessions if last is None else sessions[max(0, len(sessions) - int(last)) :])
         ]
 
     def transcript(self, request: Request) -> Answer:
@@ -257,7 +262,7 @@ TAKE_BODIES: set[Operation] = {
 }
 """The operations that read the body; to others it may be an empty object, which some clients always send."""
 
-QUERIES: dict[Operation, set[str]] = {Operations.deliver: {"unique_id"}}
+QUERIES: dict[Operation, set[str]] = {Operations.deliver: {"unique_id"}, Operations.sessions: {"last"}}
 """The operations that take a query, and what may be in it."""
 
 _NAME = "([^/]+)"
