@@ -200,7 +200,12 @@ def test_users_and_tokens(control: Control) -> None:
     assert control.ask("PUT", "/tokens/zo%C3%AB%20x", {"token": "t"}) == (200, ["zo\u00eb x"])
     assert control.mail.tokens == {"zo\u00eb x": "t"}
     assert control.ask("DELETE", "/tokens/zo%C3%AB%20x") == (200, [])
+    assert control.ask("PUT", "/tokens/zo%C3%AB%20x", {"token": "t"})[0] == 200
+    assert control.ask("POST", "/messages/zo%C3%AB%20x", {"message": "x"})[0] == 201
     assert control.ask("DELETE", "/users/zo%C3%AB%20x") == (200, ["alice"])
+    assert control.ask("PUT", "/users/zo%C3%AB%20x", {"password": "p"})[0] == 200
+    assert (control.mail.messages("zo\u00eb x"), control.mail.tokens) == ([], {})
+    assert control.ask("DELETE", "/users/zo%C3%AB%20x")[0] == 200
     assert control.ask("GET", "/users") == (200, ["alice"])
 
 
@@ -720,8 +725,8 @@ def test_another_host() -> None:
 @pytest.mark.parametrize(
     "options",
     [["--user", "alice"], ["--user", ":x"], ["--timeout", "soon"], ["--max-messages", "-1"], ["--control-port", "x"],
-     ["--user-token", "alice:"], ["--tok", "abbreviated"], ["--host", ""], ["--allow-host", ""], ["--token", ""],
-     ["--token", "100%"], ["--token", "a b"]],
+     ["--user-token", "alice:"], ["--user-token", "bob:x"], ["--tok", "abbreviated"],
+     ["--host", ""], ["--allow-host", ""], ["--token", ""], ["--token", "100%"], ["--token", "a b"]],
 )  # fmt: skip
 def test_bad_options(options: list[str]) -> None:
     """What cannot be is told on stderr, with exit code 2."""

@@ -90,6 +90,13 @@ def test_users_who_could_never_sign_in(users: dict[str, str]) -> None:
         MailServer(users)
 
 
+@pytest.mark.parametrize("tokens", [{"bob": "ya29.x"}, {"alice": ""}])
+def test_tokens_of_nobody(tokens: dict[str, str]) -> None:
+    """A token that could never sign in is refused: it is of somebody who is no user, or empty."""
+    with pytest.raises(ValueError, match="could never sign in: it must be a user's, and not empty"):
+        MailServer(tokens=tokens)
+
+
 # TLS, by whatever address the host's name means.
 
 

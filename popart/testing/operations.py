@@ -188,7 +188,7 @@ class Operations:
         return [*self._server.users]
 
     def remove_user(self, request: Request, name: str) -> object:
-        del self._server.users[name]
+        self._server._remove_user(name)
         return [*self._server.users]
 
     def add_token(self, request: Request, name: str) -> object:

@@ -36,6 +36,9 @@ class MailStore(Faults):
         for name, password in users.items():
             if not (name and password):
                 raise ValueError(f"user {name!r} could never sign in: names and passwords must not be empty")
+        for name, token in tokens.items():
+            if name not in users or not token:
+                raise ValueError(f"the token of {name!r} could never sign in: it must be a user's, and not empty")
         self.users = dict(users)
         self.tokens = dict(tokens)
         self._offers = offers
@@ -144,6 +147,12 @@ class MailStore(Faults):
                 counts = f"{self._epoch.open_sessions} sessions open, {self._epoch.ended_sessions} ended"
                 raise TimeoutError(f"{counts}, after {timeout} seconds")
             self._epoch.awaited_sessions = self._epoch.ended_sessions
+
+    def _remove_user(self, username: str) -> None:
+        """Remove a user, and all that was theirs: who comes later by that name is another one."""
+        del self.users[username]
+        self.tokens.pop(username, None)
+        self._epoch.maildrops.pop(username, None)
 
     # What the sessions call.
 
