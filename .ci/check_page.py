@@ -180,6 +180,11 @@ def check(control: Control, browser: Browser) -> None:
     browser.run("document.querySelector('#deliver button').click()")
     browser.wait_for("find('trouble').textContent.includes('this needs the header Authorization')")
     assert control.ask("GET", "/messages/alice") == []
+    # That stays there while the page goes on.
+    control.ask("POST", "/messages/alice", {"message": "x"})
+    browser.wait_for("document.querySelectorAll('#mail tr').length === 1")
+    assert "this needs the header" in browser.run("find('trouble').textContent")
+    control.ask("POST", "/reset")
 
 
 def check_pages_elsewhere(control: Control, browser: Browser) -> None:

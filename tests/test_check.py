@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -75,6 +76,21 @@ def test_each_wrong_handler_is_found(wrong: Wrong, store: Store, capfd: pytest.C
     assert [finding for finding in report.findings if not re.fullmatch(r"(?s).+, so .+\. [A-Z].+\.\)?", finding)] == []
 
 
+def test_no_finding_shows_the_secret(store: Store) -> None:
+    """A report may be kept by a CI for all to read: it says how a wrong password differs from the right one, and shows
+    neither, whatever the handler takes."""
+
+    class TakesMost(Right):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            if "hunter" not in password.lower():
+                raise popart.ReportableError("wrong name or password")
+            self.username = "alice"
+
+    report = check_handler(lambda peer: TakesMost(store), user="alice", password="Hunter2")
+    assert [text for text in report.findings if "the password with an x after it, for alice" in text]
+    assert "hunter" not in str(report).lower()
+
+
 def test_the_wrong_handlers_are_wrong_in_many_ways() -> None:
     """There are more than thirty kinds, and each says what is wrong."""
     assert len({wrong.handler.__doc__ for wrong in WRONG}) == len(WRONG) > 80
@@ -133,6 +149,7 @@ class Example:
 RIGHT = [
     Example("README.rst", {"password": "secret"}),
     Example("example_maildir.py"),
+    Example("docs/examples/hello.py", {"password": "secret"}),
     Example("docs/examples/mail_in_a_list.py", {"password": "secret", "delete": True}),
     Example("docs/examples/mail_in_sqlite.py", {"password": "secret", "delete": True}, before="mailstore.py"),
 ]
@@ -174,6 +191,31 @@ def test_nothing_is_found_in_the_django_site(django_site: Path) -> None:  # noqa
     options = ["--user", "alice", "--password", "secret", "--other", "bob:secret", "--delete"]
     done = subprocess.run([*command, *options], cwd=django_site, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_nothing_is_found_in_the_mail_server_for_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler of smtp_in.py, which has its mail from another thread, has no finding."""
+    pytest.importorskip("aiosmtpd")
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    try:
+        smtp_in = importlib.import_module("smtp_in")
+    finally:
+        for name in {"smtp_in", "gateway"} - before:
+            sys.modules.pop(name, None)
+    mail, users = smtp_in.Mail(), smtp_in.Users("alice:secret bob:hunter2")
+    for message in MESSAGES:
+        mail.deliver("alice", popart.wire_form(message))
+    mail.deliver("bob", popart.wire_form(MESSAGES[0]))
+    report = check_handler(
+        lambda peer: smtp_in.POP3Handler(mail, users),
+        user="alice",
+        password="secret",
+        other=("bob", "hunter2"),
+        delete=True,
+    )
+    assert (report.findings, report.notes) == ([], [])
+    assert mail.find("alice") == []
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -328,6 +370,8 @@ def test_a_sign_in_that_is_refused_is_an_error(store: Store) -> None:
         check_handler(lambda peer: Right(store), user="alice", token="x")
     with pytest.raises(CheckError, match="turns the check away: -ERR connection refused"):
         check_handler(lambda peer: None, user="alice", password="secret")
+    with pytest.raises(CheckError, match="cannot sign in as bob: -ERR .AUTH. wrong name or password"):
+        check(Right, store, other=("bob", "wrong"))
 
 
 def test_a_hook_needs_deletion(store: Store) -> None:

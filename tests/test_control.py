@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -152,6 +153,20 @@ def test_a_fetch_that_breaks_off(control: Control) -> None:
     assert text.decode() == control.mail.transcript()
 
 
+def test_the_last_sessions(control: Control) -> None:
+    """The page asks for the last ones, and not for what it does not show."""
+    for _ in range(3):
+        with pop(control.mail) as client:
+            client.quit()
+    control.ask("POST", "/wait", {"sessions": 3})
+    found = control.ask("GET", "/sessions?last=2")[1]
+    assert [session["number"] for session in found] == [2, 3]
+    assert set(found[0]) == {"number", "username", "is_open", "transcript"}
+    assert [len(control.ask("GET", f"/sessions?last={last}")[1]) for last in (0, 3, 9)] == [0, 3, 3]
+    for wrong in ("x", "-1", "", "1" * 5_000, "%D9%A1"):
+        assert control.sentence("GET", f"/sessions?last={wrong}") == (400, "last must be a number of sessions")
+
+
 def test_messages_as_octets(control: Control) -> None:
     """A message may be sent as it is, with its unique-id in the query, and is got as it is on the wire."""
     octets = b"Subject: x\r\n\r\n\xff\x00<b>\r\n"
@@ -163,13 +178,34 @@ def test_messages_as_octets(control: Control) -> None:
     assert control.mail.messages("alice") == [octets, octets, b"x\r\n"]
 
 
+def test_octets_in_a_path(control: Control) -> None:
+    """A name may stand in the path as it is, in UTF-8: some clients do not encode it."""
+    body = b'{"password": "p"}'
+    for name in ("zo\u00eb", "\u00e0"):
+        head = f"PUT /users/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        token = f"Authorization: Bearer a-token\r\nContent-Length: {len(body)}\r\n\r\n"
+        assert control.raw((head + token).encode() + body).startswith(b"HTTP/1.1 200 ")
+        assert control.ask("GET", "/users")[1][-1] == name
+
+
+def test_no_body_is_an_empty_one(control: Control) -> None:
+    """A request that takes no body may have an empty object all the same, as some clients always send one."""
+    for method, path in (("POST", "/reset"), ("DELETE", "/faults"), ("POST", "/stop")):
+        assert control.ask(method, path, {})[0] == 200
+
+
 def test_users_and_tokens(control: Control) -> None:
     """Users come and go, under any name."""
     assert control.ask("PUT", "/users/zo%C3%AB%20x", {"password": "p"}) == (200, ["alice", "zo\u00eb x"])
     assert control.ask("PUT", "/tokens/zo%C3%AB%20x", {"token": "t"}) == (200, ["zo\u00eb x"])
     assert control.mail.tokens == {"zo\u00eb x": "t"}
     assert control.ask("DELETE", "/tokens/zo%C3%AB%20x") == (200, [])
+    assert control.ask("PUT", "/tokens/zo%C3%AB%20x", {"token": "t"})[0] == 200
+    assert control.ask("POST", "/messages/zo%C3%AB%20x", {"message": "x"})[0] == 201
     assert control.ask("DELETE", "/users/zo%C3%AB%20x") == (200, ["alice"])
+    assert control.ask("PUT", "/users/zo%C3%AB%20x", {"password": "p"})[0] == 200
+    assert (control.mail.messages("zo\u00eb x"), control.mail.tokens) == ([], {})
+    assert control.ask("DELETE", "/users/zo%C3%AB%20x")[0] == 200
     assert control.ask("GET", "/users") == (200, ["alice"])
 
 
@@ -255,11 +291,25 @@ def test_wait_in_vain(control: Control) -> None:
         ("POST", "/faults", {"fault": "fail"}, 400, "missing a required argument: 'command'"),
         ("POST", "/faults", {"fault": "fail", "command": "RETRE"}, 400, "begins with no keyword of POP3: is it RETR"),
         ("POST", "/faults", {"fault": "fail", "command": "RETR", "aftr": 5}, 400, "keyword argument 'aftr'"),
-        ("POST", "/faults", {"fault": "fail", "command": "RETR", "code": 5}, 400, "."),
+        ("POST", "/faults", {"fault": "fail", "command": "RETR", "code": 5}, 400, "code must be a str or None, not 5"),
         ("POST", "/faults", {"fault": "fail", "command": "RETR", "username": "bob"}, 400, "there is no user 'bob' yet"),
         ("POST", "/faults", {"fault": "fail", "command": "RETR", "self": 1}, 400, "keyword argument 'self'"),
         ("POST", "/faults", {"fault": "hide", "capabilities": "UIDL"}, 400, "capabilities must be a list"),
-        ("POST", "/faults", {"fault": "hide", "capabilities": [["UIDL"]]}, 400, "."),
+        ("POST", "/faults", {"fault": "hide", "capabilities": [["UIDL"]]}, 400, "hide some of "),
+        ("POST", "/faults", {"fault": "drop", "command": "RETR", "how": ["end"]}, 400, 'how must be "end" or "reset"'),
+        ("POST", "/faults", {"fault": "spoil_ids", "how": ["repeat"]}, 400, "how must be one of"),
+        ("POST", "/messages/alice?unique_id=x", {"message": "x"}, 400, "is a member of the JSON object"),
+        ("POST", "/messages/alice?unique-id=x", {"message": "x"}, 400, "has 'unique-id', which means nothing here"),
+        ("GET", "/messages/alice?last=1", None, 400, "the query has 'last', which means nothing here"),
+        ("DELETE", "/faults", {"fault": "drop"}, 400, "has a member 'fault', which means nothing here"),
+        ("DELETE", "/users/alice", {"password": "x"}, 400, "has a member 'password', which means nothing here"),
+        ("POST", "/reset", {"mail": True}, 400, "has a member 'mail', which means nothing here"),
+        ("POST", "/stop", ["x"], 400, "the body must be a JSON object"),
+        ("PUT", "/users/%FF", {"password": "x"}, 400, "'%FF' in the path is not UTF-8"),
+        ("POST", "/wait", {"sessions": True}, 400, "sessions must be a number from 0 on"),
+        ("POST", "/wait", {"sessions": -5}, 400, "sessions must be a number from 0 on"),
+        ("POST", "/wait", {"since_last_call": 1}, 400, "since_last_call true or false"),
+        ("POST", "/wait", {"timeout": True}, 400, "timeout must be 0 to 600"),
         ("POST", "/wait", {"timeout": "long"}, 400, "timeout must be 0 to 600"),
         ("POST", "/wait", {"timeout": 601}, 400, "timeout must be 0 to 600"),
         ("POST", "/wait", {"sessions": "two"}, 400, "sessions must be a number"),
@@ -283,6 +333,7 @@ def test_wrong_requests(control: Control, method: str, path: str, body: Any, sta
         (b"{", {"Content_Type": "application/json"}, 400),
         (b"\xff", {"Content_Type": "application/json"}, 400),
         (b"[" * 200_000, {"Content_Type": "application/json"}, 400),
+        (b"", {"Content_Type": "message/rfc822"}, 400),
         (b"x", {"Content_Length": "-1"}, 400),
         (b"x", {"Content_Length": "1_0"}, 400),
         (b"x", {"Content_Length": "99999999999999999999"}, 413),
@@ -321,6 +372,24 @@ def test_what_is_no_request(control: Control, octets: bytes, status: int) -> Non
     assert b"Access-Control" not in head
 
 
+@pytest.mark.parametrize(
+    ("request_line", "allow"),
+    [
+        ("GET /reset", "POST"),
+        ("DELETE /messages/alice", "GET, POST"),
+        ("PATCH /faults?x", "GET, POST, DELETE"),
+        ("HEAD /users", "GET"),
+    ],
+)
+def test_wrong_methods(control: Control, request_line: str, allow: str) -> None:
+    """A method that is not taken is told which ones are, and HEAD gets no body (RFC 9110 sections 9.3.2 and 15.5.6)."""
+    head = f"{request_line} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a-token\r\n\r\n"
+    found, _, body = control.raw(head.encode()).decode().partition("\r\n\r\n")
+    assert found.startswith("HTTP/1.1 405 ") and f"\r\nAllow: {allow}\r\n" in f"{found}\r\n"
+    assert (body == "") is request_line.startswith("HEAD")
+    assert control.raw(head.replace(request_line, "PATCH /x").encode()).startswith(b"HTTP/1.1 404 ")
+
+
 def test_half_a_body(control: Control) -> None:
     """A client that ends its stream too early is told so, and nothing is delivered."""
     with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock:
@@ -332,6 +401,58 @@ def test_half_a_body(control: Control) -> None:
         with sock.makefile("rb") as file:
             assert b"shorter than its Content-Length" in file.read()
     assert control.mail.messages("alice") == []
+
+
+HEAD = b"POST /messages/alice HTTP/1.1\r\nHost: localhost\r\nContent-Type: message/rfc822\r\n"
+WITH_TOKEN = HEAD + b"Authorization: Bearer a-token\r\n"
+
+
+def test_a_body_that_does_not_come(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request has one deadline, however slowly its octets come; a body that lacks some is told so."""
+    monkeypatch.setattr("popart.testing.control.REQUEST_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Content-Length: 100\r\n\r\nSubject: x\r\n")
+        assert file.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
+        assert b"the body does not come, or is shorter than its Content-Length" in file.read()
+    ended, begin = threading.Event(), time.monotonic()
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock:
+
+        def drip() -> None:
+            with suppress(OSError):
+                while not ended.wait(0.05):
+                    sock.sendall(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        with suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+        ended.set()
+        dripping.join()
+    assert 0.2 < time.monotonic() - begin < 10
+    assert control.mail.messages("alice") == []
+
+
+def test_a_body_is_asked_for_last(control: Control) -> None:
+    """A client that waits for 100 reads why it is refused instead, and need not send what is not taken."""
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+        assert file.readline() == b"HTTP/1.1 401 Unauthorized\r\n"
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Expect: 100-Continue\r\nContent-Length: 3\r\n\r\n")
+        assert (file.readline(), file.readline()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
+        sock.sendall(b"a\r\n")
+        assert file.readline() == b"HTTP/1.1 201 Created\r\n"
+    assert control.mail.messages("alice") == [b"a\r\n"]
+
+
+def test_a_body_that_is_much_too_long(control: Control) -> None:
+    """A client that sends all of it first reads why it is refused."""
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Content-Length: 100000000\r\n\r\n")
+        piece = b"x" * 1_000_000
+        for _ in range(100):
+            sock.sendall(piece)
+        assert file.readline().startswith(b"HTTP/1.1 413 ")
 
 
 def test_without_tokens_for_mail() -> None:
@@ -491,6 +612,25 @@ def test_too_many_connections() -> None:
         assert Control(made, mail, threading.Event()).ask("GET", "/users")[0] == 200
 
 
+def test_no_descriptors(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no connection can be accepted, the server tries again ten times a second, and not as often as it can."""
+    times: list[float] = []
+    enough = threading.Event()
+
+    def accept(self: socket.socket) -> Any:
+        times.append(time.monotonic())
+        if len(times) < 4:
+            raise OSError(errno.EMFILE, "no descriptors")
+        enough.set()
+        return real(self)
+
+    real = socket.socket.accept
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    assert control.ask("GET", "/users")[0] == 200
+    assert enough.wait(PATIENCE)
+    assert times[3] - times[0] > 0.25
+
+
 # The program.
 
 
@@ -585,7 +725,8 @@ def test_another_host() -> None:
 @pytest.mark.parametrize(
     "options",
     [["--user", "alice"], ["--user", ":x"], ["--timeout", "soon"], ["--max-messages", "-1"], ["--control-port", "x"],
-     ["--user-token", "alice:"], ["--tok", "abbreviated"]],
+     ["--user-token", "alice:"], ["--user-token", "bob:x"], ["--tok", "abbreviated"],
+     ["--host", ""], ["--allow-host", ""], ["--token", ""], ["--token", "100%"], ["--token", "a b"]],
 )  # fmt: skip
 def test_bad_options(options: list[str]) -> None:
     """What cannot be is told on stderr, with exit code 2."""
@@ -729,6 +870,23 @@ def test_output_whose_reader_has_gone() -> None:
             output.print(str(number))
     with suppress(BrokenPipeError):
         stream.close()
+
+
+def test_no_output_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program runs with its output closed from the beginning, as by ``>&-``: the lines are dropped."""
+    lines: list[str] = []
+
+    def stop_at_once(server: MailServer, options: Any, stop: threading.Event, block: Any) -> str:
+        stop.set()
+        lines.append(server.url)
+        return lines[0]
+
+    monkeypatch.setattr("popart.testing.__main__.begin_control", stop_at_once)
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with signals_kept():
+        main(["--control", "--verbose"])
+    assert lines
 
 
 def test_the_page_of_the_manual() -> None:

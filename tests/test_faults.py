@@ -96,7 +96,7 @@ def test_truncate(after: int, body: bytes) -> None:
             assert client.lines() == body + b".\r\n"
             assert client.ask(b"RETR 1") == STATUS
             assert client.lines() == ON_THE_WIRE + b".\r\n"
-    assert server.pending_faults == []
+    assert server.pending_faults == (["truncate('RETR', 10000)"] if body == ON_THE_WIRE else [])
 
 
 def test_truncate_a_dot() -> None:
@@ -364,6 +364,16 @@ def test_hide() -> None:
             assert client.ask(b"UIDL 1").startswith(b"+OK")
 
 
+def test_hide_leaves_a_refusal_alone() -> None:
+    """A CAPA that is refused has one line, and hides nothing yet."""
+    with MailServer() as server, connected(server) as client:
+        server.hide("UIDL")
+        assert client.ask(b"CAPA x").startswith(b"-ERR")
+        assert client.ask(b"NOOP").startswith(b"-ERR")
+        assert server.pending_faults == ["hide('UIDL')"]
+        assert "UIDL" not in capabilities(client)
+
+
 def test_hide_sasl() -> None:
     """Without SASL there is no AUTH, and a capability of several words goes as a whole."""
     with MailServer() as server:
@@ -424,6 +434,18 @@ def test_lasting_faults_of_one_user() -> None:
         (lambda server: server.stall("pass two words", 1), "PASS has a secret in it"),
         (lambda server: server.drip("APOP alice 0123"), "APOP has a secret in it"),
         (lambda server: server.split("AUTH PLAIN AGFs"), "AUTH has a secret in it"),
+        (lambda server: server.fail("AUTH PLIAN"), "'AUTH PLIAN' names no mechanism of SASL: is it PLAIN?"),
+        (lambda server: server.fail("AUTH PLAIN", username="alice"), "AUTH comes before the user is known"),
+        (
+            lambda server: server.truncate("LIST 1", 0),
+            "the answer to LIST 1 has one line: there is nothing to truncate",
+        ),
+        (lambda server: server.truncate("UIDL 1", 0), "the answer to UIDL 1 has one line"),
+        (lambda server: server.drop("STAT 1"), "'STAT 1' has more than STAT takes: no arguments"),
+        (lambda server: server.drop("RETR 1 2"), "'RETR 1 2' has more than RETR takes: 1 argument$"),
+        (lambda server: server.drop("TOP 1 2 3"), "'TOP 1 2 3' has more than TOP takes: 2 arguments"),
+        (lambda server: server.fail("RETR one"), "'RETR one' has an argument that is no number"),
+        (lambda server: server.fail("TOP 1 \u0661"), "has an argument that is no number"),
         (lambda server: server.fail("RETR", username="alicia"), "there is no user 'alicia' yet"),
         (lambda server: server.spoil_sizes(1, username="alicia"), "there is no user 'alicia' yet"),
         (lambda server: server.refuse_sign_in(username=""), "there is no user '' yet"),
@@ -461,6 +483,7 @@ def test_misspelt_faults(ask: Callable[[MailServer], None], why: str) -> None:
 @pytest.mark.parametrize(
     "command",
     ["LAST", "STLS", "RPOP", "HELP", "XTND XMIT", "xsender 1", "PASS", "APOP alice", "auth plain", "AUTH PLAIN ***",
+     "AUTH CRAM-MD5", "AUTH SCRAM-SHA-1-PLUS", "AUTH XOAUTH", "TOP 1", "TOP 1 0", "LIST 1", "dele 12",
      "USER two words", "LANG de", "UTF8", "QUIT"],
 )  # fmt: skip
 def test_commands_that_may_come(command: str) -> None:
@@ -475,6 +498,17 @@ def test_a_command_of_other_servers_can_fail() -> None:
     with MailServer() as server, signed_in(server) as client:
         server.fail("LAST", "not here")
         assert client.ask(b"LAST") == b"-ERR not here\r\n"
+
+
+@pytest.mark.parametrize("line", [b"USER bob", b"APOP bob c0ffee"])
+def test_a_fault_of_the_user_whom_a_command_names(line: bytes) -> None:
+    """USER and APOP name the user themselves, so a fault of one user can happen at the first of them."""
+    with MailServer(users={"alice": "secret", "bob": "hunter2"}, apop=True) as server:
+        server.fail(line[:4].decode(), username="bob")
+        with connected(server) as client:
+            assert not client.ask(line.replace(b"bob", b"alice")).endswith(b"on demand\r\n")
+        with connected(server) as client:
+            assert client.ask(line) == b"-ERR failed on demand\r\n"
 
 
 def test_a_user_who_comes_later() -> None:
@@ -502,6 +536,76 @@ def test_pending_faults() -> None:
         server.clear_faults()
         assert server.pending_faults == []
         assert client.ask(b"STAT").startswith(b"+OK")
+
+
+@pytest.mark.parametrize(
+    ("ask", "unchanged", "changed"),
+    [
+        (lambda server: server.truncate("RETR", 20), [b"RETR 9", b"RETR 1"], b"RETR 2"),
+        (lambda server: server.truncate("LIST", 7), [b"LIST 1"], b"LIST"),
+        (lambda server: server.truncate("RETR", 20, times=2), [b"RETR 9", b"RETR 1"], b"RETR 2"),
+        (lambda server: server.truncate("RETR", 20, times=None), [b"RETR 9", b"RETR 1"], b"RETR 2"),
+        (lambda server: server.spoil_sizes(1), [b"LIST 9", b"RETR 9"], b"STAT"),
+        (lambda server: server.spoil_ids("change"), [b"UIDL 9"], b"UIDL"),
+        (lambda server: server.spoil_ids("repeat"), [b"UIDL 9"], b"UIDL 1"),
+    ],
+)
+def test_what_a_fault_does_not_change(
+    ask: Callable[[MailServer], None], unchanged: list[bytes], changed: bytes
+) -> None:
+    """A fault has happened only where it has changed something: not in an -ERR, nor in a message that is shorter than
+    what is left of it."""
+    with MailServer() as server:
+        server.deliver("alice", b"Subject: x\n\nx\n")
+        server.deliver("alice", b"Subject: longer\n\nhello\n")
+        ask(server)
+        pending = server.pending_faults
+        assert len(pending) == 1
+        with signed_in(server) as client:
+            for command in unchanged:
+                if client.ask(command).startswith(b"+OK") and command.startswith(b"RETR"):
+                    assert client.lines() == b"Subject: x\r\n\r\nx\r\n.\r\n"
+                assert server.pending_faults == pending
+            assert "has nothing to change here, and waits" in server.transcript()
+            client.ask(changed)
+            assert server.pending_faults == [text.removesuffix(", times=2)") + ")" for text in pending if "=2" in text]
+
+
+def test_a_fault_that_waits_keeps_its_place() -> None:
+    """Faults that were asked for before still come before it."""
+    with MailServer() as server:
+        server.fail("RETR 1")
+        server.truncate("RETR", 1_000)
+        server.deliver("alice", MESSAGE)
+        server.deliver("alice", MESSAGE)
+        with signed_in(server) as client:
+            client.ask(b"RETR 2")
+            client.lines()
+            assert server.pending_faults == ["fail('RETR 1')", "truncate('RETR', 1000)"]
+            assert client.ask(b"RETR 1").startswith(b"-ERR")
+
+
+@pytest.mark.parametrize(
+    ("ask", "commands"),
+    [
+        (lambda server: server.spoil_sizes(1), [b"STAT", b"LIST"]),
+        (lambda server: server.spoil_ids("change"), [b"UIDL"]),
+        (lambda server: server.spoil_ids("repeat"), [b"UIDL"]),
+    ],
+)
+def test_a_maildrop_in_which_nothing_can_be_wrong(ask: Callable[[MailServer], None], commands: list[bytes]) -> None:
+    """Faults of a session wait for one that has messages, and unique-ids that repeat for one that has two."""
+    with MailServer() as server:
+        ask(server)
+        for count in (1, 2):
+            if count == 2 or commands == [b"UIDL"] and "repeat" in server.pending_faults[0]:
+                server.deliver("alice", MESSAGE)
+            with signed_in(server) as client:
+                for command in commands:
+                    client.ask(command)
+                    if command != b"STAT":
+                        client.lines()
+                assert len(server.pending_faults) == 2 - count
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,13 @@ def test_users_who_could_never_sign_in(users: dict[str, str]) -> None:
         MailServer(users)
 
 
+@pytest.mark.parametrize("tokens", [{"bob": "ya29.x"}, {"alice": ""}])
+def test_tokens_of_nobody(tokens: dict[str, str]) -> None:
+    """A token that could never sign in is refused: it is of somebody who is no user, or empty."""
+    with pytest.raises(ValueError, match="could never sign in: it must be a user's, and not empty"):
+        MailServer(tokens=tokens)
+
+
 # TLS, by whatever address the host's name means.
 
 
@@ -274,6 +281,29 @@ def test_an_error_from_before_a_reset() -> None:
         wait_until(lambda: not old.is_open)
         assert server.errors == []
         assert "ClientGoneError" in old.transcript()
+
+
+def test_a_reset_while_a_command_is_recorded() -> None:
+    """Whenever a reset comes, even between a command and its record, nothing of an old session is in the new ones."""
+
+    class Resetting(MailServer):
+        def record_command(self, command: tuple[str, ...]) -> None:
+            if command[1:] == ("NOOP",) and self.commands:
+                self.reset()
+                self.fail("NOOP")
+                self.maildrop("alice").lock()
+            super().record_command(command)
+
+    with Resetting() as server:
+        with connected(server) as old:
+            old.sign_in()
+            assert old.ask(b"NOOP").startswith(b"+OK")
+            assert server.commands == [] and server.sessions == []
+            old.ask(b"QUIT")
+        assert server.pending_faults == ["fail('NOOP')"]
+        server.maildrop("alice").unlock()
+        server.record_command(("", "by hand"))
+        assert server.commands == [("", "by hand")]
 
 
 def test_wait_since_the_last_call() -> None:

@@ -398,7 +398,8 @@ def test_expired_token(mechanism: str) -> None:
 @pytest.mark.parametrize("name", [b"bob", b"carol"])
 def test_token_of_another_user(name: bytes) -> None:
     """A token is good for its own user, who must be one of the server's."""
-    with MailServer({"alice": "x", "bob": "x"}, tokens={"alice": "ya29.x", "carol": "ya29.x"}) as server:
+    with MailServer({"alice": "x", "bob": "x"}, tokens={"alice": "ya29.x"}) as server:
+        server.tokens["carol"] = "ya29.x"
         with connected(server) as client:
             client.ask(b"AUTH XOAUTH2")
             assert b'"status"' in answer(client, RESPONSES["XOAUTH2"][0].replace(b"alice", name))
@@ -716,9 +717,11 @@ def test_fault_of_one_message() -> None:
 
 
 def test_fault_of_one_user() -> None:
-    """With a name only that user's commands fail; before USER is answered, a connection is nobody's."""
+    """With a name only that user's commands fail, from the one that gives the name on."""
     with MailServer({"alice": "secret", "bob": "secret"}) as server:
         server.fail("USER", username="bob")
+        with pop(server), pytest.raises(poplib.error_proto, match="failed on demand"), pop(server, "bob"):
+            pass
         server.fail("STAT", username="bob")
         with pop(server) as alice, pop(server, "bob") as bob:
             assert alice.stat() == (0, 0)
@@ -1284,6 +1287,7 @@ def signals_kept() -> Iterator[None]:
 def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Signals) -> None:
     """Run `main` in this thread and its user in another; then send the signal, as Ctrl-C does."""
     failures: list[BaseException] = []
+    over = threading.Event()
 
     def use() -> None:
         try:
@@ -1291,7 +1295,8 @@ def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Si
         except BaseException as error:
             failures.append(error)
         finally:
-            os.kill(os.getpid(), end)
+            if not over.is_set():
+                os.kill(os.getpid(), end)
 
     reading, writing = os.pipe()
     with open(reading, encoding="utf-8") as output, open(writing, "w", encoding="utf-8") as stdout:
@@ -1301,6 +1306,8 @@ def run_main(arguments: list[str], user: Callable[[Shell], None], end: signal.Si
             try:
                 main(arguments)
             finally:
+                over.set()
+                stdout.close()  # a user who waits for a line reads the end
                 thread.join()
     assert not failures, failures
 
@@ -1330,6 +1337,15 @@ def test_shell(tmp_path: Path, end: signal.Signals) -> None:
         assert printed == [" USER alice", "alice PASS ***", "alice RETR 1", r"alice \x1b[2J"]
 
     run_main([str(message)], user, end)
+
+
+@needs_signals
+def test_main_that_exits_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """The means to run `main` end with it, and send no signal afterwards."""
+    lines: list[str] = []
+    with pytest.raises(SystemExit):
+        run_main(["--port", "none"], lambda shell: lines.append(shell.line()), signal.SIGTERM)
+    assert lines == [""] and "invalid int value" in capfd.readouterr().err
 
 
 @needs_signals

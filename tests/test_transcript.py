@@ -96,6 +96,28 @@ def test_no_secrets() -> None:
     assert text.count("session ") >= 4
 
 
+def test_no_secrets_after_a_refusal() -> None:
+    """A client may send its response although AUTH was refused: what is no command then is ***, until one comes."""
+    response, answers = b64encode(b"\0alice\0hunter2"), 0
+    with MailServer(users={"alice": "hunter2"}, login=True, max_bad_commands=None) as server:
+        server.fail("AUTH PLAIN")
+        with connected(server) as client:
+            for line in (b"AUTH PLAIN", response, b"AUTH NTLM", response, response, b"CAPA"):
+                answers += client.ask(line).startswith(b"-ERR")
+            client.lines()
+            client.ask(b"XYZZY one")
+            client.ask(b"AUTH LOGIN")
+            client.ask(b"!")
+            client.ask(response)
+            client.ask(b"AUTH PLAIN " + response)
+            client.ask(b"XYZZY two")
+        server.wait_for_session_end()
+        text = f"{server.transcript()} {server.commands}"
+    assert answers == 5
+    assert response.decode() not in text and response.decode().upper() not in text and "hunter2" not in text
+    assert "XYZZY one" in text and "XYZZY two" in text
+
+
 def test_long_answers_are_abridged() -> None:
     """The beginning of a long answer is shown, how much more there was, and its final dot, if it came."""
     with MailServer() as server:
@@ -142,8 +164,11 @@ def test_no_line_commands_a_terminal() -> None:
             client.ask(b"RETR 1")
             client.lines()
             client.ask(b"X" * 900)
+        with connected(server) as client:
+            client.ask(b"USER \x1b[3J\rsession 9 \xff")
     text = server.transcript()
     assert all(character.isprintable() or character == "\n" for character in text)
+    assert " of \\x1b[3J\\rsession 9 " in text
     assert "\\x1b[2J" in text and "\\xff \u00e9 \\x9b" in text and "\\x1b]0;X\\x07" in text
     assert "X" * 600 + "..." in text and "X" * 601 not in text
 

@@ -742,6 +742,37 @@ class LockNeverReleased(Right):
     def unlock_maildrop(self) -> None: ...
 
 
+@wrong("stays locked after a refused sign-in")
+class LockedBeforeThePasswordIsCompared(Right):
+    """A wrong password locks the maildrop, and locks the user out."""
+
+    has_lock = False
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if (drop := self.store.drops.get(username)) is not None:
+            self.has_lock, drop.locked = not drop.locked, True
+        super().authenticate_pass(username, password)
+
+    def lock_maildrop(self) -> None:
+        if not self.has_lock:
+            raise popart.ReportableError("another session has the maildrop")
+        self.messages = list(self.drop.messages.items())
+
+
+@wrong("stays locked after a QUIT whose deletion failed", delete=True, fails=True)
+class LockKeptAfterAFailure(Right):
+    """The lock is released only if the deletion worked."""
+
+    failed = False
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        self.failed = self.store.broken
+        super().delete_messages(numbers)
+
+    def unlock_maildrop(self) -> None:
+        self.drop.locked = self.failed
+
+
 @wrong("stays locked after")
 class LockReleasedAfterQuitAlone(Right):
     """The lock is released only if the session was ended by QUIT."""
@@ -1183,6 +1214,18 @@ class PrintsPasswords(Right):
         except OSError:
             pass
         super().authenticate_pass(username, password)
+
+
+@wrong("authenticate_pass prints the password")
+class PrintsRightPasswords(Right):
+    """It prints passwords that are right, when it can."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, password)
+        try:
+            print(f"{username} has signed in with {password!r}")
+        except OSError:
+            pass
 
 
 @wrong("on_new_connection raised RuntimeError")

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -184,9 +185,11 @@ def add_control(group: Any) -> None:
     add = group.add_argument
     add("--control", action="store_true", help="an HTTP interface; the first line of the output is JSON")
     add("--control-port", type=int, default=0, metavar="N", help="its TCP port (default: any free one)")
-    add("--token", help="what each request that changes something must carry (default: a random one)")
-    add("--host", help="the address to listen on (default: this machine alone); others must then give the token")
-    add("--allow-host", action="append", default=[], metavar="NAME",
+    add("--token", type=bearer_token,
+        help="what each request that changes something must carry (default: a random one)")  # fmt: skip
+    add("--host", type=not_empty,
+        help="the address to listen on (default: this machine alone); others must then give the token")  # fmt: skip
+    add("--allow-host", action="append", type=not_empty, default=[], metavar="NAME",
         help="a name by which HTTP clients may call this host; may be repeated")  # fmt: skip
     add("--exit-with-parent", action="store_true", help="end when the process that has started this one is gone")
     add("--verbose", action="store_true", help="write what is said in each session to stderr")
@@ -197,6 +200,19 @@ def pair(text: str) -> tuple[str, str]:
     if not (name and colon and secret):
         raise argparse.ArgumentTypeError(f"{text!r} is no name and secret with a colon between them")
     return name, secret
+
+
+def not_empty(text: str) -> str:
+    """Take a host: an empty one, as of a variable that is not set, would mean all addresses."""
+    if not text:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return text
+
+
+def bearer_token(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):  # RFC 6750 section 2.1
+        raise argparse.ArgumentTypeError("a token is letters, digits and ._~+/-, with = at its end alone")
+    return text
 
 
 def count(text: str) -> int | None:

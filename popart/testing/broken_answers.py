@@ -9,7 +9,8 @@ from typing import Literal, NoReturn
 from popart.errors import BrokenMessageError, ReportableError
 from popart.message_framing import CRLF, TERMINATOR
 from popart.replies import Reply
-from popart.testing.fault_list import Action, FaultList, Run, describe, is_seconds, is_whole, read_command
+from popart.testing.command_words import read_command
+from popart.testing.fault_list import Action, FaultList, Run, UnchangedError, describe, is_seconds, is_whole
 from popart.testing.packets import Packet
 
 NEVER = 1_000_000.0
@@ -75,7 +76,8 @@ class AnswerFaults(FaultList):
     def hang_up(self, command: str, *, how: How = "end", times: int | None = 1, username: str | None = None) -> None:
         """Run *command*, send the whole answer, with its final dot, and then break the connection.
 
-        *how* is that of `drop`.  If the client signs in again, it finds all messages still there.
+        *how* is that of `drop`.  If the client signs in again, it finds all messages still there, but for those that a
+        QUIT has deleted.
 
         :raises ValueError: *how* is neither of the two.
         """
@@ -94,17 +96,23 @@ class AnswerFaults(FaultList):
         All octets before are sent, a line that was begun gets its line end, and the session goes on.  Nothing but the
         size that LIST gave tells the client that the rest is missing.
 
+        An answer of no more octets, and an ``-ERR``, stay as they are.  Then the fault has not happened yet.
+
         :raises ValueError: *after* is not a whole number from 0 on, or the answer to *command* never has several lines.
         """
         check_octets("after", after, 0)
         words = read_command(command)
-        if words[0] not in LISTINGS:
-            raise ValueError(f"the answer to {words[0]} has one line: there is nothing to truncate")
+        if words[0] not in LISTINGS or (words[0] in ("LIST", "UIDL") and words[1:]):
+            raise ValueError(f"the answer to {' '.join(words)} has one line: there is nothing to truncate")
 
         def action(words: Sequence[str], run: Run) -> Reply:
             reply = run()
             status, body, end = _octets(reply)
-            return Reply(status, _whole_lines(body[:after]), delay=reply.delay) if end else reply
+            left = _whole_lines(body[:after])
+            cut = Reply(status, left, delay=reply.delay) if end else reply
+            if not end or left == body:
+                raise UnchangedError(cut)
+            return cut
 
         self._add(describe("truncate", command, after), words, action, times, username)
 
@@ -193,6 +201,8 @@ class AnswerFaults(FaultList):
 
 
 def refusal(text: str, code: str | None) -> Action:
+    if not isinstance(code, (str, type(None))):
+        raise ValueError(f"code must be a str or None, not {code!r}")
     ReportableError(text, code=code)  # a bad code is the caller's mistake, and is told at once
 
     def refuse(words: object, run: object) -> NoReturn:

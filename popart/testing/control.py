@@ -7,18 +7,20 @@ import contextlib
 import hashlib
 import hmac
 import http.server
+import io
 import json
 import re
 import secrets
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from ipaddress import ip_address
-from typing import Any, ClassVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 from popart import system
 from popart.testing.operations import Answer, Operations, Request, RequestError, find
@@ -30,13 +32,16 @@ MAX_BODY = 64 << 20
 MAX_CONNECTIONS = 100
 
 REQUEST_SECONDS = 10.0
-"""Seconds that a client may be silent within a request..."""
+"""Seconds within which a request must have come, and again its answer have gone."""
 
 LAST_SECONDS = 1.0
-"""... and seconds that an answer may take once the server stops."""
+"""Seconds that an answer may take once the server stops, and that a refused client may be silent."""
 
 ACCEPT_PAUSE = 0.05
 """Seconds between two looks whether to go on accepting."""
+
+ERROR_PAUSE = 0.1
+"""Seconds to wait if no connection can be accepted, such as for want of descriptors."""
 
 _CLOSED = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
@@ -88,6 +93,14 @@ class ControlServer(socketserver.ThreadingTCPServer):
                 with contextlib.suppress(OSError):
                     request.shutdown(how)
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(ERROR_PAUSE)  # the connection is still there, and would be tried again at once
+            raise
+
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Take no more than `MAX_CONNECTIONS` at a time."""
         return len(self._open) < MAX_CONNECTIONS
@@ -111,10 +124,15 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
     """One request on one connection."""
 
     server: ControlServer
-    timeout: ClassVar[float | None] = REQUEST_SECONDS
     protocol_version: str = "HTTP/1.1"
     server_version: str = "popart.testing"
     sys_version: str = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self._deadline = time.monotonic() + REQUEST_SECONDS
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_TimedReader(self.connection, self._deadline))
 
     def do_GET(self) -> None:
         self._answer()
@@ -131,26 +149,44 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         """Say nothing."""
 
+    def parse_request(self) -> bool:
+        """Percent-encode what some clients leave as it is: the standard library takes each octet for a character, and
+        some for spaces."""
+        self.raw_requestline: bytes = re.sub(
+            rb"[\x80-\xff]", lambda found: b"%%%02X" % found[0][0], self.raw_requestline
+        )
+        return super().parse_request()
+
+    def handle_expect_100(self) -> bool:
+        """Ask for the body only once the rest of the request is right: see `_body`."""
+        return True
+
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what the standard library has found to be no request."""
         self.request_version: str = self.protocol_version  # HTTP/0.9, which it may look like, has no headers
-        code = {501: 405, 505: 400}.get(code, code)
-        self._send(_sentence(code, message or "this is not a request of HTTP"))
-        self._read_rest()
+        try:
+            if code == 501:  # no do_... for this method
+                find(self.command, self.path.partition("?")[0])
+            error = RequestError(400 if code == 505 else code, message or "this is not a request of HTTP")
+        except RequestError as found:
+            error = found
+        self._refuse(error)
 
     def _answer(self) -> None:
         try:
             answer = self._run()
         except RequestError as error:
-            self._send(_sentence(error.status, error.text))
-            self._read_rest()
+            self._refuse(error)
         except OSError:
             raise
         except Exception as error:  # a fault of the kit's own
-            self._send(_sentence(500, f"{type(error).__name__}: {error}"))
-            self._read_rest()
+            self._refuse(RequestError(500, f"{type(error).__name__}: {error}"))
         else:
             self._send(answer)
+
+    def _refuse(self, error: RequestError) -> None:
+        self._send(Answer(json.dumps({"error": error.text}).encode() + b"\n", status=error.status), allow=error.allow)
+        self._read_rest()
 
     def _run(self) -> Answer:
         self._check_host()
@@ -163,10 +199,10 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         if self.command != "GET" or not self.server.is_private:
             self._check_token()
         operation, names = find(self.command, parts.path)
-        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        query = parse_qsl(parts.query, keep_blank_values=True)
         kind = self.headers.get_content_type() if "Content-Type" in self.headers else ""
-        request = Request(self.command, parts.path, query, kind, self._body())
-        return self.server.operations.run(request, *map(unquote, names), operation=operation)
+        request = Request(query, kind, self._body())
+        return self.server.operations.run(request, *map(_resolve, names), operation=operation)
 
     def _check_host(self) -> None:
         """See that no web page asks, by a name that its owner has led to this address (DNS rebinding) or by a form."""
@@ -192,12 +228,18 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
             raise RequestError(400, "Content-Length is no number")
         if len(length) > 18 or int(length) > MAX_BODY:
             raise RequestError(413, f"the body has more than {MAX_BODY} octets")
-        body = self.rfile.read(int(length))
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.send_response_only(100)
+            self.end_headers()
+        try:
+            body = self.rfile.read(int(length))
+        except TimeoutError:
+            raise RequestError(408, "the body does not come, or is shorter than its Content-Length") from None
         if len(body) < int(length):
             raise RequestError(400, "the body is shorter than its Content-Length")
         return body
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: Answer, *, allow: str = "") -> None:
         self.close_connection = True
         self.send_response(answer.status)
         headers = {
@@ -212,20 +254,43 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         }
         if answer.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if allow:
+            headers["Allow"] = allow
         for name, value in headers.items():
             self.send_header(name, value)
+        self.connection.settimeout(REQUEST_SECONDS)
         self.end_headers()
-        self.wfile.write(answer.body)
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
 
     def _read_rest(self) -> None:
         """Read what a refused request has sent too much: unread, it would turn the answer into a reset."""
         with contextlib.suppress(OSError):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(LAST_SECONDS)
-            for _ in range(MAX_BODY >> 16):
+            while (left := self._deadline - time.monotonic()) > 0:
+                self.connection.settimeout(min(left, LAST_SECONDS))
                 if not self.connection.recv(65_536):
                     break
+
+
+class _TimedReader(io.RawIOBase):
+    """What comes from a socket until a deadline: a timeout of its own would begin anew with each octet."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        super().__init__()
+        self._socket = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+        return self._socket.recv_into(buffer)
 
 
 @contextmanager
@@ -236,16 +301,20 @@ def controlled(server: ControlServer) -> Iterator[ControlServer]:
         server.close()
 
 
+def _resolve(name: str) -> str:
+    """Return a part of a path without its percent signs."""
+    try:
+        return unquote_to_bytes(name).decode()
+    except UnicodeDecodeError:
+        raise RequestError(400, f"{name!r} in the path is not UTF-8") from None
+
+
 def _is_address(name: str) -> bool:
     try:
         ip_address(name)
     except ValueError:
         return False
     return True
-
-
-def _sentence(status: int, text: str) -> Answer:
-    return Answer(json.dumps({"error": text}).encode() + b"\n", status=status)
 
 
 def _policy(page: bytes) -> str:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import math
-import re
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from popart.session import COMMANDS
-
 Run = Callable[[], Any]
 Action = Callable[[Sequence[str], Run], Any]
-"""What a fault does in place of a call.  It gets the command's words, or the name of the step, and the call."""
+"""What a fault does in place of a call.  It gets the command's words, or the name of the step, and the call.  It may
+raise an `UnchangedError`."""
 
-KEYWORDS = {keyword.decode() for commands in COMMANDS.values() for keyword in commands} | {
-    "LAST",  # RFC 1460
-    "RPOP",  # RFC 1081
-    "STLS",  # RFC 2595
-    "HELP",
-}
-"""The keywords of POP3, and those that only other servers know, which clients try all the same."""
 
-_EXTENSION = re.compile(r"X[A-Z]+")  # XTND, XSENDER and the like
-_FIRST_HIDDEN = {"PASS": 0, "APOP": 1, "AUTH": 1}  # the argument from which on `MailStore.commands` shows ***
+class UnchangedError(Exception):
+    """A fault would change nothing in this answer, so it has not happened yet."""
+
+    def __init__(self, reply: Any) -> None:
+        super().__init__()
+        self.reply = reply
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +45,9 @@ class Fault:
 
     waits: bool = True
     """True if it has not happened as often as was asked for; ``times=None`` asks for once at least."""
+
+    number: int = 0
+    """Its place among all that were asked for."""
 
     def is_at(self, words: Sequence[str]) -> bool:
         return any(place == words[: len(place)] for place in self.places)
@@ -76,12 +74,14 @@ class FaultList:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._faults: list[Fault] = []
+        self._numbers = itertools.count()
 
     @property
     def pending_faults(self) -> list[str]:
         """The faults that have not happened as often as was asked for, each as its call: ``drop('RETR', after=10)``.
 
-        A fault with ``times=None`` is pending until it has happened once.  At the end of a test,
+        A fault with ``times=None`` is pending until it has happened once.  A fault has not happened where it had
+        nothing to change, such as the sizes of no messages.  At the end of a test,
         ``assert server.pending_faults == []`` says that the program met all that the test had prepared.
         """
         with self._guard:
@@ -96,6 +96,8 @@ class FaultList:
         self, call: list[str], place: list[str], action: Action, times: int | None, username: str | None = None
     ) -> None:
         """Keep a fault that happens at one command or step."""
+        if place[0] == "AUTH" and username is not None:
+            raise ValueError("AUTH comes before the user is known: leave out username, or use refuse_sign_in")
         self._keep(Fault(call, [place], lambda: action, count(times), username))
 
     def _keep(self, fault: Fault) -> None:
@@ -105,23 +107,42 @@ class FaultList:
         if username is not None and username not in self.users:
             raise ValueError(f"there is no user {username!r} yet, so nothing can happen to them: {[*self.users]}")
         with self._guard:
+            fault.number = next(self._numbers)
             self._faults.append(fault)
 
-    def _take(self, words: Sequence[str], username: str, besides: Collection[str] | None = None) -> Fault | None:
-        """Return the first fault that is due at this command or step, and count that it happens.
+    def _begin_faults(self) -> list[Fault]:
+        """Remove all faults, and begin another list: to the old one no fault is added any more."""
+        with self._guard:
+            self._faults.clear()
+            self._faults = []
+            return self._faults
+
+    def _take(
+        self, faults: list[Fault], words: Sequence[str], username: str, besides: Collection[str] | None = None
+    ) -> Fault | None:
+        """Return the first of a session's faults that is due at this command or step, and count that it happens.
 
         With *besides* it is one that lasts, of another method than these.
         """
         with self._guard:
-            due = (fault for fault in self._faults if fault.is_at(words) and fault.username in (None, username)
+            due = (fault for fault in faults if fault.is_at(words) and fault.username in (None, username)
                    and fault.lasts == (besides is not None) and fault.call[0] not in (besides or ()))  # fmt: skip
             fault = next(due, None)
             if fault is not None:
                 fault.times -= 1
                 fault.waits = 0 < fault.times < math.inf
                 if not fault.times:
-                    self._faults.remove(fault)
+                    faults.remove(fault)
             return fault
+
+    def _give_back(self, faults: list[Fault], fault: Fault) -> None:
+        """Let a fault that was taken, and has changed nothing, happen another time."""
+        with self._guard:
+            fault.times += 1
+            fault.waits = True
+            if fault not in faults:
+                faults.append(fault)
+                faults.sort(key=lambda fault: fault.number)
 
 
 def count(times: int | None) -> float:
@@ -136,34 +157,6 @@ def describe(method: str, *arguments: object, **options: object) -> list[str]:
     """Return a call as one would write it, without the options that are None: its name, and its arguments."""
     given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
     return [method, *map(repr, arguments), *given]
-
-
-def split_command(line: str) -> list[str]:
-    """Split a command at its spaces; the keyword, and AUTH's mechanism, are made upper case."""
-    keyword, *arguments = line.split(" ")
-    if keyword.upper() == "AUTH":
-        arguments[:1] = [mechanism.upper() for mechanism in arguments[:1]]
-    return [keyword.upper(), *arguments]
-
-
-def read_command(command: str) -> list[str]:
-    """Split the command that a fault names.
-
-    :raises ValueError: no client's command can be that one.
-    """
-    if not isinstance(command, str):
-        raise ValueError(f"a command must be a str, not {command!r}")
-    keyword, *arguments = words = split_command(command)
-    if keyword not in KEYWORDS and not _EXTENSION.fullmatch(keyword):
-        similar = difflib.get_close_matches(keyword, KEYWORDS, 1)
-        meant = f": is it {similar[0]}?" if similar else ""
-        raise ValueError(f"{command!r} begins with no keyword of POP3{meant}")
-    if "" in arguments:
-        raise ValueError(f"{command!r} has a space too many")
-    first = _FIRST_HIDDEN.get(keyword)
-    if first is not None and any(argument != "***" for argument in arguments[first:]):
-        raise ValueError(f"{keyword} has a secret in it, which is hidden from faults too: leave it out")
-    return words
 
 
 def is_whole(number: object, least: int) -> bool:

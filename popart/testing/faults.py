@@ -20,8 +20,9 @@ class Faults(AnswerFaults, SessionFaults):
     *username*, the only user for whom the fault happens (None: every user).  Faults for the same command happen one
     after another, in the order of the calls.
 
-    What cannot happen is a ValueError at once: a *command* that begins with no keyword of POP3, has a space too many or
-    names a secret, a *username* that is not in ``users``, *times* that is not a whole number from 1 on.
+    What cannot happen is a ValueError at once: a *command* that begins with no keyword of POP3, has a space or an
+    argument too many, names a secret or no mechanism, a *username* that is not in ``users``, or that AUTH cannot know
+    yet, *times* that is not a whole number from 1 on.
     """
 
     def refuse_connection(

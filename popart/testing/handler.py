@@ -10,7 +10,7 @@ from typing import Any
 from popart.errors import ReportableError
 from popart.handler import BaseHandler, MessageReader, ScramCredentials, SupportsClose
 from popart.sasl import apop_digest, scram_credentials
-from popart.testing.fault_list import Fault, Run
+from popart.testing.fault_list import Fault, Run, UnchangedError
 from popart.testing.maildrop import Maildrop
 from popart.testing.session_record import SessionRecord
 from popart.testing.store import MailStore
@@ -57,9 +57,7 @@ class StoredMailHandler(BaseHandler, SupportsClose):
         return secret
 
     def lock_maildrop(self) -> None:
-        # A session from before a reset must not hold the lock on the new mail.
-        current = self.mail._is_current(self.record)
-        self._maildrop = self.mail.maildrop(self.record.username) if current else Maildrop()
+        self._maildrop = self.record.epoch.maildrop(self.record.username)
         self.run_or_fail(["lock"], self._maildrop.lock)
         self._messages = self._maildrop.snapshot()
 
@@ -82,21 +80,28 @@ class StoredMailHandler(BaseHandler, SupportsClose):
     def close(self) -> None:
         self.mail._end_session(self.record)
 
-    def run_or_fail(self, where: Sequence[str], run: Run, username: str | None = None) -> Any:
+    def run_or_fail(self, where: Sequence[str], run: Run) -> Any:
         """Return what *run* returns, unless a fault is due at this command or step."""
-        fault = self.take_fault(where, username)
-        return run() if fault is None else fault.begin()(where, run)
+        fault = self.take_fault(where)
+        if fault is None:
+            return run()
+        try:
+            return fault.begin()(where, run)
+        except UnchangedError as unchanged:
+            self.give_back(fault)
+            return unchanged.reply
 
-    def take_fault(
-        self, where: Sequence[str], username: str | None = None, *, besides: Collection[str] | None = None
-    ) -> Fault | None:
+    def take_fault(self, where: Sequence[str], *, besides: Collection[str] | None = None) -> Fault | None:
         """Return the fault that is due now, and record that it happens.  See `FaultList._take`."""
-        if not self.mail._is_current(self.record):
-            return None
-        fault = self.mail._take(where, self.record.username if username is None else username, besides)
+        fault = self.mail._take(self.record.epoch.faults, where, self.record.username, besides)
         if fault is not None:
             self.record.add_event(str(fault))
         return fault
+
+    def give_back(self, fault: Fault) -> None:
+        """Let a fault that has changed nothing happen another time."""
+        self.mail._give_back(self.record.epoch.faults, fault)
+        self.record.add_event(f"{fault} has nothing to change here, and waits")
 
 
 # It takes tens of milliseconds.  Users with the same password share a salt by this.

@@ -6,11 +6,12 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from popart.testing.broken_answers import AnswerFaults
+from popart.testing.fault_list import is_seconds, is_whole
 from popart.testing.faults import Faults
 from popart.testing.server import MailServer
 from popart.testing.wrong_answers import SessionFaults
@@ -35,12 +36,13 @@ WAIT_PAUSE = 0.2
 
 
 class RequestError(Exception):
-    """A request that is wrong: its status, and a sentence for whoever made it."""
+    """A request that is wrong: its status, a sentence for whoever made it, and with 405 the methods that are right."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, *, allow: str = "") -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.allow = allow
 
 
 class Answer(NamedTuple):
@@ -55,11 +57,7 @@ class Answer(NamedTuple):
 class Request:
     """A request whose sender may make it."""
 
-    method: str
-    path: str
-    """Without the query, its percent signs not yet resolved."""
-
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Sequence[tuple[str, str]] = ()
     content_type: str = ""
     body: bytes = b""
 
@@ -104,6 +102,11 @@ class Operations:
 
         :raises RequestError: the request is wrong.
         """
+        for name, value in request.query:
+            if name not in QUERIES.get(operation, ()) or dict(request.query)[name] != value:
+                raise RequestError(400, f"the query has {name!r}, which means nothing here")
+        if operation not in TAKE_BODIES:
+            request.arguments(may={})
         try:
             found = operation(self, request, *names)
         except KeyError as error:
@@ -139,15 +142,20 @@ class Operations:
         return [{"type": type(error).__name__, "text": str(error)} for error in [*self._server.errors]]
 
     def sessions(self, request: Request) -> object:
+        """With ``?last=N`` the last ones, without their commands, which may be many: it is for the page."""
+        last = dict(request.query).get("last")
+        if last is not None and not (last.isascii() and last.isdigit() and 0 < len(last) < 10):
+            raise RequestError(400, "last must be a number of sessions")
+        sessions = [*self._server.sessions]
         return [
             {
                 "number": session.number,
                 "username": session.username,
                 "is_open": session.is_open,
-                "commands": [*session.commands],
+                **({"commands": [*session.commands]} if last is None else {}),
                 "transcript": session.transcript(),
             }
-            for session in [*self._server.sessions]
+            for session in (sessions if last is None else sessions[max(0, len(sessions) - int(last)) :])
         ]
 
     def transcript(self, request: Request) -> Answer:
@@ -161,8 +169,12 @@ class Operations:
     def deliver(self, request: Request, name: str) -> Answer:
         message: bytes | str
         if request.content_type in OCTETS:
-            message, unique_id = request.body, request.query.get("unique_id")
+            message, unique_id = request.body, dict(request.query).get("unique_id")
+            if not message:
+                raise RequestError(400, "the body is the message, and it is empty")
         else:
+            if request.query:
+                raise RequestError(400, "the unique_id of a message in JSON is a member of the JSON object")
             found = request.arguments("message", may={"unique_id": None})
             message, unique_id = found["message"], found["unique_id"]
             if not isinstance(message, str):
@@ -176,7 +188,7 @@ class Operations:
         return [*self._server.users]
 
     def remove_user(self, request: Request, name: str) -> object:
-        del self._server.users[name]
+        self._server._remove_user(name)
         return [*self._server.users]
 
     def add_token(self, request: Request, name: str) -> object:
@@ -220,10 +232,10 @@ class Operations:
         """Wait until sessions have ended."""
         found = request.arguments(may={"timeout": 10.0, "sessions": 1, "since_last_call": False})
         timeout = found.pop("timeout")
-        if not (isinstance(timeout, (int, float)) and 0 <= timeout <= MOST_SECONDS):
+        if not (is_seconds(timeout) and timeout <= MOST_SECONDS):
             raise RequestError(400, f"timeout must be 0 to {MOST_SECONDS} seconds")
-        if not (isinstance(found["sessions"], int) and isinstance(found["since_last_call"], bool)):
-            raise RequestError(400, "sessions must be a number, and since_last_call true or false")
+        if not (is_whole(found["sessions"], 0) and isinstance(found["since_last_call"], bool)):
+            raise RequestError(400, "sessions must be a number from 0 on, and since_last_call true or false")
         end = time.monotonic() + timeout
         while True:
             left = end - time.monotonic()
@@ -240,6 +252,19 @@ class Operations:
 
 
 Operation = Callable[..., object]
+
+TAKE_BODIES: set[Operation] = {
+    Operations.deliver,
+    Operations.add_user,
+    Operations.add_token,
+    Operations.add_fault,
+    Operations.wait,
+}
+"""The operations that read the body; to others it may be an empty object, which some clients always send."""
+
+QUERIES: dict[Operation, set[str]] = {Operations.deliver: {"unique_id"}, Operations.sessions: {"last"}}
+"""The operations that take a query, and what may be in it."""
+
 _NAME = "([^/]+)"
 
 ROUTES: list[tuple[str, dict[str, Operation]]] = [
@@ -271,7 +296,8 @@ def find(method: str, path: str) -> tuple[Operation, tuple[str, ...]]:
         found = re.fullmatch(pattern, path)
         if found is not None:
             if method not in operations:
-                raise RequestError(405, f"{path} takes {' and '.join(operations)}, not {method}")
+                text = f"{path} takes {' and '.join(operations)}, not {method}"
+                raise RequestError(405, text, allow=", ".join(operations))
             return operations[method], found.groups()
     raise RequestError(404, f"there is no {path} here")
 

@@ -9,7 +9,7 @@ import threading
 from typing import TextIO
 
 MOST_LINES = 10_000
-"""Lines that wait for a slow reader; more are left out."""
+"""The most lines that wait for a slow reader.  Further lines are dropped."""
 
 LAST_SECONDS = 1.0
 """Seconds that the last lines may take when the program ends."""
@@ -21,21 +21,24 @@ class Output:
     It writes to the descriptor: a thread that is blocked in a file object would keep the interpreter from ending.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._descriptor = stream.fileno()
+    def __init__(self, stream: TextIO | None) -> None:
+        """Without a *stream*, as where the descriptor was closed from the beginning, the lines are dropped."""
+        self._descriptor = None if stream is None else stream.fileno()
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._thread = threading.Thread(target=self._write_all, daemon=True)
+        self._guard = threading.Lock()
         self._left_out = 0
         self._thread.start()
 
     def print(self, line: str) -> None:
-        if self._lines.qsize() >= MOST_LINES:
-            self._left_out += 1
-            return
-        if self._left_out:
-            self._lines.put(f"... {self._left_out} lines left out, because nobody read them")
-            self._left_out = 0
-        self._lines.put(line)
+        with self._guard:
+            if self._lines.qsize() >= MOST_LINES:
+                self._left_out += 1
+                return
+            if self._left_out:
+                self._lines.put(f"... {self._left_out} lines left out, because nobody read them")
+                self._left_out = 0
+            self._lines.put(line)
 
     def __enter__(self) -> Output:
         return self
@@ -46,13 +49,13 @@ class Output:
         self._thread.join(LAST_SECONDS)
 
     def _write_all(self) -> None:
-        is_read = True
+        descriptor = self._descriptor
         while (line := self._lines.get()) is not None:
             octets = f"{line}\n".encode("utf-8", "backslashreplace")
-            while octets and is_read:
+            while octets and descriptor is not None:
                 try:
-                    octets = octets[os.write(self._descriptor, octets) :]
+                    octets = octets[os.write(descriptor, octets) :]
                 except BlockingIOError:  # whoever shares the pipe has made it so
-                    select.select([], [self._descriptor], [])
+                    select.select([], [descriptor], [])
                 except OSError:
-                    is_read = False
+                    descriptor = None  # nobody reads any more

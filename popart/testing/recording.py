@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 from popart.policy import Policy
 from popart.replies import Reply
 from popart.session import Session, State
-from popart.testing.fault_list import Action, Fault, Run, split_command
+from popart.testing.command_words import KEYWORDS, split_command
+from popart.testing.fault_list import Action, Fault, Run, UnchangedError
 from popart.testing.handler import StoredMailHandler
 
 _SECRET = re.compile(r"\A(\s*(?:PASS|(?:APOP|AUTH)\s\S*)\s).+", re.IGNORECASE | re.DOTALL)
@@ -23,6 +25,7 @@ class RecordingSession(Session):
         self.client: StoredMailHandler = handler
         self._lasting: dict[str, tuple[Fault, Action]] = {}
         """The faults that go on until the end of the session, one of each method."""
+        self._hides_unknown = False
 
     def greet(self) -> Reply:
         try:
@@ -33,15 +36,24 @@ class RecordingSession(Session):
             return self._explain(error)
 
     def respond(self, line: bytes) -> Reply:
-        if self.in_exchange:
-            words = ["***"]
-        else:
-            words = split_command(_SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace")))
+        words = self._words(line)
         try:
             return self._record_and_run(line, words)
         except BaseException as error:
             self._do_not_run(words)
             return self._explain(error)
+
+    def _words(self, line: bytes) -> list[str]:
+        """Split a line, without its secrets."""
+        if self.in_exchange:
+            return ["***"]
+        words = split_command(_SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace")))
+        if words[0] in KEYWORDS:
+            self._hides_unknown = words[0] == "AUTH" and len(words) > 1 and self.state is State.AUTHORIZATION
+        elif self._hides_unknown and self.state is State.AUTHORIZATION:
+            # After a refused AUTH some clients send the response all the same.
+            return ["***"]
+        return words
 
     def _record_and_run(self, line: bytes, words: list[str]) -> Reply:
         client, record = self.client, self.client.record
@@ -54,19 +66,31 @@ class RecordingSession(Session):
             raise TypeError("record_command must not be a coroutine function: its body would never run")
         if self.in_exchange:
             return run()
-        if words[0] == "USER" and self.state is State.AUTHORIZATION:
-            record.username = " ".join(words[1:])
-        reply: Reply = client.run_or_fail(words, self._spoilt(words, username, run), username)
+        if self.state is State.AUTHORIZATION and words[0] in ("USER", "APOP"):
+            record.username = " ".join(words[1:] if words[0] == "USER" else words[1:2])
+        reply: Reply = client.run_or_fail(words, self._spoilt(words, run))
         return reply
 
-    def _spoilt(self, words: Sequence[str], username: str, run: Run) -> Run:
+    def _spoilt(self, words: Sequence[str], run: Run) -> Run:
         """Return a call of *run* that the faults which last have changed, those that begin now among them."""
-        while (fault := self.client.take_fault(words, username, besides=self._lasting)) is not None:
+        begun = set()
+        while (fault := self.client.take_fault(words, besides=self._lasting)) is not None:
             self._lasting[fault.call[0]] = fault, fault.begin()
+            begun.add(fault)
         for fault, action in self._lasting.values():
             if fault.is_at(words):
-                run = partial(action, words, run)
+                run = partial(self._spoil, fault, partial(action, words, run), begins=fault in begun)
         return run
+
+    def _spoil(self, fault: Fault, run: Run, *, begins: bool) -> Any:
+        """Run what a fault that lasts has changed.  It begins with the first answer in which it changes something."""
+        try:
+            return run()
+        except UnchangedError as unchanged:
+            if begins:
+                del self._lasting[fault.call[0]]
+                self.client.give_back(fault)
+            return unchanged.reply
 
     def _do_not_run(self, words: list[str]) -> None:
         """See that the session is where the client takes it to be when it reads of a failure."""

@@ -6,7 +6,10 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from popart.testing.epoch import Epoch
 
 MOST_ENTRIES = 400
 """Lines and answers of a conversation that are kept, the last ones: a session may go on for days."""
@@ -57,12 +60,12 @@ class SessionRecord:
     is_open: bool
     """True until its end."""
 
-    def __init__(self, number: int, epoch: object, tell: Callable[[SessionRecord, Entry], None]) -> None:
+    def __init__(self, number: int, epoch: Epoch, tell: Callable[[SessionRecord, Entry], None]) -> None:
         self.number = number
         self.username = ""
         self.commands = []
         self.is_open = True
-        self.epoch: object = epoch  # of the server, between two resets
+        self.epoch: Epoch = epoch
         self._tell = tell
         self._entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self._entry_count = 0
@@ -75,7 +78,8 @@ class SessionRecord:
         and of a long session only the end is kept."""
         entries = [*self._entries]
         lost = self._entry_count - len(entries)
-        head = f"session {self.number}" + (f" of {self.username}" if self.username else "")
+        username = _show(self.username.encode("utf-8", "backslashreplace"))
+        head = f"session {self.number}" + (f" of {username}" if username else "")
         state = ", still open" if self.is_open else ""
         gap = [f"... {lost} earlier"] if lost > 0 else []
         return "\n".join([f"{head}{state}", *gap, *map(str, entries)])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from email.message import Message
 from typing import Any
 
+from popart.testing.epoch import Epoch
 from popart.testing.faults import Faults
 from popart.testing.maildrop import Maildrop
 from popart.testing.session_record import Entry, SessionRecord
@@ -24,18 +25,6 @@ class MailStore(Faults):
     tokens: dict[str, str]
     """Names and OAuth 2.0 access tokens.  May be changed at any time, as when a token expires."""
 
-    commands: list[tuple[str, ...]]
-    """What clients sent, in order: ``("alice", "RETR", "1")``.  First the name that the connection had given before,
-    or ``""``, then the words of the line: the keyword and AUTH's mechanism in upper case, ``***`` for a password, a
-    digest, or a response of AUTH.  A response on a line of its own is ``("", "***")``."""
-
-    errors: list[BaseException]
-    """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT, and what
-    `record_command` raised."""
-
-    sessions: list[SessionRecord]
-    """The sessions in the order of their beginning, those that are open too.  A session begins before its greeting."""
-
     _most_records: int | None = None
     """How many of the last commands and errors to keep.  None means all, as a test wants."""
 
@@ -47,23 +36,37 @@ class MailStore(Faults):
         for name, password in users.items():
             if not (name and password):
                 raise ValueError(f"user {name!r} could never sign in: names and passwords must not be empty")
+        for name, token in tokens.items():
+            if name not in users or not token:
+                raise ValueError(f"the token of {name!r} could never sign in: it must be a user's, and not empty")
         self.users = dict(users)
         self.tokens = dict(tokens)
         self._offers = offers
         """The ways to sign in beside passwords: of "tokens", "scram", "login" and "certificates"."""
         self._sessions_changed = threading.Condition()
-        self._begin_epoch()
+        self._here = threading.local()
+        """The epoch of the session whose command this thread records."""
+        self._epoch = Epoch(self._faults)
 
-    def _begin_epoch(self) -> None:
-        self._epoch = object()  # the sessions that began before a reset are of another one
-        self.commands = []
-        self.errors = []
-        self.sessions = []
-        self._maildrops: dict[str, Maildrop] = {}
-        self._session_count = 0
-        self._open_sessions = 0
-        self._ended_sessions = 0
-        self._awaited_sessions = 0
+    @property
+    def commands(self) -> list[tuple[str, ...]]:
+        """What clients sent, in order: ``("alice", "RETR", "1")``.  First the name that the connection had given
+        before, or ``""``, then the words of the line: the keyword and AUTH's mechanism in upper case, ``***`` for a
+        password, a digest, or a response of AUTH.  A response on a line of its own is ``("", "***")``, also one that is
+        sent although AUTH was refused."""
+        return self._epoch.commands
+
+    @property
+    def errors(self) -> list[BaseException]:
+        """What popart reported of sessions, such as `popart.ClientGoneError` for a client that left without QUIT, and
+        what `record_command` raised."""
+        return self._epoch.errors
+
+    @property
+    def sessions(self) -> list[SessionRecord]:
+        """The sessions in the order of their beginning, those that are open too.  A session begins before its
+        greeting."""
+        return self._epoch.sessions
 
     def reset(self) -> None:
         """Forget the mail, the records and the faults, as for a new test.  Users and tokens stay.
@@ -71,9 +74,9 @@ class MailStore(Faults):
         A session that is still open goes on, but nothing of it is recorded any more, no fault happens to it, and it
         neither holds the lock on the new maildrop nor counts in `wait_for_session_end`.
         """
-        self.clear_faults()
         with self._sessions_changed:
-            self._begin_epoch()
+            self._epoch.maildrops.clear()
+            self._epoch = Epoch(self._begin_faults())
 
     def maildrop(self, username: str) -> Maildrop:
         """Return a user's mail.
@@ -82,7 +85,7 @@ class MailStore(Faults):
         """
         if username not in self.users:
             raise KeyError(username)
-        return self._maildrops.setdefault(username, Maildrop())
+        return self._epoch.maildrop(username)
 
     def deliver(self, username: str, message: bytes | str | Message, *, unique_id: str | None = None) -> str:
         """Add a message to a user's mail and return its unique-id.  Sessions that have signed in do not see it.
@@ -110,7 +113,8 @@ class MailStore(Faults):
         If it raises, such as by an assert, the command is not run and the client reads ``-ERR``, after QUIT as the last
         answer.  The exception is in `errors`, but for a `popart.ReportableError`, whose text is what the client reads.
         """
-        _append(self.commands, command, self._most_records)
+        epoch: Epoch = getattr(self._here, "epoch", self._epoch)
+        _append(epoch.commands, command, self._most_records)
 
     def transcript(self) -> str:
         """Return the conversations of the sessions: what clients said, what they were answered, and when, and the
@@ -136,23 +140,30 @@ class MailStore(Faults):
         :raises TimeoutError: that is not so within *timeout* seconds.
         """
         with self._sessions_changed:
-            wanted = sessions + (self._awaited_sessions if since_last_call else 0)
+            wanted = sessions + (self._epoch.awaited_sessions if since_last_call else 0)
             if not self._sessions_changed.wait_for(
-                lambda: not self._open_sessions and self._ended_sessions >= wanted, timeout
+                lambda: not self._epoch.open_sessions and self._epoch.ended_sessions >= wanted, timeout
             ):
-                counts = f"{self._open_sessions} sessions open, {self._ended_sessions} ended"
+                counts = f"{self._epoch.open_sessions} sessions open, {self._epoch.ended_sessions} ended"
                 raise TimeoutError(f"{counts}, after {timeout} seconds")
-            self._awaited_sessions = self._ended_sessions
+            self._epoch.awaited_sessions = self._epoch.ended_sessions
+
+    def _remove_user(self, username: str) -> None:
+        """Remove a user, and all that was theirs: who comes later by that name is another one."""
+        del self.users[username]
+        self.tokens.pop(username, None)
+        self._epoch.maildrops.pop(username, None)
 
     # What the sessions call.
 
     def _begin_session(self) -> SessionRecord:
         with self._sessions_changed:
-            self._open_sessions += 1
-            self._session_count += 1
-            record = SessionRecord(self._session_count, self._epoch, self._tell)
-            _append(self.sessions, record, self._most_sessions)
-            for old in self.sessions[-MOST_TRANSCRIPTS - 1 : -MOST_TRANSCRIPTS]:
+            epoch = self._epoch
+            epoch.open_sessions += 1
+            epoch.session_count += 1
+            record = SessionRecord(epoch.session_count, epoch, self._tell)
+            _append(epoch.sessions, record, self._most_sessions)
+            for old in epoch.sessions[-MOST_TRANSCRIPTS - 1 : -MOST_TRANSCRIPTS]:
                 old.forget_conversation()
         return record
 
@@ -160,24 +171,20 @@ class MailStore(Faults):
         record.add_event("the session is over")
         with self._sessions_changed:
             record.is_open = False
-            if self._is_current(record):
-                self._open_sessions -= 1
-                self._ended_sessions += 1
-                self._sessions_changed.notify_all()
+            record.epoch.open_sessions -= 1
+            record.epoch.ended_sessions += 1
+            self._sessions_changed.notify_all()
 
     def _record(self, session: SessionRecord, command: tuple[str, ...]) -> object:
         """Return what `record_command` returned, which may have been overridden by anything."""
         record: Callable[..., object] = self.record_command
         _append(session.commands, command, self._most_records)
-        return record(command) if self._is_current(session) else None
+        self._here.epoch = session.epoch
+        return record(command) if session.epoch is self._epoch else None
 
     def _record_error(self, record: SessionRecord, error: BaseException) -> None:
         record.add_event(f"{type(error).__name__}: {error}")
-        if self._is_current(record):
-            _append(self.errors, error, self._most_records)
-
-    def _is_current(self, record: SessionRecord) -> bool:
-        return record.epoch is self._epoch
+        _append(record.epoch.errors, error, self._most_records)
 
     def _tell(self, record: SessionRecord, entry: Entry) -> None:
         """Learn of each line of a conversation, in its connection's thread."""

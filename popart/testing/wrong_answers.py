@@ -9,7 +9,7 @@ from typing import Literal
 
 from popart.errors import ReportableError
 from popart.replies import Reply
-from popart.testing.fault_list import Action, Fault, FaultList, Run, count, describe
+from popart.testing.fault_list import Action, Fault, FaultList, Run, UnchangedError, count, describe
 
 COMMAND_OF = {"SASL": "AUTH", "TOP": "TOP", "UIDL": "UIDL", "USER": "USER"}
 """The capabilities that stand for a command, and that command."""
@@ -35,14 +35,15 @@ class SessionFaults(FaultList):
         if not isinstance(by, int) or isinstance(by, bool) or not by:
             raise ValueError(f"by must be a number of octets other than 0, not {by!r}")
 
-        def action(words: Sequence[str], run: Run) -> Reply:
-            reply: Reply = run()
+        def change(words: Sequence[str], reply: Reply) -> Reply:
             if words[0] == "STAT":
                 return reply._replace(status=_STAT.sub(lambda found: _larger_sum(found, by), reply.status))
             if words[0] == "RETR":
                 return reply._replace(status=_OCTETS.sub(lambda found: b"+OK %d octets\r\n" % _add(found[1], by),
                                                          reply.status))  # fmt: skip
             return _change_listing(reply, lambda number, size: b"%d" % _add(size, by))
+
+        action = _changing(change)
 
         places = [["STAT"], ["LIST"], ["RETR"]]
         self._keep(Fault(describe("spoil_sizes", by), places, lambda: action, count(times), username, lasts=True))
@@ -67,7 +68,7 @@ class SessionFaults(FaultList):
 
         def begin() -> Action:
             changed = _make_ids(how)
-            return lambda words, run: _change_listing(run(), changed)
+            return _changing(lambda words, reply: _change_listing(reply, changed, fewest=2 if how == "repeat" else 1))
 
         self._keep(Fault(describe("spoil_ids", how), [["UIDL"]], begin, count(times), username, lasts=True))
 
@@ -79,7 +80,7 @@ class SessionFaults(FaultList):
 
         :raises ValueError: one of them is no capability of this server, or there is none.
         """
-        unknown = [name for name in capabilities if name not in CAPABILITIES]
+        unknown = [name for name in capabilities if not isinstance(name, str) or name not in CAPABILITIES]
         if unknown or not capabilities:
             raise ValueError(f"hide some of {sorted(CAPABILITIES)}, not {unknown}")
         commands = {COMMAND_OF[name] for name in capabilities if name in COMMAND_OF}
@@ -88,7 +89,9 @@ class SessionFaults(FaultList):
             if words[0] in commands:
                 raise ReportableError("unknown command")
             reply: Reply = run()
-            kept = [line for line in (reply.lines or b"").splitlines(True)
+            if reply.lines is None:
+                raise UnchangedError(reply)  # it is refused
+            kept = [line for line in reply.lines.splitlines(True)
                     if line.split()[0].decode() not in capabilities]  # fmt: skip
             return reply._replace(lines=b"".join(kept))
 
@@ -105,13 +108,28 @@ def _larger_sum(found: re.Match[bytes], by: int) -> bytes:
     return b"+OK %b %d\r\n" % (found[1], max(0, int(found[2]) + by * int(found[1])))
 
 
-def _change_listing(reply: Reply, change: Callable[[int, bytes], bytes]) -> Reply:
-    """Change what a listing says of each message, or the one line that says it of one message."""
+def _changing(change: Callable[[Sequence[str], Reply], Reply]) -> Action:
+    """Make an action that changes answers.  Where there is nothing to change, it says so."""
+
+    def action(words: Sequence[str], run: Run) -> Reply:
+        reply: Reply = run()
+        changed = change(words, reply)
+        if changed == reply:
+            raise UnchangedError(reply)
+        return changed
+
+    return action
+
+
+def _change_listing(reply: Reply, change: Callable[[int, bytes], bytes], fewest: int = 1) -> Reply:
+    """Change what a listing of *fewest* messages or more says of each, or the one line that says it of one message."""
     if not reply.status.startswith(b"+OK"):
         return reply
     if reply.lines is None:
         return reply._replace(status=b"+OK " + _change_line(reply.status.removeprefix(b"+OK "), change))
     lines = reply.lines.splitlines(keepends=True)
+    if len(lines) < fewest:
+        return reply
     return reply._replace(lines=b"".join([_change_line(line, change) for line in lines]))
 
 

@@ -64,7 +64,7 @@ def check_handler(
 def _check(on_new_connection: Callable[[Any], Handler | None], options: Options, marker: str) -> Report:
     """Ask all.  *marker* is a wrong secret."""
     recorder = Recorder(on_new_connection, Report())
-    bench = Bench(recorder, Output(recorder, marker), options)
+    bench = Bench(recorder, Output(recorder, marker, options.credentials.secret), options)
     with bench.output.replaced():
         bench.run("reading all messages", check_reading)
         bench.run("holding a second session", check_again)

@@ -33,6 +33,7 @@ def check_failing_deletion(bench: Bench) -> None:
                 with break_backend():
                     answer = visitor.ask("QUIT")
                     visitor.leave()
+                    bench.last_end = "a QUIT whose deletion failed"
             finally:
                 recorder.excused = False
                 recorder.failures.clear()

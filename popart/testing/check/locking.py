@@ -9,6 +9,7 @@ from typing import Any
 
 from popart.testing.check.bench import Bench, Snapshot, Visitor, digest
 from popart.testing.check.client import BlockedError, Credentials
+from popart.testing.check.report import CheckError
 
 SILENCE = 0.5
 """Seconds after which a silent client is logged out, so that it can be seen what happens then."""
@@ -18,7 +19,9 @@ _RELEASE = "Release a lock once, in unlock_maildrop, and only if lock_maildrop o
 
 def check_lock(bench: Bench) -> None:
     """Let others come while a session has the maildrop."""
-    events = bench.report.events
+    events, other = bench.report.events, bench.options.other
+    if other is not None:
+        _expect_sign_in(bench, other)
     with bench.serving(), bench.session() as holder:
         before = holder.read(1)
         _try_second(bench)
@@ -29,8 +32,8 @@ def check_lock(bench: Bench) -> None:
         else:
             expect_refusal(bench, "once a refused session is over")
         _try_strangers(bench)
-        if bench.options.other is not None:
-            _try_other_user(bench, bench.options.other)
+        if other is not None:
+            _try_other_user(bench, other)
             expect_refusal(bench, "once the session of another user is over")
         else:
             bench.report.note("One user cannot show whether users share a lock, or mail: see --other.")
@@ -44,6 +47,15 @@ def check_lock(bench: Bench) -> None:
         holder.quit()
     if bench.has_lock and bench.report.events == events:
         _release_late(bench)
+
+
+def _expect_sign_in(bench: Bench, other: Credentials) -> None:
+    """See that another user can sign in while nobody else is there."""
+    with bench.serving(), bench.visitor() as visitor:
+        answer = visitor.sign_in(replace(other, way=bench.credentials.way))
+        visitor.part()
+    if not answer.startswith("+OK"):
+        raise CheckError(f"the check cannot sign in as {other.user}: {answer}")
 
 
 def _try_second(bench: Bench) -> None:

@@ -14,9 +14,11 @@ from popart.testing.check.recorder import Recorder
 class Output:
     """Stands in for ``sys.stdout`` and ``sys.stderr``.  What a handler prints goes to the standard error."""
 
-    def __init__(self, recorder: Recorder, marker: str) -> None:
+    def __init__(self, recorder: Recorder, marker: str, secret: str) -> None:
+        """*marker* is a wrong secret, which no other text has in it, and *secret* the right one."""
         self._recorder = recorder
         self._marker = marker
+        self._secret = secret
         self._error: TextIO = sys.stderr
         self._broken: int | None = None
 
@@ -46,7 +48,7 @@ class Output:
         method = self._recorder.method_here()
         if method is None:
             return False
-        if self._marker in text:
+        if self._marker in text or (method.startswith("authenticate_") and self._secret in text):
             self._recorder.report.find(
                 "secret printed",
                 f"{method} prints the password",
