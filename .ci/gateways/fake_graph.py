@@ -45,6 +45,9 @@ class FakeGraph:
     lost_answers: int = 0
     """How many answers are still to be missing from batches, with nothing done."""
 
+    done_all_the_same: list[int | None] = field(default_factory=list)
+    """What the next requests of batches are answered, although they are done; None is no answer."""
+
     cut_bodies: int = 0
     """How many messages are still to break off half-way."""
 
@@ -127,15 +130,18 @@ class FakeGraph:
             if self.lost_answers:
                 self.lost_answers -= 1
                 continue
+            status: int | None
             status, headers, _ = self._fault("batch", request["url"]) or (self._move(request), {}, b"")
+            if self.done_all_the_same and status == 201 and (status := self.done_all_the_same.pop()) is None:
+                continue
             responses.append({"id": request["id"], "status": status, "headers": headers, "body": {}})
         return json.dumps({"responses": responses}).encode()
 
     def _move(self, request: dict[str, Any]) -> int:
-        found = re.fullmatch(r"/users/alice/messages/([^/]+)/move", request["url"])
+        found = re.fullmatch(r"/users/alice/mailFolders/(\w+)/messages/([^/]+)/move", request["url"])
         assert found and request["method"] == "POST" and request["headers"]["Prefer"] == 'IdType="ImmutableId"'
-        message = self.messages.get(unquote(found[1]))
-        if message is None:
+        message = self.messages.get(unquote(found[2]))
+        if message is None or message.folder != found[1]:
             return 404
         message.folder = request["body"]["destinationId"]
         return 201

@@ -129,6 +129,48 @@ def test_all_or_none(backend: Graph, gateway: Gateway) -> None:
     assert backend.mail() == MANY
 
 
+@pytest.mark.parametrize("answer", [None, 504, 500])
+def test_all_or_none_where_nobody_knows(backend: Graph, gateway: Gateway, answer: int | None) -> None:
+    """A move may have happened although its answer is missing or says that the server failed: it is undone, too."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2, 3)
+        # A batch is done from its last request to its first.
+        backend.fake.done_all_the_same = [answer]
+        backend.fake.fail(r"batch .*0000%2B", 403)
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    assert not backend.fake.faults and not backend.fake.done_all_the_same
+    assert backend.mail() == SMALL
+
+
+@pytest.mark.parametrize("answer", [None, 504])
+def test_a_move_that_happened_without_an_answer(backend: Graph, gateway: Gateway, answer: int | None) -> None:
+    """It is asked for again, and counts as done if the message is no longer in the folder."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2)
+        backend.fake.done_all_the_same = [answer]
+        client.quit()
+    assert backend.mail() == SMALL[2:]
+
+
+def test_what_the_user_has_filed_stays_there(backend: Graph, gateway: Gateway) -> None:
+    """QUIT deletes from the inbox only, and a deletion that is undone brings nothing into it."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2)
+        next(iter(backend.fake.messages.values())).folder = "archive"
+        backend.fake.fail(r"batch .*0001%2B", 403)
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    assert (backend.fake.in_folder("archive"), backend.mail()) == (SMALL[:1], SMALL[1:])
+    with gateway.client() as client:
+        delete(client, 1)
+        client.quit()
+    assert (backend.fake.in_folder("archive"), backend.mail()) == (SMALL[:1], SMALL[2:])
+
+
 def test_an_answer_that_is_missing(backend: Graph, gateway: Gateway) -> None:
     """A batch may answer fewer requests than it was given: the others are made again."""
     backend.deliver(*SMALL)

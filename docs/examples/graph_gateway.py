@@ -37,8 +37,8 @@ BATCH = 20
 BUSY = (429, 503, 504)
 
 MOVED = (200, 201, 404)
-"""What a move answers if the message is not in the folder any more; 404, if it was not
-there before."""
+"""The answers to a move after which the message is no longer where it was.  404 means
+that it was not there: an earlier try has moved it, or another program."""
 
 SPOOL = 1 << 20
 """Octets of an answer that are kept in memory; a longer one is kept in a temporary
@@ -212,66 +212,74 @@ class GraphHandler(GatewayHandler):
     def delete_messages(self, numbers: Sequence[int]) -> None:
         """Move all or none: if one cannot be moved, those that were moved come back."""
         doomed = [self._ids[number - 1] for number in numbers]
-        moved: list[str] = []
+        moved: set[str] = set()
         try:
-            self._move(doomed, "deleteditems", moved)
+            self._move(doomed, "inbox", "deleteditems", moved)
         except BaseException:
             try:
-                self._move(moved, "inbox", [])
+                self._move(sorted(moved), "deleteditems", "inbox", set())
             except Exception as error:
                 self.handle_session_error(error)
             raise
 
-    def _move(self, identifiers: Sequence[str], folder: str, moved: list[str]) -> None:
-        """Move messages, and tell in *moved* which ones may be in the folder now."""
+    def _move(
+        self, identifiers: Sequence[str], source: str, target: str, moved: set[str]
+    ) -> None:
+        """Move messages, and tell in *moved* which ones may be in the target now."""
         deadline = time.monotonic() + PATIENCE
         for start in range(0, len(identifiers), BATCH):
             left = list(identifiers[start : start + BATCH])
             while left:
-                moved += left  # until the answer is there, nobody knows
-                answers = self._api.ask_json(
-                    "/$batch", {"requests": [self._make_move(i, folder) for i in left]}
-                )
-                done = {
-                    answer["id"]
-                    for answer in answers["responses"]
-                    if answer["status"] in MOVED
-                }
-                left = [
-                    identifier for identifier in left if identifier not in done
-                ]  # also what has no answer
-                moved[:] = [
-                    identifier for identifier in moved if identifier not in left
-                ]
-                failed = [
-                    answer for answer in answers["responses"] if answer["id"] in left
-                ]
-                if refused := [
-                    answer["status"]
-                    for answer in failed
-                    if answer["status"] not in BUSY
-                ]:
-                    raise RuntimeError(
-                        f"{len(refused)} messages could not be moved: HTTP {refused[0]}"
-                    )
+                moved.update(left)  # until the answer is there, nobody knows
+                requests = [self._make_move(item, source, target) for item in left]
+                answer = self._api.ask_json("/$batch", {"requests": requests})
+                left, pauses = sort_answers(left, answer["responses"], moved)
                 if left:
-                    wait(
-                        [
-                            answer.get("headers", {}).get("Retry-After")
-                            for answer in failed
-                        ]
-                        or [None],
-                        deadline,
-                    )
+                    wait(pauses, deadline)
 
-    def _make_move(self, identifier: str, folder: str) -> dict[str, object]:
+    def _make_move(self, identifier: str, source: str, target: str) -> dict[str, Any]:
+        """Make the request that moves a message, if it is in the source.
+
+        This path is in Graph's documents.  Nobody has tested here that Graph looks at
+        the folder in it.  If it does not, a message that the user has filed elsewhere
+        meanwhile is moved, too.
+        """
+        folder = f"{self._mailbox}/mailFolders/{source}"
         return {
             "id": identifier,
             "method": "POST",
-            "url": f"{self._mailbox}/messages/{quote(identifier, safe='')}/move",
+            "url": f"{folder}/messages/{quote(identifier, safe='')}/move",
             "headers": {"Content-Type": "application/json", **IMMUTABLE},
-            "body": {"destinationId": folder},
+            "body": {"destinationId": target},
         }
+
+
+def sort_answers(
+    asked: Sequence[str], answers: Sequence[dict[str, Any]], moved: set[str]
+) -> tuple[list[str], list[str | None]]:
+    """Return the messages whose move must be asked for again, and what the API says
+    about when.
+
+    Take out of *moved* those that were certainly not moved: a refusal with 4xx says so.
+    After 5xx, or without an answer, the move may have happened.
+    """
+    status = {answer["id"]: answer["status"] for answer in answers}
+    done = {item for item in asked if status.get(item) in MOVED}
+    moved.difference_update(
+        item for item in asked if item not in done and 400 <= status.get(item, 0) < 500
+    )
+    left = [item for item in asked if item not in done]
+    refused = [status[item] for item in left if status.get(item, 503) not in BUSY]
+    if refused:
+        raise RuntimeError(
+            f"{len(refused)} messages could not be moved: HTTP {refused[0]}"
+        )
+    pauses = [
+        answer.get("headers", {}).get("Retry-After")
+        for answer in answers
+        if answer["id"] in left
+    ]
+    return left, pauses or [None]
 
 
 def main() -> None:
