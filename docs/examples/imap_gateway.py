@@ -169,18 +169,26 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
 
         Neither EXPUNGE nor CLOSE: these remove what other programs have marked, too.
         Without UIDPLUS the messages stay marked, and are listed no more.
+
+        Taking the marks back also removes one that another program has set meanwhile.
         """
         uids = [self._uids[number - 1] for number in numbers]
         try:
             self._mark(uids, "+FLAGS.SILENT")
-        except imaplib.IMAP4.abort:
+        except Exception:
+            # If the server is gone for good, nobody can take back what it has marked.
+            try:
+                self._mark(uids, "-FLAGS.SILENT")
+            except Exception as error:
+                self.handle_session_error(error)
             raise
-        except imaplib.IMAP4.error:  # the server is there, and refuses
-            self._mark(uids, "-FLAGS.SILENT")
-            raise
-        if self._has_uidplus:
-            for some in batches(uids):
-                self._uid_command("EXPUNGE", some)
+        # That has decided: whatever fails now, these messages are deleted.
+        try:
+            if self._has_uidplus:
+                for some in batches(uids):
+                    self._uid_command("EXPUNGE", some)
+        except Exception as error:
+            self.handle_session_error(error)
 
     def _mark(self, uids: Sequence[int], how: str) -> None:
         for some in batches(uids):
