@@ -22,6 +22,7 @@ from conftest import EXAMPLES, Gateway, command, started
 from door import PATIENCE, Door
 from test_each_gateway import SMALL, connected, delete, fetch, fetch_all
 
+import popart
 from tests.conftest import Client, authority, wait_until
 
 __all__ = ["authority"]
@@ -76,14 +77,19 @@ def test_names_and_passwords_are_passed_as_they_are(backend: Dovecot, gateway: G
         ("NO [UNAVAILABLE] Temporary authentication failure.", "SYS/TEMP"),
         ("NO [AUTHENTICATIONFAILED] Authentication failed.", "AUTH"),
         ("NO sorry", "AUTH"),
+        ("NO [PRIVACYREQUIRED] Not without TLS.", "SYS/TEMP"),
+        ("NO [CONTACTADMIN] The account is locked.", "SYS/TEMP"),
+        ("BAD User is authenticated but not connected.", "SYS/TEMP"),
+        ("", "SYS/TEMP"),  # no way to sign in
     ],
 )
 def test_a_failure_of_the_backend_is_not_a_wrong_password(
     backend: Dovecot, tmp_path: Path, refusal: str, answer: str
 ) -> None:
-    """If the IMAP server cannot check a password (RFC 5530: UNAVAILABLE), the client reads SYS/TEMP."""
+    """If the IMAP server does not say that the password is wrong (RFC 5530), the client reads SYS/TEMP."""
+    mechanisms = "AUTH=PLAIN" if refusal else "AUTH=GSSAPI"
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=refuse_sign_ins, args=[listener, refusal], daemon=True)
+        thread = threading.Thread(target=refuse_sign_ins, args=[listener, refusal, mechanisms], daemon=True)
         thread.start()
         with started(command(backend, listener.getsockname()[1]), tmp_path / "log") as gateway:
             with pytest.raises(poplib.error_proto, match=rf"-ERR \[{answer}\]"), gateway.client():
@@ -91,11 +97,11 @@ def test_a_failure_of_the_backend_is_not_a_wrong_password(
         thread.join()
 
 
-def refuse_sign_ins(listener: socket.socket, refusal: str) -> None:
+def refuse_sign_ins(listener: socket.socket, refusal: str, mechanisms: str) -> None:
     """Be an IMAP server, for one connection."""
     sock, _ = listener.accept()
     with sock, sock.makefile("rwb", buffering=0) as file:
-        file.write(b"* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] ready\r\n")
+        file.write(b"* OK ready\r\n")
         while line := file.readline():
             tag, command = line.split()[:2]
             if command == b"AUTHENTICATE":
@@ -103,7 +109,7 @@ def refuse_sign_ins(listener: socket.socket, refusal: str) -> None:
                 file.readline()
                 file.write(tag + f" {refusal}\r\n".encode())
             else:
-                file.write(b"* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\n" + tag + b" OK done\r\n")
+                file.write(f"* CAPABILITY IMAP4rev1 {mechanisms}\r\n".encode() + tag + b" OK done\r\n")
 
 
 def test_reading_leaves_no_trace(backend: Dovecot, gateway: Gateway) -> None:
@@ -317,3 +323,21 @@ def test_expunge_fails(backend: Dovecot, handler: Any, refuse: Refuse, answer: C
     handler.delete_messages([1, 2, 3, 4])
     assert len(handler.list_messages()) == 1
     assert backend.mail() == SMALL[4:]
+
+
+def test_a_password_that_is_refused_later(backend: Dovecot, handler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token may expire before a reconnect.  Nobody is told of a wrong password, and it is not sent again."""
+    asked = []
+
+    def refuse(imap: imaplib.IMAP4, mechanism: str, respond: Any) -> Any:
+        asked.append(mechanism)
+        raise imaplib.IMAP4.error("[AUTHENTICATIONFAILED] no")
+
+    monkeypatch.setattr(imaplib.IMAP4, "authenticate", refuse)
+    handler._imap.shutdown()
+    for ask in (lambda: handler.get_message_reader(1).read(10), lambda: handler.delete_messages([1])):
+        with pytest.raises(popart.ReportableError, match="by now") as caught:
+            ask()
+        assert caught.value.code == "SYS/TEMP"
+    assert asked == ["PLAIN"]
+    assert backend.mail() == SMALL

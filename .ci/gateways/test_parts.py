@@ -7,6 +7,8 @@ import importlib
 import pytest
 from conftest import EXAMPLES
 
+import popart
+
 
 def test_short_answers_without_a_literal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece may come as a quoted string or as NIL (RFC 3501 section 4.3): RFC 3501 allows it where it is short."""
@@ -20,6 +22,17 @@ def test_short_answers_without_a_literal(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         monkeypatch.setattr(handler, "_uid_command", lambda *command, answer=answer: [answer])
         assert handler._fetch(7, 0, 100) == octets
+
+
+def test_nil_within_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the end of a message comes an empty string.  NIL there says that the message is gone."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    handler = importlib.import_module("imap_gateway").IMAPHandler(lambda: None)
+    monkeypatch.setattr(handler, "_uid_command", lambda *command: [b"1 (UID 7 BODY[]<100> NIL)"])
+    with pytest.raises(popart.ReportableError, match="gone"):
+        handler._fetch(7, 100, 100)
+    monkeypatch.setattr(handler, "_uid_command", lambda *command: [b'1 (UID 7 BODY[]<100> "")'])
+    assert handler._fetch(7, 100, 100) == b""
 
 
 def test_errors_that_hold_a_secret(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
