@@ -42,6 +42,9 @@ class FakeGraph:
 
     between_pages: Callable[[], None] = lambda: None
     next_host: str | None = None
+    is_circular: bool = False
+    """Whether the last page names the first as the next."""
+
     lost_answers: int = 0
     """How many answers are still to be missing from batches, with nothing done."""
 
@@ -79,10 +82,10 @@ class FakeGraph:
     def answer(self, method: str, target: str, headers: Any, body: bytes) -> Answer:
         with self.guard:
             self.asked.append(f"{method} {target}")
-            if target == "/tenant/oauth2/v2.0/token":
-                return self._give_token(body)
             if fault := self._fault(method, target):
                 return fault
+            if target == "/tenant/oauth2/v2.0/token":
+                return self._give_token(body)
             if headers["Authorization"] != f"Bearer {self.token}":
                 return 401, {}, b'{"error": {"code": "InvalidAuthenticationToken"}}'
             assert headers["Prefer"] == 'IdType="ImmutableId"'
@@ -118,6 +121,8 @@ class FakeGraph:
         ids = [identifier for identifier, message in self.messages.items() if message.folder == "inbox"]
         page: dict[str, Any] = {"value": [{"id": identifier} for identifier in ids[start : start + self.page_size]]}
         following = start + self.page_size
+        if following >= len(ids) and self.is_circular:
+            following = 0
         if following < len(ids):
             page["@odata.nextLink"] = f"http://{self.next_host or host}{path}?$select=id&$skip={following}"
         return 200, {}, json.dumps(page).encode()

@@ -47,3 +47,11 @@ def test_nobody_can_sign_in(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "POP3_USERS"}
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "set POP3_USERS" in done.stderr
+
+
+def test_variables_that_are_missing() -> None:
+    """The gateway to an HTTP API names what it needs, and does not start."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRAPH_")}
+    command = [sys.executable, str(EXAMPLES / "graph_gateway.py")]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "GRAPH_TENANT, GRAPH_CLIENT_ID, GRAPH_CLIENT_SECRET" in done.stderr

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import poplib
+from email.utils import formatdate
 
 import pytest
 from backends import Graph
 from conftest import Gateway
+from door import Door
 from test_each_gateway import LARGE, SMALL, delete, fetch, fetch_all
 
 pytestmark = pytest.mark.parametrize("backend", ["graph"], indirect=True)
@@ -48,10 +50,10 @@ def test_requests_that_come_too_soon(backend: Graph, gateway: Gateway) -> None:
     """HTTP 429 and 503 are waited out, as long as Retry-After says, wherever they come."""
     backend.deliver(*SMALL)
     fake = backend.fake
-    fake.fail(r"GET .*/inbox/messages", 429, times=2, Retry_After="0")
-    fake.fail(r"GET .*value", 429, Retry_After="1")
+    fake.fail(r"POST .*token", 503, Retry_After="1")
+    fake.fail(r"GET .*/inbox/messages", 429, Retry_After="1")
     fake.fail(r"GET .*value", 503, Retry_After="0")
-    fake.fail(r"POST .*batch", 429, Retry_After="0")
+    fake.fail(r"POST .*batch", 429, Retry_After=formatdate(usegmt=True))
     fake.fail(r"batch", 429, times=2, Retry_After="0")
     with gateway.client() as client:
         assert fetch_all(client) == SMALL
@@ -73,6 +75,31 @@ def test_a_wait_that_no_client_would_bear(backend: Graph, gateway: Gateway) -> N
             client.retr(1)
         assert fetch_all(client) == SMALL
         client.quit()
+
+
+def test_pages_that_go_round(backend: Graph, gateway: Gateway) -> None:
+    """A list that comes back to a page is no list: the client reads SYS/TEMP, and the requests end."""
+    backend.deliver(*SMALL)
+    backend.fake.is_circular = True
+    with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"), gateway.client():
+        pass
+    assert "round in a circle" in gateway.log()
+
+
+def test_a_token_that_is_not_given(backend: Graph, door: Door, gateway: Gateway) -> None:
+    """A lost answer is asked for once more.  A refusal is not taken for one of the API's."""
+    backend.deliver(*SMALL)
+    door.shut_at(b"POST /tenant/oauth2", answer_is_lost=True)
+    with gateway.client() as client:
+        assert door.was_shut.is_set()
+        for status in (404, 401):
+            backend.fake.expire()
+            backend.fake.fail(r"POST .*token", status)
+            with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+                client.retr(1)
+        assert fetch_all(client) == SMALL
+        client.quit()
+    assert "no token: HTTP 404" in gateway.log() and "no token: HTTP 401" in gateway.log()
 
 
 def test_a_token_that_expires(backend: Graph, gateway: Gateway) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import time
+from email.utils import formatdate
 
 import pytest
 from conftest import EXAMPLES
@@ -33,6 +35,16 @@ def test_nil_within_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
         handler._fetch(7, 100, 100)
     monkeypatch.setattr(handler, "_uid_command", lambda *command: [b'1 (UID 7 BODY[]<100> "")'])
     assert handler._fetch(7, 100, 100) == b""
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "least", "most"),
+    [(None, 1, 1), ("", 1, 1), ("soon", 1, 1), ("0", 1, 1), ("7", 7, 7), (formatdate(time.time() + 9999), 9, 9999)],
+)
+def test_how_long_to_wait(monkeypatch: pytest.MonkeyPatch, retry_after: str | None, least: int, most: int) -> None:
+    """Retry-After has seconds or a date (RFC 9110 section 10.2.3).  No wait is shorter than a second."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    assert least <= importlib.import_module("graph_gateway").seconds(retry_after) <= most
 
 
 def test_errors_that_hold_a_secret(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,9 +4,11 @@ It needs nothing but popart::
     GRAPH_TENANT=... GRAPH_CLIENT_ID=... GRAPH_CLIENT_SECRET=... \\
     POP3_USERS='alice@example.org:secret' python3 docs/examples/graph_gateway.py
 
-The application has the permission Mail.ReadWrite.  The passwords are this gateway's
-own: a device that only knows passwords can then read a mailbox that only takes tokens.
-Deleted messages go to the folder "Deleted Items".
+The application has the permission Mail.ReadWrite.  That opens every mailbox of the
+tenant, so limit it to these users' mailboxes: "RBAC for Applications in Exchange
+Online" says how.  The passwords are this gateway's own: a device that only knows
+passwords can then read a mailbox that only takes tokens.  Deleted messages go to the
+folder "Deleted Items".
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException, IncompleteRead
 from typing import IO, Any
 from urllib.error import HTTPError
@@ -29,10 +31,14 @@ from gateway import TIMEOUT, GatewayHandler, Users, make_parser, serve, short_id
 import popart
 
 PATIENCE = 20.0
-"""Seconds that a request waits in all, if the API wants it to come later."""
+"""Seconds after which a command waits no longer, if the API wants it to come later."""
 
 BATCH = 20
 """Requests that one $batch takes."""
+
+IMMUTABLE = {"Prefer": 'IdType="ImmutableId"'}
+"""Without it, a message that is moved gets another id, and POP3 clients would fetch it
+again."""
 
 BUSY = (429, 503, 504)
 
@@ -61,37 +67,49 @@ class API:
         self.address = address
         self._token_address = token_address
         self._credentials = credentials
-        self._guard = threading.Lock()
-        self._token = ""
-        self._renew_at = 0.0
+        self._token, self._renew_at = "", 0.0
         self._opener = urllib.request.build_opener(NoRedirects)
 
     def _get_token(self, refused: str | None) -> str:
         """Return the token, a new one if it is the one that was refused, or will expire
-        soon."""
-        with self._guard:
-            if self._token in ("", refused) or time.monotonic() >= self._renew_at:
-                request = urllib.request.Request(
-                    self._token_address, urlencode(self._credentials).encode()
-                )
+        soon.
+
+        No lock: no session waits for another one's request, and a token that two have
+        asked for does no harm.
+        """
+        token = self._token
+        if token in ("", refused) or time.monotonic() >= self._renew_at:
+            request = urllib.request.Request(
+                self._token_address, urlencode(self._credentials).encode()
+            )
+            try:
                 with self._opener.open(request, timeout=TIMEOUT) as response:
                     answer = json.load(response)
-                self._token = answer["access_token"]
-                self._renew_at = time.monotonic() + answer["expires_in"] - 60
-            return self._token
+            except HTTPError as error:
+                if error.code in BUSY:
+                    raise
+                # As an HTTPError it would be taken for an answer of the API.
+                with error:
+                    raise RuntimeError(f"no token: HTTP {error.code}") from None
+            token = answer["access_token"]
+            self._renew_at = time.monotonic() + answer["expires_in"] - 60
+            self._token = token
+        return token
 
-    def ask(self, path: str, body: object = None) -> IO[bytes]:
+    def ask(
+        self, path: str, body: object = None, deadline: float | None = None
+    ) -> IO[bytes]:
         """Return the whole answer.  If the API is busy, wait as long as it says; if the
         token is refused, renew it.
 
         Ask only for what may be done twice: if an answer is lost, it is asked for once
         more.
         """
-        deadline = time.monotonic() + PATIENCE
-        refused, is_lost = None, False
+        deadline = deadline or time.monotonic() + PATIENCE
+        token, refused, is_lost = "", None, False
         while True:
-            token = self._get_token(refused)
             try:
+                token = self._get_token(refused)
                 return self._ask_once(path, body, token)
             except HTTPError as error:
                 with error:
@@ -118,13 +136,11 @@ class API:
         try:
             with self._opener.open(request, timeout=TIMEOUT) as response:
                 shutil.copyfileobj(response, answer)
-                length, coding = (
-                    response.headers["Content-Length"],
-                    response.headers["Transfer-Encoding"],
-                )
+                length = response.headers["Content-Length"]
+                coding = response.headers.get("Transfer-Encoding", "")
             # Without these two checks, a connection that was lost in the body or in the
             # header is taken for the end.
-            if (length is None and coding != "chunked") or (
+            if (length is None and coding.lower() != "chunked") or (
                 length is not None and int(length) != answer.tell()
             ):
                 raise IncompleteRead(b"")
@@ -134,15 +150,20 @@ class API:
             raise
         return answer
 
-    def ask_json(self, path: str, body: object = None) -> Any:
-        with self.ask(path, body) as answer:
+    def ask_json(self, path: str, body: object, deadline: float) -> Any:
+        with self.ask(path, body, deadline) as answer:
             return json.load(answer)
 
     def pages(self, path: str) -> Iterator[Any]:
         """Yield the items of a list that comes in pages."""
+        deadline = time.monotonic() + PATIENCE
         following: str | None = path
+        seen = set()
         while following:
-            page = self.ask_json(following)
+            if following in seen:
+                raise ValueError("the pages of the list go round in a circle")
+            seen.add(following)
+            page = self.ask_json(following, None, deadline)
             yield from page["value"]
             address = page.get("@odata.nextLink")
             if address is not None and not address.startswith(f"{self.address}/"):
@@ -152,22 +173,27 @@ class API:
             following = address and address.removeprefix(self.address)
 
 
-IMMUTABLE = {"Prefer": 'IdType="ImmutableId"'}
-"""Without it, a message that is moved gets another id, and POP3 clients would fetch it
-again."""
-
-
 def wait(answers: Sequence[str | None], deadline: float) -> None:
-    """Wait as long as the API says by Retry-After, in seconds, but no longer than a
-    client would."""
-    pause = max(
-        float(answer) if answer and answer.isdecimal() else 1.0 for answer in answers
-    )
+    """Wait as long as the API says by Retry-After, but no longer than a client
+    would."""
+    pause = max(map(seconds, answers))
     if time.monotonic() + pause > deadline:
         raise popart.ReportableError(
             "the mailboxes are busy, please try again later", code="SYS/TEMP"
         )
     time.sleep(pause)
+
+
+def seconds(retry_after: str | None) -> float:
+    """Return how long to wait: Retry-After has seconds, or a date.  It is one second at
+    least."""
+    if retry_after and retry_after.isdecimal():
+        return max(1.0, float(retry_after))
+    try:
+        date = parsedate_to_datetime(retry_after or "")
+    except ValueError:
+        return 1.0
+    return max(1.0, date.timestamp() - time.time())
 
 
 class GraphHandler(GatewayHandler):
@@ -232,7 +258,7 @@ class GraphHandler(GatewayHandler):
             while left:
                 moved.update(left)  # until the answer is there, nobody knows
                 requests = [self._make_move(item, source, target) for item in left]
-                answer = self._api.ask_json("/$batch", {"requests": requests})
+                answer = self._api.ask_json("/$batch", {"requests": requests}, deadline)
                 left, pauses = sort_answers(left, answer["responses"], moved)
                 if left:
                     wait(pauses, deadline)
@@ -293,17 +319,17 @@ def main() -> None:
         help="where tokens come from",
     )
     options = parser.parse_args()
+    variables = ("GRAPH_TENANT", "GRAPH_CLIENT_ID", "GRAPH_CLIENT_SECRET")
+    tenant, client, secret = (os.environ.get(name) for name in variables)
+    if not (tenant and client and secret):
+        parser.error(f"set the environment variables {', '.join(variables)}")
     credentials = {
         "grant_type": "client_credentials",
-        "client_id": os.environ["GRAPH_CLIENT_ID"],
-        "client_secret": os.environ["GRAPH_CLIENT_SECRET"],
+        "client_id": client,
+        "client_secret": secret,
         "scope": "https://graph.microsoft.com/.default",
     }
-    api = API(
-        options.api,
-        f"{options.login}/{os.environ['GRAPH_TENANT']}/oauth2/v2.0/token",
-        credentials,
-    )
+    api = API(options.api, f"{options.login}/{tenant}/oauth2/v2.0/token", credentials)
     users = Users()
     serve(options, lambda peer: GraphHandler(api, users))
 
