@@ -46,7 +46,8 @@ CREATE TABLE IF NOT EXISTS message (
 
 class Store:
     """Each call has a connection of its own.  If the call is cancelled, its connection
-    closes, and rolls back."""
+    closes, and rolls back.  A commit that has begun is not rolled back: closing waits
+    for it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -104,11 +105,16 @@ class AsyncHandler(GatewayHandler):
         self._messages: list[tuple[int, int, str]] = []
 
     def _ask(self, question: Coroutine[Any, Any, Answer]) -> Answer:
-        """Have the event loop answer, and cancel the question if that takes too
-        long."""
-        answer = asyncio.run_coroutine_threadsafe(question, self._loop)
+        """Have the event loop answer, and cancel the question if that takes too long.
+
+        The loop itself looks at the time, and says so only when the question is over:
+        nothing happens later, when the maildrop is unlocked.  The second limit is for a
+        loop that is stuck.
+        """
+        limited = asyncio.wait_for(question, TIMEOUT)
+        answer = asyncio.run_coroutine_threadsafe(limited, self._loop)
         try:
-            return answer.result(TIMEOUT)
+            return answer.result(2 * TIMEOUT)
         finally:
             answer.cancel()
 
