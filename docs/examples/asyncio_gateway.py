@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 import aiosqlite
 from gateway import (
     TIMEOUT,
-    GatewayHandler,
+    OwnUsersHandler,
     PieceReader,
     Users,
     make_parser,
     open_server,
+    read_users,
 )
 
 import popart
@@ -95,12 +96,12 @@ class Store:
 # 2. The handler.  popart calls it in the session's thread.
 
 
-class AsyncHandler(GatewayHandler):
+class AsyncHandler(OwnUsersHandler):
     def __init__(
         self, store: Store, users: Users, loop: asyncio.AbstractEventLoop
     ) -> None:
+        super().__init__(users)
         self._store = store
-        self._users = users
         self._loop = loop
         self._messages: list[tuple[int, int, str]] = []
 
@@ -117,10 +118,6 @@ class AsyncHandler(GatewayHandler):
             return answer.result(2 * TIMEOUT)
         finally:
             answer.cancel()
-
-    def authenticate_pass(self, username: str, password: str) -> None:
-        self._users.check(username, password)
-        self.username = username
 
     def list_messages(self) -> list[tuple[int, str]]:
         self._messages = self._ask(self._store.find(self.username))
@@ -168,7 +165,7 @@ async def main() -> None:
         "database", help="the file with the mail; it is made if it is not there"
     )
     options = parser.parse_args()
-    users, store = Users(), Store(options.database)
+    users, store = read_users(), Store(options.database)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     await store.create()
     # A signal handler that closes the server would do so on the loop's thread.  So it

@@ -26,7 +26,15 @@ from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import quote, urlencode
 
-from gateway import TIMEOUT, GatewayHandler, Users, make_parser, serve, short_id
+from gateway import (
+    TIMEOUT,
+    OwnUsersHandler,
+    Users,
+    make_parser,
+    read_users,
+    serve,
+    short_id,
+)
 
 import popart
 
@@ -196,15 +204,11 @@ def seconds(retry_after: str | None) -> float:
     return max(1.0, date.timestamp() - time.time())
 
 
-class GraphHandler(GatewayHandler):
+class GraphHandler(OwnUsersHandler):
     def __init__(self, api: API, users: Users) -> None:
+        super().__init__(users)
         self._api = api
-        self._users = users
         self._ids: list[str] = []
-
-    def authenticate_pass(self, username: str, password: str) -> None:
-        self._users.check(username, password)
-        self.username = username
 
     @property
     def _mailbox(self) -> str:
@@ -330,7 +334,7 @@ def main() -> None:
         "scope": "https://graph.microsoft.com/.default",
     }
     api = API(options.api, f"{options.login}/{tenant}/oauth2/v2.0/token", credentials)
-    users = Users()
+    users = read_users()
     serve(options, lambda peer: GraphHandler(api, users))
 
 

@@ -21,10 +21,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 from gateway import (
     TIMEOUT,
-    GatewayHandler,
+    OwnUsersHandler,
     PieceReader,
     Users,
     make_parser,
+    read_users,
     serve,
     short_id,
     twice,
@@ -48,17 +49,13 @@ Object = dict[str, Any]
 """What S3 lists of an object: Key, ETag, Size, LastModified."""
 
 
-class S3Handler(GatewayHandler):
+class S3Handler(OwnUsersHandler):
     def __init__(self, s3: Any, bucket: str, users: Users) -> None:
+        super().__init__(users)
         # One client for all sessions: threads may share boto3's clients.
         self._s3 = s3
         self._bucket = bucket
-        self._users = users
         self._objects: list[Object] = []
-
-    def authenticate_pass(self, username: str, password: str) -> None:
-        self._users.check(username, password)
-        self.username = username
 
     # Reading.
 
@@ -195,7 +192,7 @@ def main() -> None:
         max_pool_connections=50,
     )
     s3 = boto3.client("s3", endpoint_url=options.endpoint, config=limits)
-    users = Users()
+    users = read_users()
     serve(options, lambda peer: S3Handler(s3, options.bucket, users))
 
 
