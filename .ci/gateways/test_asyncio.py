@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from conftest import EXAMPLES, Gateway, need, started
 from door import PATIENCE
-from test_each_gateway import LARGE, SMALL, delete, fetch_all
-from wire_suite import ALL, failures
+from test_each_gateway import LARGE, SMALL, curl, delete, fetch_all
+from wire_suite import ALL, HARD, failures
 
 import popart
 from tests.conftest import nothing_left as nothing_left
@@ -64,6 +64,13 @@ def test_poplib(store: Any, gateway: Gateway) -> None:
             assert fetch_all(client) == left
             delete(client, *[number for number in (1, 3) if len(left) == 6])
             client.quit()
+
+
+def test_curl(store: Any, gateway: Gateway) -> None:
+    """curl fetches each message, octet by octet."""
+    messages = [HARD["dots"], HARD["eight-bit"], LARGE]
+    deliver(store, *messages)
+    assert [curl(gateway, number) for number in (1, 2, 3)] == messages
 
 
 def test_the_wire_suite(store: Any, gateway: Gateway) -> None:
