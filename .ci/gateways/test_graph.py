@@ -171,6 +171,19 @@ def test_all_or_none_where_nobody_knows(backend: Graph, gateway: Gateway, answer
     assert backend.mail() == SMALL
 
 
+def test_a_move_that_cannot_be_undone(backend: Graph, gateway: Gateway) -> None:
+    """The client reads -ERR.  The log has both failures, and the mail is in "Deleted Items"."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2)
+        backend.fake.fail(r"batch .*/inbox/.*0000%2B", 403)
+        backend.fake.fail(r"batch .*/deleteditems/.*0001%2B", 423)
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    assert "HTTP 403" in gateway.log() and "HTTP 423" in gateway.log()
+    assert (backend.mail(), backend.fake.in_folder("deleteditems")) == ([SMALL[0], *SMALL[2:]], [SMALL[1]])
+
+
 @pytest.mark.parametrize("answer", [None, 504])
 def test_a_move_that_happened_without_an_answer(backend: Graph, gateway: Gateway, answer: int | None) -> None:
     """It is asked for again, and counts as done if the message is no longer in the folder."""
