@@ -136,8 +136,12 @@ class FakeGraph:
                 self.lost_answers -= 1
                 continue
             status: int | None
-            status, headers, _ = self._fault("batch", request["url"]) or (self._move(request), {}, b"")
-            if self.done_all_the_same and status == 201 and (status := self.done_all_the_same.pop()) is None:
+            if self.done_all_the_same:
+                self._move(request)
+                status, headers = self.done_all_the_same.pop(), {}
+            else:
+                status, headers, _ = self._fault("batch", request["url"]) or (self._move(request), {}, b"")
+            if status is None:
                 continue
             responses.append({"id": request["id"], "status": status, "headers": headers, "body": {}})
         return json.dumps({"responses": responses}).encode()

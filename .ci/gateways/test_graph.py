@@ -171,6 +171,19 @@ def test_all_or_none_where_nobody_knows(backend: Graph, gateway: Gateway, answer
     assert backend.mail() == SMALL
 
 
+def test_a_refusal_says_nothing_about_an_earlier_try(backend: Graph, gateway: Gateway) -> None:
+    """A move happened without an answer, and the next try is told to come later: it is undone, too."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2, 3)
+        backend.fake.done_all_the_same = [None]
+        backend.fake.fail(r"batch .*0002%2B", 429, Retry_After="3600")
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\] the mailboxes are busy"):
+            client.quit()
+    assert not backend.fake.faults
+    assert backend.mail() == SMALL
+
+
 def test_a_move_that_cannot_be_undone(backend: Graph, gateway: Gateway) -> None:
     """The client reads -ERR.  The log has both failures, and the mail is in "Deleted Items"."""
     backend.deliver(*SMALL)

@@ -242,28 +242,30 @@ class GraphHandler(OwnUsersHandler):
     def delete_messages(self, numbers: Sequence[int]) -> None:
         """Move all or none: if one cannot be moved, those that were moved come back."""
         doomed = [self._ids[number - 1] for number in numbers]
-        moved: set[str] = set()
+        asked: list[str] = []
         try:
-            self._move(doomed, "inbox", "deleteditems", moved)
+            self._move(doomed, "inbox", "deleteditems", asked)
         except BaseException:
             try:
-                self._move(sorted(moved), "deleteditems", "inbox", set())
+                # What was not moved is not in that folder, and that is no error.
+                self._move(asked, "deleteditems", "inbox", [])
             except Exception as error:
                 self.handle_session_error(error)
             raise
 
     def _move(
-        self, identifiers: Sequence[str], source: str, target: str, moved: set[str]
+        self, identifiers: Sequence[str], source: str, target: str, asked: list[str]
     ) -> None:
-        """Move messages, and tell in *moved* which ones may be in the target now."""
+        """Move messages, and tell in *asked* which ones may be in the target now: an
+        answer may be lost, and a refusal says nothing about an earlier try."""
         deadline = time.monotonic() + PATIENCE
         for start in range(0, len(identifiers), BATCH):
             left = list(identifiers[start : start + BATCH])
+            asked += left
             while left:
-                moved.update(left)  # until the answer is there, nobody knows
                 requests = [self._make_move(item, source, target) for item in left]
                 answer = self._api.ask_json("/$batch", {"requests": requests}, deadline)
-                left, pauses = sort_answers(left, answer["responses"], moved)
+                left, pauses = sort_answers(left, answer["responses"])
                 if left:
                     wait(pauses, deadline)
 
@@ -285,20 +287,13 @@ class GraphHandler(OwnUsersHandler):
 
 
 def sort_answers(
-    asked: Sequence[str], answers: Sequence[dict[str, Any]], moved: set[str]
+    asked: Sequence[str], answers: Sequence[dict[str, Any]]
 ) -> tuple[list[str], list[str | None]]:
     """Return the messages whose move must be asked for again, and what the API says
-    about when.
-
-    Take out of *moved* those that were certainly not moved: a refusal with 4xx says so.
-    After 5xx, or without an answer, the move may have happened.
-    """
+    about when.  Raise if it refuses one."""
     status = {answer["id"]: answer["status"] for answer in answers}
-    done = {item for item in asked if status.get(item) in MOVED}
-    moved.difference_update(
-        item for item in asked if item not in done and 400 <= status.get(item, 0) < 500
-    )
-    left = [item for item in asked if item not in done]
+    # Also what has no answer.
+    left = [item for item in asked if status.get(item) not in MOVED]
     refused = [status[item] for item in left if status.get(item, 503) not in BUSY]
     if refused:
         raise RuntimeError(
