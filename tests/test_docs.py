@@ -346,6 +346,36 @@ def test_two_ports(mail_db: Path, authority: trustme.CA, number: signal.Signals)
         assert server.wait(PATIENCE) == 0 and all(map(is_refused, ports))
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["plain", "tls"])
+def test_two_ports_and_a_second_signal(mail_db: Path, authority: trustme.CA, which: int) -> None:
+    """howto-tls: who is told once more does not wait for a client that does not read, which has 5 seconds."""
+    certificates = Certificates(authority, mail_db)
+    certificates.issue()
+    context = [None, certificates.context][which]
+    with process(mail_db, sys.executable, "two_ports.py") as server:
+        ports = [port_of(server), port_of(server)]
+        with client_that_does_not_read(mail_db, ports[which], context):
+            server.terminate()
+            wait_until(lambda: all(map(is_refused, ports)))
+            server.terminate()
+            assert server.wait(4) == 0
+
+
+def test_two_ports_end_together(mail_db: Path, authority: trustme.CA) -> None:
+    """howto-tls: if one server ends by itself, no half service is left."""
+    Certificates(authority, mail_db).issue()
+    program = textwrap.dedent("""
+        import popart, runpy
+
+        serve, fails = popart.Server.serve_forever, iter([True, False])
+        popart.Server.serve_forever = lambda server: 1 / 0 if next(fails) else serve(server)
+        runpy.run_path("two_ports.py", run_name="__main__")
+    """)
+    with process(mail_db, sys.executable, "-c", program, stderr=subprocess.PIPE) as server:
+        assert server.wait(PATIENCE) == 0
+        assert server.stderr is not None and "ZeroDivisionError" in server.stderr.read()
+
+
 def test_a_context_in_use_is_spoilt_by_files_that_do_not_fit(authority: trustme.CA, tmp_path: Path) -> None:
     """howto-tls: why serve_tls.py makes a new context."""
     certificates = Certificates(authority, tmp_path)
@@ -542,12 +572,14 @@ def test_sigterm_drains(mail_db: Path, namespace: list[str]) -> None:
 
 
 @contextmanager
-def client_that_does_not_read(directory: Path, port: int) -> Iterator[None]:
+def client_that_does_not_read(directory: Path, port: int, context: ssl.SSLContext | None = None) -> Iterator[None]:
     """Ask for a large message, and read no more than its first line."""
     octets = b"Subject: large\r\n\r\n" + b"x" * 30_000_000 + b"\r\n"
     with closing(sqlite3.connect(directory / "mail.db")) as db, db:
         db.execute("UPDATE message SET size = ?, octets = ? WHERE id = 1", (len(octets), octets))
-    with socket.create_connection(("127.0.0.1", port)) as sock, closing(Client(sock)) as client:
+    with socket.create_connection(("127.0.0.1", port)) as raw, ExitStack() as stack:
+        sock = raw if context is None else stack.enter_context(context.wrap_socket(raw, server_hostname="localhost"))
+        client = stack.enter_context(closing(Client(sock)))
         assert client.line().startswith(b"+OK")
         client.sign_in()
         assert client.ask(b"RETR 1").startswith(b"+OK")
@@ -583,7 +615,8 @@ def test_a_second_sigterm_ends_the_grace(mail_db: Path) -> None:
 def test_a_second_signal_in_each_example() -> None:
     """The first signal of an example that drains is shutdown(); each other one is server_close().
 
-    Exceptions are an example with several servers, and one whose signals come to an event loop's thread.
+    Exceptions are an example with several servers, which has a test of its own, and one whose signals come to an event
+    loop's thread.
     """
     texts = [path.read_text("utf-8") for path in EXAMPLES.rglob("*.py") if path.name != "two_ports.py"]
     examples = [text for text in texts if "SIGTERM" in text and "import asyncio" not in text]

@@ -42,8 +42,14 @@ class FakeGraph:
 
     between_pages: Callable[[], None] = lambda: None
     next_host: str | None = None
+    is_circular: bool = False
+    """Whether the last page names the first as the next."""
+
     lost_answers: int = 0
     """How many answers are still to be missing from batches, with nothing done."""
+
+    done_all_the_same: list[int | None] = field(default_factory=list)
+    """What the next requests of batches are answered, although they are done; None is no answer."""
 
     cut_bodies: int = 0
     """How many messages are still to break off half-way."""
@@ -76,10 +82,10 @@ class FakeGraph:
     def answer(self, method: str, target: str, headers: Any, body: bytes) -> Answer:
         with self.guard:
             self.asked.append(f"{method} {target}")
-            if target == "/tenant/oauth2/v2.0/token":
-                return self._give_token(body)
             if fault := self._fault(method, target):
                 return fault
+            if target == "/tenant/oauth2/v2.0/token":
+                return self._give_token(body)
             if headers["Authorization"] != f"Bearer {self.token}":
                 return 401, {}, b'{"error": {"code": "InvalidAuthenticationToken"}}'
             assert headers["Prefer"] == 'IdType="ImmutableId"'
@@ -115,6 +121,8 @@ class FakeGraph:
         ids = [identifier for identifier, message in self.messages.items() if message.folder == "inbox"]
         page: dict[str, Any] = {"value": [{"id": identifier} for identifier in ids[start : start + self.page_size]]}
         following = start + self.page_size
+        if following >= len(ids) and self.is_circular:
+            following = 0
         if following < len(ids):
             page["@odata.nextLink"] = f"http://{self.next_host or host}{path}?$select=id&$skip={following}"
         return 200, {}, json.dumps(page).encode()
@@ -127,15 +135,22 @@ class FakeGraph:
             if self.lost_answers:
                 self.lost_answers -= 1
                 continue
-            status, headers, _ = self._fault("batch", request["url"]) or (self._move(request), {}, b"")
+            status: int | None
+            if self.done_all_the_same:
+                self._move(request)
+                status, headers = self.done_all_the_same.pop(), {}
+            else:
+                status, headers, _ = self._fault("batch", request["url"]) or (self._move(request), {}, b"")
+            if status is None:
+                continue
             responses.append({"id": request["id"], "status": status, "headers": headers, "body": {}})
         return json.dumps({"responses": responses}).encode()
 
     def _move(self, request: dict[str, Any]) -> int:
-        found = re.fullmatch(r"/users/alice/messages/([^/]+)/move", request["url"])
+        found = re.fullmatch(r"/users/alice/mailFolders/(\w+)/messages/([^/]+)/move", request["url"])
         assert found and request["method"] == "POST" and request["headers"]["Prefer"] == 'IdType="ImmutableId"'
-        message = self.messages.get(unquote(found[1]))
-        if message is None:
+        message = self.messages.get(unquote(found[2]))
+        if message is None or message.folder != found[1]:
             return 404
         message.folder = request["body"]["destinationId"]
         return 201

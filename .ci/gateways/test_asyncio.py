@@ -9,7 +9,7 @@ import poplib
 import sqlite3
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from conftest import EXAMPLES, Gateway, need, started
 from door import PATIENCE
-from test_each_gateway import LARGE, SMALL, delete, fetch_all
-from wire_suite import ALL, failures
+from test_each_gateway import LARGE, SMALL, curl, delete, fetch_all
+from wire_suite import ALL, HARD, failures
 
 import popart
 from tests.conftest import nothing_left as nothing_left
@@ -64,6 +64,13 @@ def test_poplib(store: Any, gateway: Gateway) -> None:
             assert fetch_all(client) == left
             delete(client, *[number for number in (1, 3) if len(left) == 6])
             client.quit()
+
+
+def test_curl(store: Any, gateway: Gateway) -> None:
+    """curl fetches each message, octet by octet."""
+    messages = [HARD["dots"], HARD["eight-bit"], LARGE]
+    deliver(store, *messages)
+    assert [curl(gateway, number) for number in (1, 2, 3)] == messages
 
 
 def test_the_wire_suite(store: Any, gateway: Gateway) -> None:
@@ -139,13 +146,14 @@ class SlowStore:
         await self._store.delete(messages)
 
 
-def quit_with_deletions(port: int) -> bytes:
+def quit_with_deletions(port: int, before_quit: Callable[[], None] = lambda: None) -> bytes:
     """Delete message 1; return the answer to QUIT."""
     client = poplib.POP3("127.0.0.1", port, timeout=PATIENCE)
     try:
         client.user("alice")
         client.pass_("secret")
         client.dele(1)
+        before_quit()
         return client.quit()
     except poplib.error_proto as error:
         return error.args[0]  # type: ignore[no-any-return]
@@ -205,3 +213,33 @@ def test_a_question_that_takes_too_long_is_cancelled(
     assert answers[0].startswith(b"-ERR [SYS/TEMP]")
     assert slow.was_cancelled
     assert len(asyncio.run(store.find("alice"))) == len(SMALL)
+
+
+class LateStore(SlowStore):
+    """A store whose commit has begun when the question is cancelled: it ends a moment later, and is over then."""
+
+    async def delete(self, messages: list[int]) -> None:
+        try:
+            await self.may_go_on.wait()
+        finally:
+            await asyncio.sleep(0.1)
+            await self._store.delete(messages)
+            self.begun.set()
+
+
+def test_a_commit_that_cannot_be_cancelled(module: ModuleType, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client reads -ERR only when the commit is over: nothing is deleted after the maildrop was unlocked."""
+    deliver(store, *SMALL)
+    late = LateStore(store)
+    was_over = []
+
+    def ask(port: int) -> None:
+        answer = quit_with_deletions(port, lambda: monkeypatch.setattr(module, "TIMEOUT", 1.0))
+        assert answer.startswith(b"-ERR [SYS/TEMP]")
+        was_over.append(late.begun.is_set())
+
+    async def during(port: int) -> None:
+        await asyncio.to_thread(ask, port)
+
+    serve(module, late, during)
+    assert was_over == [True]

@@ -40,10 +40,21 @@ def test_the_documented_command(script: str, number: signal.Signals, tmp_path: P
     assert gateway.log() == ""
 
 
-def test_nobody_can_sign_in(tmp_path: Path) -> None:
-    """Without users of its own, a gateway that needs them says so and does not start."""
+@pytest.mark.parametrize("users", [None, "", "alice", "alice:secret bob", "alice:"])
+def test_nobody_can_sign_in(tmp_path: Path, users: str | None) -> None:
+    """Without users of its own, or a password of one, a gateway that needs them says so and does not start."""
     need(importlib.util.find_spec("aiosqlite"), "aiosqlite")
     command = [sys.executable, str(EXAMPLES / "asyncio_gateway.py"), str(tmp_path / "mail.db")]
     environment = {name: value for name, value in os.environ.items() if name != "POP3_USERS"}
+    if users is not None:
+        environment["POP3_USERS"] = users
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and "set POP3_USERS" in done.stderr
+    assert done.returncode == 1 and "set POP3_USERS" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_variables_that_are_missing() -> None:
+    """The gateway to an HTTP API names what it needs, and does not start."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRAPH_")}
+    command = [sys.executable, str(EXAMPLES / "graph_gateway.py")]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "GRAPH_TENANT, GRAPH_CLIENT_ID, GRAPH_CLIENT_SECRET" in done.stderr

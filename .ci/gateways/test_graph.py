@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import poplib
+from email.utils import formatdate
 
 import pytest
 from backends import Graph
 from conftest import Gateway
+from door import Door
 from test_each_gateway import LARGE, SMALL, delete, fetch, fetch_all
 
 pytestmark = pytest.mark.parametrize("backend", ["graph"], indirect=True)
@@ -48,10 +50,10 @@ def test_requests_that_come_too_soon(backend: Graph, gateway: Gateway) -> None:
     """HTTP 429 and 503 are waited out, as long as Retry-After says, wherever they come."""
     backend.deliver(*SMALL)
     fake = backend.fake
-    fake.fail(r"GET .*/inbox/messages", 429, times=2, Retry_After="0")
-    fake.fail(r"GET .*value", 429, Retry_After="1")
+    fake.fail(r"POST .*token", 503, Retry_After="1")
+    fake.fail(r"GET .*/inbox/messages", 429, Retry_After="1")
     fake.fail(r"GET .*value", 503, Retry_After="0")
-    fake.fail(r"POST .*batch", 429, Retry_After="0")
+    fake.fail(r"POST .*batch", 429, Retry_After=formatdate(usegmt=True))
     fake.fail(r"batch", 429, times=2, Retry_After="0")
     with gateway.client() as client:
         assert fetch_all(client) == SMALL
@@ -73,6 +75,31 @@ def test_a_wait_that_no_client_would_bear(backend: Graph, gateway: Gateway) -> N
             client.retr(1)
         assert fetch_all(client) == SMALL
         client.quit()
+
+
+def test_pages_that_go_round(backend: Graph, gateway: Gateway) -> None:
+    """A list that comes back to a page is no list: the client reads SYS/TEMP, and the requests end."""
+    backend.deliver(*SMALL)
+    backend.fake.is_circular = True
+    with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"), gateway.client():
+        pass
+    assert "round in a circle" in gateway.log()
+
+
+def test_a_token_that_is_not_given(backend: Graph, door: Door, gateway: Gateway) -> None:
+    """A lost answer is asked for once more.  A refusal is not taken for one of the API's."""
+    backend.deliver(*SMALL)
+    door.shut_at(b"POST /tenant/oauth2", answer_is_lost=True)
+    with gateway.client() as client:
+        assert door.was_shut.is_set()
+        for status in (404, 401):
+            backend.fake.expire()
+            backend.fake.fail(r"POST .*token", status)
+            with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+                client.retr(1)
+        assert fetch_all(client) == SMALL
+        client.quit()
+    assert "no token: HTTP 404" in gateway.log() and "no token: HTTP 401" in gateway.log()
 
 
 def test_a_token_that_expires(backend: Graph, gateway: Gateway) -> None:
@@ -127,6 +154,74 @@ def test_all_or_none(backend: Graph, gateway: Gateway) -> None:
             client.quit()
     assert not backend.fake.faults
     assert backend.mail() == MANY
+
+
+@pytest.mark.parametrize("answer", [None, 504, 500])
+def test_all_or_none_where_nobody_knows(backend: Graph, gateway: Gateway, answer: int | None) -> None:
+    """A move may have happened although its answer is missing or says that the server failed: it is undone, too."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2, 3)
+        # A batch is done from its last request to its first.
+        backend.fake.done_all_the_same = [answer]
+        backend.fake.fail(r"batch .*0000%2B", 403)
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    assert not backend.fake.faults and not backend.fake.done_all_the_same
+    assert backend.mail() == SMALL
+
+
+def test_a_refusal_says_nothing_about_an_earlier_try(backend: Graph, gateway: Gateway) -> None:
+    """A move happened without an answer, and the next try is told to come later: it is undone, too."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2, 3)
+        backend.fake.done_all_the_same = [None]
+        backend.fake.fail(r"batch .*0002%2B", 429, Retry_After="3600")
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\] the mailboxes are busy"):
+            client.quit()
+    assert not backend.fake.faults
+    assert backend.mail() == SMALL
+
+
+def test_a_move_that_cannot_be_undone(backend: Graph, gateway: Gateway) -> None:
+    """The client reads -ERR.  The log has both failures, and the mail is in "Deleted Items"."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2)
+        backend.fake.fail(r"batch .*/inbox/.*0000%2B", 403)
+        backend.fake.fail(r"batch .*/deleteditems/.*0001%2B", 423)
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    assert "HTTP 403" in gateway.log() and "HTTP 423" in gateway.log()
+    assert (backend.mail(), backend.fake.in_folder("deleteditems")) == ([SMALL[0], *SMALL[2:]], [SMALL[1]])
+
+
+@pytest.mark.parametrize("answer", [None, 504])
+def test_a_move_that_happened_without_an_answer(backend: Graph, gateway: Gateway, answer: int | None) -> None:
+    """It is asked for again, and counts as done if the message is no longer in the folder."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2)
+        backend.fake.done_all_the_same = [answer]
+        client.quit()
+    assert backend.mail() == SMALL[2:]
+
+
+def test_what_the_user_has_filed_stays_there(backend: Graph, gateway: Gateway) -> None:
+    """QUIT deletes from the inbox only, and a deletion that is undone brings nothing into it."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 2)
+        next(iter(backend.fake.messages.values())).folder = "archive"
+        backend.fake.fail(r"batch .*0001%2B", 403)
+        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    assert (backend.fake.in_folder("archive"), backend.mail()) == (SMALL[:1], SMALL[1:])
+    with gateway.client() as client:
+        delete(client, 1)
+        client.quit()
+    assert (backend.fake.in_folder("archive"), backend.mail()) == (SMALL[:1], SMALL[2:])
 
 
 def test_an_answer_that_is_missing(backend: Graph, gateway: Gateway) -> None:

@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from conftest import EXAMPLES, Gateway, command, started
 from door import PATIENCE, Door
 from test_each_gateway import SMALL, connected, delete, fetch, fetch_all
 
+import popart
 from tests.conftest import Client, authority, wait_until
 
 __all__ = ["authority"]
@@ -76,14 +77,19 @@ def test_names_and_passwords_are_passed_as_they_are(backend: Dovecot, gateway: G
         ("NO [UNAVAILABLE] Temporary authentication failure.", "SYS/TEMP"),
         ("NO [AUTHENTICATIONFAILED] Authentication failed.", "AUTH"),
         ("NO sorry", "AUTH"),
+        ("NO [PRIVACYREQUIRED] Not without TLS.", "SYS/TEMP"),
+        ("NO [CONTACTADMIN] The account is locked.", "SYS/TEMP"),
+        ("BAD User is authenticated but not connected.", "SYS/TEMP"),
+        ("", "SYS/TEMP"),  # no way to sign in
     ],
 )
 def test_a_failure_of_the_backend_is_not_a_wrong_password(
     backend: Dovecot, tmp_path: Path, refusal: str, answer: str
 ) -> None:
-    """If the IMAP server cannot check a password (RFC 5530: UNAVAILABLE), the client reads SYS/TEMP."""
+    """If the IMAP server does not say that the password is wrong (RFC 5530), the client reads SYS/TEMP."""
+    mechanisms = "AUTH=PLAIN" if refusal else "AUTH=GSSAPI"
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=refuse_sign_ins, args=[listener, refusal], daemon=True)
+        thread = threading.Thread(target=refuse_sign_ins, args=[listener, refusal, mechanisms], daemon=True)
         thread.start()
         with started(command(backend, listener.getsockname()[1]), tmp_path / "log") as gateway:
             with pytest.raises(poplib.error_proto, match=rf"-ERR \[{answer}\]"), gateway.client():
@@ -91,11 +97,11 @@ def test_a_failure_of_the_backend_is_not_a_wrong_password(
         thread.join()
 
 
-def refuse_sign_ins(listener: socket.socket, refusal: str) -> None:
+def refuse_sign_ins(listener: socket.socket, refusal: str, mechanisms: str) -> None:
     """Be an IMAP server, for one connection."""
     sock, _ = listener.accept()
     with sock, sock.makefile("rwb", buffering=0) as file:
-        file.write(b"* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] ready\r\n")
+        file.write(b"* OK ready\r\n")
         while line := file.readline():
             tag, command = line.split()[:2]
             if command == b"AUTHENTICATE":
@@ -103,7 +109,7 @@ def refuse_sign_ins(listener: socket.socket, refusal: str) -> None:
                 file.readline()
                 file.write(tag + f" {refusal}\r\n".encode())
             else:
-                file.write(b"* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\n" + tag + b" OK done\r\n")
+                file.write(f"* CAPABILITY IMAP4rev1 {mechanisms}\r\n".encode() + tag + b" OK done\r\n")
 
 
 def test_reading_leaves_no_trace(backend: Dovecot, gateway: Gateway) -> None:
@@ -166,13 +172,14 @@ def test_a_mailbox_that_was_made_anew(backend: Dovecot, gateway: Gateway) -> Non
 
 
 def test_marked_but_not_removed(backend: Dovecot, door: Door, gateway: Gateway) -> None:
-    """If the backend dies between the two steps of the commit, the messages are deleted: all of them."""
+    """If the backend dies between the two steps of the commit, all messages are deleted, and the client reads +OK."""
     backend.deliver(*SMALL)
     with gateway.client() as client:
         delete(client, 1, 3)
         door.shut_at(b" UID EXPUNGE ", stays_shut=True)
-        with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
-            client.quit()
+        client.quit()
+    assert door.was_shut.is_set()
+    assert "'alice': " in gateway.log()
     door.open()
     with gateway.client() as client:
         assert fetch_all(client) == [SMALL[1], SMALL[3], SMALL[4]]
@@ -242,23 +249,95 @@ def test_estimated_sizes(backend: Dovecot, tmp_path: Path) -> None:
         client.quit()
 
 
-def test_marks_are_taken_back(backend: Dovecot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the server refuses to mark some of many messages, none is deleted."""
+@pytest.fixture
+def handler(backend: Dovecot, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A handler without a server, for which alice has signed in.  It names two messages in one command."""
     backend.deliver(*SMALL)
     monkeypatch.syspath_prepend(EXAMPLES)
     module = importlib.import_module("imap_gateway")
     monkeypatch.setattr(module, "BATCH", 2)
-    uid = imaplib.IMAP4.uid
-
-    def refuse(imap: imaplib.IMAP4, *command: str) -> Any:
-        return ("NO", [b"[OVERQUOTA]"]) if command[:3] == ("STORE", "3,4", "+FLAGS.SILENT") else uid(imap, *command)
-
-    monkeypatch.setattr(imaplib.IMAP4, "uid", refuse)
     handler = module.IMAPHandler(lambda: imaplib.IMAP4("127.0.0.1", backend.port, PATIENCE))
     handler.authenticate_pass("alice", "secret")
     handler.list_messages()
-    with pytest.raises(imaplib.IMAP4.error, match="OVERQUOTA"):
+    yield handler
+    handler.close()
+
+
+Refuse = Callable[[tuple[str, ...], Callable[[], Any]], None]
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """A function that lets the UID commands fail which begin with these words."""
+
+    def refuse(words: tuple[str, ...], answer: Callable[[], Any]) -> None:
+        uid = imaplib.IMAP4.uid
+
+        def ask(imap: imaplib.IMAP4, *command: str) -> Any:
+            return answer() if command[: len(words)] == words else uid(imap, *command)
+
+        monkeypatch.setattr(imaplib.IMAP4, "uid", ask)
+
+    return refuse
+
+
+def refusal() -> Any:
+    return "NO", [b"[NOPERM] no"]
+
+
+def loss() -> Any:
+    raise imaplib.IMAP4.abort("the connection is lost")
+
+
+def silence() -> Any:
+    raise TimeoutError("timed out")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [(refusal, imaplib.IMAP4.error), (loss, imaplib.IMAP4.abort), (silence, TimeoutError)]
+)
+def test_marks_are_taken_back(
+    backend: Dovecot, handler: Any, refuse: Refuse, answer: Callable[[], Any], error: type[Exception]
+) -> None:
+    """If only some of many messages can be marked, for whatever reason, none is deleted."""
+    refuse(("STORE", "3,4", "+FLAGS.SILENT"), answer)
+    with pytest.raises(error):
         handler.delete_messages([1, 2, 3, 4, 5])
     assert len(handler.list_messages()) == len(SMALL)
-    handler.close()
+    assert backend.mail() == SMALL
+
+
+def test_marks_that_cannot_be_taken_back(handler: Any, refuse: Refuse, caplog: pytest.LogCaptureFixture) -> None:
+    """The client reads the first failure, and the log has the second."""
+    refuse(("STORE", "3,4", "+FLAGS.SILENT"), refusal)
+    refuse(("STORE", "1,2", "-FLAGS.SILENT"), silence)
+    with pytest.raises(imaplib.IMAP4.error, match="NOPERM"):
+        handler.delete_messages([1, 2, 3, 4, 5])
+    assert "TimeoutError" in caplog.text
+
+
+@pytest.mark.parametrize("answer", [refusal, loss, silence])
+def test_expunge_fails(backend: Dovecot, handler: Any, refuse: Refuse, answer: Callable[[], Any]) -> None:
+    """The marks have decided: the messages are deleted, although they are still there, and nothing is raised."""
+    refuse(("EXPUNGE", "3,4"), answer)
+    handler.delete_messages([1, 2, 3, 4])
+    assert len(handler.list_messages()) == 1
+    assert backend.mail() == SMALL[4:]
+
+
+def test_a_password_that_is_refused_later(backend: Dovecot, handler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token may expire before a reconnect.  Nobody is told of a wrong password, and it is not sent again."""
+    asked = []
+
+    def refuse(imap: imaplib.IMAP4, mechanism: str, respond: Any) -> Any:
+        asked.append(mechanism)
+        raise imaplib.IMAP4.error("[AUTHENTICATIONFAILED] no")
+
+    monkeypatch.setattr(imaplib.IMAP4, "authenticate", refuse)
+    handler._imap.shutdown()
+    for ask in (lambda: handler.get_message_reader(1).read(10), lambda: handler.delete_messages([1])):
+        with pytest.raises(popart.ReportableError, match="by now") as caught:
+            ask()
+        assert caught.value.code == "SYS/TEMP"
+    assert asked == ["PLAIN"]
     assert backend.mail() == SMALL

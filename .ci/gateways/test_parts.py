@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import time
+from email.utils import formatdate
 
 import pytest
 from conftest import EXAMPLES
+
+import popart
 
 
 def test_short_answers_without_a_literal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +24,27 @@ def test_short_answers_without_a_literal(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         monkeypatch.setattr(handler, "_uid_command", lambda *command, answer=answer: [answer])
         assert handler._fetch(7, 0, 100) == octets
+
+
+def test_nil_within_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the end of a message comes an empty string.  NIL there says that the message is gone."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    handler = importlib.import_module("imap_gateway").IMAPHandler(lambda: None)
+    monkeypatch.setattr(handler, "_uid_command", lambda *command: [b"1 (UID 7 BODY[]<100> NIL)"])
+    with pytest.raises(popart.ReportableError, match="gone"):
+        handler._fetch(7, 100, 100)
+    monkeypatch.setattr(handler, "_uid_command", lambda *command: [b'1 (UID 7 BODY[]<100> "")'])
+    assert handler._fetch(7, 100, 100) == b""
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "least", "most"),
+    [(None, 1, 1), ("", 1, 1), ("soon", 1, 1), ("0", 1, 1), ("7", 7, 7), (formatdate(time.time() + 9999), 9, 9999)],
+)
+def test_how_long_to_wait(monkeypatch: pytest.MonkeyPatch, retry_after: str | None, least: int, most: int) -> None:
+    """Retry-After has seconds or a date (RFC 9110 section 10.2.3).  No wait is shorter than a second."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    assert least <= importlib.import_module("graph_gateway").seconds(retry_after) <= most
 
 
 def test_errors_that_hold_a_secret(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

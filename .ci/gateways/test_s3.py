@@ -110,6 +110,41 @@ def test_a_key_that_is_used_twice(backend: S3, gateway: Gateway) -> None:
         client.quit()
 
 
+def test_new_mail_under_an_old_key_is_not_deleted(backend: S3, door: Door, gateway: Gateway) -> None:
+    """Neither QUIT deletes it, nor a session that finishes an older deletion."""
+    backend.deliver(*SMALL)
+    new = b"Subject: another\r\n\r\n"
+    first, second = backend.keys()[:2]
+    with gateway.client() as client:
+        delete(client, 1, 2)
+        backend.client.put_object(Bucket="mail", Key=first, Body=new)
+        door.shut_at(b"POST /mail?delete", stays_shut=True)
+        client.quit()
+    backend.client.put_object(Bucket="mail", Key=second, Body=new)
+    door.open()
+    with gateway.client() as client:
+        served = fetch_all(client)
+        assert sorted(served) == sorted([*SMALL[2:], new, new])
+        delete(client, served.index(SMALL[2]) + 1)
+        backend.client.put_object(Bucket="mail", Key=backend.keys()[2], Body=new)
+        client.quit()
+    assert backend.mail() == [new, new, new, *SMALL[3:]]
+    assert len(backend.keys()) == 5
+
+
+def test_what_is_no_commit(backend: S3, gateway: Gateway) -> None:
+    """A folder's marker among the commits is none, and a commit can name no other user's mail."""
+    backend.deliver(*SMALL)
+    others = backend.client.put_object(Bucket="mail", Key="bob/1", Body=SMALL[0])
+    commit = json.dumps({"bob/1": others["ETag"]}).encode()
+    for name, body in (("alice/.deleting/", b""), ("alice/.deleting/1", commit)):
+        backend.client.put_object(Bucket="mail", Key=name, Body=body)
+    with gateway.client() as client:
+        assert fetch_all(client) == SMALL
+        client.quit()
+    assert [key for key in backend.keys() if not key.startswith("alice/0")] == ["alice/.deleting/", "bob/1"]
+
+
 @pytest.fixture
 def handler(backend: S3, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A handler without a server."""
@@ -124,7 +159,8 @@ def test_no_more_keys_than_a_request_takes(backend: S3, handler: Any) -> None:
     backend.client.meta.events.register(
         "before-parameter-build.s3.DeleteObjects", lambda params, **_: counts.append(len(params["Delete"]["Objects"]))
     )
-    handler._finish_deletion("alice/.deleting/1", [f"alice/{number}" for number in range(1101)])
+    doomed = {f"alice/{number}": "1" for number in range(1101)}
+    handler._finish_deletion("alice/.deleting/1", doomed, {key: {"ETag": "1"} for key in doomed})
     assert counts == [1000, 101]
 
 
@@ -137,3 +173,8 @@ def test_an_answer_without_its_length(backend: S3, handler: Any, monkeypatch: py
     monkeypatch.setattr(backend.client, "get_object", lambda **_: {"Body": body})
     with pytest.raises(IncompleteReadError):
         handler._get({"Key": "alice/1", "ETag": "1"}, 0, 100)
+
+
+def test_a_commit_that_another_process_has_finished(handler: Any) -> None:
+    """It may be gone between the list and the question for it."""
+    assert handler._read_commit("alice/.deleting/1") == {}

@@ -13,7 +13,7 @@ import pytest
 from backends import free_port
 from conftest import EXAMPLES, Gateway, need, started
 from door import PATIENCE
-from test_each_gateway import LARGE, SMALL, fetch_all
+from test_each_gateway import LARGE, SMALL, curl, fetch_all
 from wire_suite import HARD, ORDINARY, failures, on_the_wire
 
 NOT_BY_SMTP = {"long-line", "large"}
@@ -54,9 +54,17 @@ def test_send_and_fetch(server: MailServer) -> None:
         client.quit()
 
 
+def test_curl(server: MailServer) -> None:
+    """curl fetches each message, octet by octet."""
+    messages = [HARD["dots"], HARD["eight-bit"], LARGE]
+    for message in messages:
+        server.send(message)
+    assert [curl(server.gateway, number) for number in (1, 2, 3)] == messages
+
+
 def test_recipients(server: MailServer) -> None:
     """Who is named twice gets the message once; who is unknown is refused."""
-    server.send(SMALL[0], "alice@one.example", "alice@two.example")
+    server.send(SMALL[0], "alice@one.example", "Alice@two.example")
     with pytest.raises(smtplib.SMTPRecipientsRefused):
         server.send(SMALL[1], "nobody@example.org")
     with server.gateway.client() as client:

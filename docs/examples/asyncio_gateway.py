@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 import aiosqlite
 from gateway import (
     TIMEOUT,
-    GatewayHandler,
+    OwnUsersHandler,
     PieceReader,
     Users,
     make_parser,
     open_server,
+    read_users,
 )
 
 import popart
@@ -46,7 +47,8 @@ CREATE TABLE IF NOT EXISTS message (
 
 class Store:
     """Each call has a connection of its own.  If the call is cancelled, its connection
-    closes, and rolls back."""
+    closes, and rolls back.  A commit that has begun is not rolled back: closing waits
+    for it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -94,27 +96,28 @@ class Store:
 # 2. The handler.  popart calls it in the session's thread.
 
 
-class AsyncHandler(GatewayHandler):
+class AsyncHandler(OwnUsersHandler):
     def __init__(
         self, store: Store, users: Users, loop: asyncio.AbstractEventLoop
     ) -> None:
+        super().__init__(users)
         self._store = store
-        self._users = users
         self._loop = loop
         self._messages: list[tuple[int, int, str]] = []
 
     def _ask(self, question: Coroutine[Any, Any, Answer]) -> Answer:
-        """Have the event loop answer, and cancel the question if that takes too
-        long."""
-        answer = asyncio.run_coroutine_threadsafe(question, self._loop)
+        """Have the event loop answer, and cancel the question if that takes too long.
+
+        The loop itself looks at the time, and says so only when the question is over:
+        nothing happens later, when the maildrop is unlocked.  The second limit is for a
+        loop that is stuck.
+        """
+        limited = asyncio.wait_for(question, TIMEOUT)
+        answer = asyncio.run_coroutine_threadsafe(limited, self._loop)
         try:
-            return answer.result(TIMEOUT)
+            return answer.result(2 * TIMEOUT)
         finally:
             answer.cancel()
-
-    def authenticate_pass(self, username: str, password: str) -> None:
-        self._users.check(username, password)
-        self.username = username
 
     def list_messages(self) -> list[tuple[int, str]]:
         self._messages = self._ask(self._store.find(self.username))
@@ -162,7 +165,7 @@ async def main() -> None:
         "database", help="the file with the mail; it is made if it is not there"
     )
     options = parser.parse_args()
-    users, store = Users(), Store(options.database)
+    users, store = read_users(), Store(options.database)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     await store.create()
     # A signal handler that closes the server would do so on the loop's thread.  So it

@@ -53,15 +53,16 @@ def short_id(*parts: str) -> str:
 
 
 class Users:
-    """Names and passwords of the gateway's own, from the environment:
-    POP3_USERS='alice:secret bob:hunter2'."""
+    """Names and passwords of the gateway's own, such as "alice:secret bob:hunter2"."""
 
-    def __init__(self, pairs: str | None = None) -> None:
-        pairs = os.environ.get("POP3_USERS", "") if pairs is None else pairs
-        self._passwords = dict(pair.split(":", 1) for pair in pairs.split())
-        if not self._passwords:
-            sys.exit(
-                "Nobody could sign in: set POP3_USERS to names and passwords, "
+    def __init__(self, pairs: str) -> None:
+        self._passwords = {
+            name: password
+            for name, _, password in (pair.partition(":") for pair in pairs.split())
+        }
+        if not (self._passwords and all(self._passwords.values())):
+            raise ValueError(
+                "Each user needs a password: set POP3_USERS to names and passwords, "
                 "such as 'alice:secret bob:hunter2'."
             )
 
@@ -80,7 +81,11 @@ class Users:
 
 class _Locks:
     """The users whose maildrops are locked, by this process: the backends know no such
-    lock."""
+    lock.
+
+    All gateways of a process share them.  If it serves several backends, make the
+    backend a part of the name, or the same name at two of them is locked for both.
+    """
 
     def __init__(self) -> None:
         self._users: set[str] = set()
@@ -113,6 +118,18 @@ class GatewayHandler(popart.BaseHandler):
         # Not its traceback, and not repr(error): a UnicodeEncodeError's, for one, shows
         # all that was to be encoded.
         log.warning("%r: %s: %r", self.username, type(error).__name__, str(error))
+
+
+class OwnUsersHandler(GatewayHandler):
+    """A handler for a backend that knows no passwords for POP3: the gateway has
+    them."""
+
+    def __init__(self, users: Users) -> None:
+        self._users = users
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        self._users.check(username, password)
+        self.username = username
 
 
 class PieceReader:
@@ -173,6 +190,15 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         "--pem", help="a file with a certificate, its chain and its key, for TLS"
     )
     return parser
+
+
+def read_users(default: str = "") -> Users:
+    """Return the users that the environment variable POP3_USERS has, or end the
+    program."""
+    try:
+        return Users(os.environ.get("POP3_USERS", default))
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def open_server(

@@ -4,9 +4,11 @@ It needs nothing but popart::
     GRAPH_TENANT=... GRAPH_CLIENT_ID=... GRAPH_CLIENT_SECRET=... \\
     POP3_USERS='alice@example.org:secret' python3 docs/examples/graph_gateway.py
 
-The application has the permission Mail.ReadWrite.  The passwords are this gateway's
-own: a device that only knows passwords can then read a mailbox that only takes tokens.
-Deleted messages go to the folder "Deleted Items".
+The application has the permission Mail.ReadWrite.  That opens every mailbox of the
+tenant, so limit it to these users' mailboxes: "RBAC for Applications in Exchange
+Online" says how.  The passwords are this gateway's own: a device that only knows
+passwords can then read a mailbox that only takes tokens.  Deleted messages go to the
+folder "Deleted Items".
 """
 
 from __future__ import annotations
@@ -15,30 +17,42 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException, IncompleteRead
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import quote, urlencode
 
-from gateway import TIMEOUT, GatewayHandler, Users, make_parser, serve, short_id
+from gateway import (
+    TIMEOUT,
+    OwnUsersHandler,
+    Users,
+    make_parser,
+    read_users,
+    serve,
+    short_id,
+)
 
 import popart
 
 PATIENCE = 20.0
-"""Seconds that a request waits in all, if the API wants it to come later."""
+"""Seconds after which a command waits no longer, if the API wants it to come later."""
 
 BATCH = 20
 """Requests that one $batch takes."""
 
+IMMUTABLE = {"Prefer": 'IdType="ImmutableId"'}
+"""Without it, a message that is moved gets another id, and POP3 clients would fetch it
+again."""
+
 BUSY = (429, 503, 504)
 
 MOVED = (200, 201, 404)
-"""What a move answers if the message is not in the folder any more; 404, if it was not
-there before."""
+"""The answers to a move after which the message is no longer where it was.  404 means
+that it was not there: an earlier try has moved it, or another program."""
 
 SPOOL = 1 << 20
 """Octets of an answer that are kept in memory; a longer one is kept in a temporary
@@ -61,37 +75,49 @@ class API:
         self.address = address
         self._token_address = token_address
         self._credentials = credentials
-        self._guard = threading.Lock()
-        self._token = ""
-        self._renew_at = 0.0
+        self._token, self._renew_at = "", 0.0
         self._opener = urllib.request.build_opener(NoRedirects)
 
     def _get_token(self, refused: str | None) -> str:
         """Return the token, a new one if it is the one that was refused, or will expire
-        soon."""
-        with self._guard:
-            if self._token in ("", refused) or time.monotonic() >= self._renew_at:
-                request = urllib.request.Request(
-                    self._token_address, urlencode(self._credentials).encode()
-                )
+        soon.
+
+        No lock: no session waits for another one's request, and a token that two have
+        asked for does no harm.
+        """
+        token = self._token
+        if token in ("", refused) or time.monotonic() >= self._renew_at:
+            request = urllib.request.Request(
+                self._token_address, urlencode(self._credentials).encode()
+            )
+            try:
                 with self._opener.open(request, timeout=TIMEOUT) as response:
                     answer = json.load(response)
-                self._token = answer["access_token"]
-                self._renew_at = time.monotonic() + answer["expires_in"] - 60
-            return self._token
+            except HTTPError as error:
+                if error.code in BUSY:
+                    raise
+                # As an HTTPError it would be taken for an answer of the API.
+                with error:
+                    raise RuntimeError(f"no token: HTTP {error.code}") from None
+            token = answer["access_token"]
+            self._renew_at = time.monotonic() + answer["expires_in"] - 60
+            self._token = token
+        return token
 
-    def ask(self, path: str, body: object = None) -> IO[bytes]:
+    def ask(
+        self, path: str, body: object = None, deadline: float | None = None
+    ) -> IO[bytes]:
         """Return the whole answer.  If the API is busy, wait as long as it says; if the
         token is refused, renew it.
 
         Ask only for what may be done twice: if an answer is lost, it is asked for once
         more.
         """
-        deadline = time.monotonic() + PATIENCE
-        refused, is_lost = None, False
+        deadline = deadline or time.monotonic() + PATIENCE
+        token, refused, is_lost = "", None, False
         while True:
-            token = self._get_token(refused)
             try:
+                token = self._get_token(refused)
                 return self._ask_once(path, body, token)
             except HTTPError as error:
                 with error:
@@ -118,13 +144,11 @@ class API:
         try:
             with self._opener.open(request, timeout=TIMEOUT) as response:
                 shutil.copyfileobj(response, answer)
-                length, coding = (
-                    response.headers["Content-Length"],
-                    response.headers["Transfer-Encoding"],
-                )
+                length = response.headers["Content-Length"]
+                coding = response.headers.get("Transfer-Encoding", "")
             # Without these two checks, a connection that was lost in the body or in the
             # header is taken for the end.
-            if (length is None and coding != "chunked") or (
+            if (length is None and coding.lower() != "chunked") or (
                 length is not None and int(length) != answer.tell()
             ):
                 raise IncompleteRead(b"")
@@ -134,15 +158,20 @@ class API:
             raise
         return answer
 
-    def ask_json(self, path: str, body: object = None) -> Any:
-        with self.ask(path, body) as answer:
+    def ask_json(self, path: str, body: object, deadline: float) -> Any:
+        with self.ask(path, body, deadline) as answer:
             return json.load(answer)
 
     def pages(self, path: str) -> Iterator[Any]:
         """Yield the items of a list that comes in pages."""
+        deadline = time.monotonic() + PATIENCE
         following: str | None = path
+        seen = set()
         while following:
-            page = self.ask_json(following)
+            if following in seen:
+                raise ValueError("the pages of the list go round in a circle")
+            seen.add(following)
+            page = self.ask_json(following, None, deadline)
             yield from page["value"]
             address = page.get("@odata.nextLink")
             if address is not None and not address.startswith(f"{self.address}/"):
@@ -152,17 +181,10 @@ class API:
             following = address and address.removeprefix(self.address)
 
 
-IMMUTABLE = {"Prefer": 'IdType="ImmutableId"'}
-"""Without it, a message that is moved gets another id, and POP3 clients would fetch it
-again."""
-
-
 def wait(answers: Sequence[str | None], deadline: float) -> None:
-    """Wait as long as the API says by Retry-After, in seconds, but no longer than a
-    client would."""
-    pause = max(
-        float(answer) if answer and answer.isdecimal() else 1.0 for answer in answers
-    )
+    """Wait as long as the API says by Retry-After, but no longer than a client
+    would."""
+    pause = max(map(seconds, answers))
     if time.monotonic() + pause > deadline:
         raise popart.ReportableError(
             "the mailboxes are busy, please try again later", code="SYS/TEMP"
@@ -170,15 +192,23 @@ def wait(answers: Sequence[str | None], deadline: float) -> None:
     time.sleep(pause)
 
 
-class GraphHandler(GatewayHandler):
-    def __init__(self, api: API, users: Users) -> None:
-        self._api = api
-        self._users = users
-        self._ids: list[str] = []
+def seconds(retry_after: str | None) -> float:
+    """Return how long to wait: Retry-After has seconds, or a date.  It is one second at
+    least."""
+    if retry_after and retry_after.isdecimal():
+        return max(1.0, float(retry_after))
+    try:
+        date = parsedate_to_datetime(retry_after or "")
+    except ValueError:
+        return 1.0
+    return max(1.0, date.timestamp() - time.time())
 
-    def authenticate_pass(self, username: str, password: str) -> None:
-        self._users.check(username, password)
-        self.username = username
+
+class GraphHandler(OwnUsersHandler):
+    def __init__(self, api: API, users: Users) -> None:
+        super().__init__(users)
+        self._api = api
+        self._ids: list[str] = []
 
     @property
     def _mailbox(self) -> str:
@@ -212,66 +242,69 @@ class GraphHandler(GatewayHandler):
     def delete_messages(self, numbers: Sequence[int]) -> None:
         """Move all or none: if one cannot be moved, those that were moved come back."""
         doomed = [self._ids[number - 1] for number in numbers]
-        moved: list[str] = []
+        asked: list[str] = []
         try:
-            self._move(doomed, "deleteditems", moved)
+            self._move(doomed, "inbox", "deleteditems", asked)
         except BaseException:
             try:
-                self._move(moved, "inbox", [])
+                # What was not moved is not in that folder, and that is no error.
+                self._move(asked, "deleteditems", "inbox", [])
             except Exception as error:
                 self.handle_session_error(error)
             raise
 
-    def _move(self, identifiers: Sequence[str], folder: str, moved: list[str]) -> None:
-        """Move messages, and tell in *moved* which ones may be in the folder now."""
+    def _move(
+        self, identifiers: Sequence[str], source: str, target: str, asked: list[str]
+    ) -> None:
+        """Move messages, and tell in *asked* which ones may be in the target now: an
+        answer may be lost, and a refusal says nothing about an earlier try."""
         deadline = time.monotonic() + PATIENCE
         for start in range(0, len(identifiers), BATCH):
             left = list(identifiers[start : start + BATCH])
+            asked += left
             while left:
-                moved += left  # until the answer is there, nobody knows
-                answers = self._api.ask_json(
-                    "/$batch", {"requests": [self._make_move(i, folder) for i in left]}
-                )
-                done = {
-                    answer["id"]
-                    for answer in answers["responses"]
-                    if answer["status"] in MOVED
-                }
-                left = [
-                    identifier for identifier in left if identifier not in done
-                ]  # also what has no answer
-                moved[:] = [
-                    identifier for identifier in moved if identifier not in left
-                ]
-                failed = [
-                    answer for answer in answers["responses"] if answer["id"] in left
-                ]
-                if refused := [
-                    answer["status"]
-                    for answer in failed
-                    if answer["status"] not in BUSY
-                ]:
-                    raise RuntimeError(
-                        f"{len(refused)} messages could not be moved: HTTP {refused[0]}"
-                    )
+                requests = [self._make_move(item, source, target) for item in left]
+                answer = self._api.ask_json("/$batch", {"requests": requests}, deadline)
+                left, pauses = sort_answers(left, answer["responses"])
                 if left:
-                    wait(
-                        [
-                            answer.get("headers", {}).get("Retry-After")
-                            for answer in failed
-                        ]
-                        or [None],
-                        deadline,
-                    )
+                    wait(pauses, deadline)
 
-    def _make_move(self, identifier: str, folder: str) -> dict[str, object]:
+    def _make_move(self, identifier: str, source: str, target: str) -> dict[str, Any]:
+        """Make the request that moves a message, if it is in the source.
+
+        This path is in Graph's documents.  Nobody has tested here that Graph looks at
+        the folder in it.  If it does not, a message that the user has filed elsewhere
+        meanwhile is moved, too.
+        """
+        folder = f"{self._mailbox}/mailFolders/{source}"
         return {
             "id": identifier,
             "method": "POST",
-            "url": f"{self._mailbox}/messages/{quote(identifier, safe='')}/move",
+            "url": f"{folder}/messages/{quote(identifier, safe='')}/move",
             "headers": {"Content-Type": "application/json", **IMMUTABLE},
-            "body": {"destinationId": folder},
+            "body": {"destinationId": target},
         }
+
+
+def sort_answers(
+    asked: Sequence[str], answers: Sequence[dict[str, Any]]
+) -> tuple[list[str], list[str | None]]:
+    """Return the messages whose move must be asked for again, and what the API says
+    about when.  Raise if it refuses one."""
+    status = {answer["id"]: answer["status"] for answer in answers}
+    # Also what has no answer.
+    left = [item for item in asked if status.get(item) not in MOVED]
+    refused = [status[item] for item in left if status.get(item, 503) not in BUSY]
+    if refused:
+        raise RuntimeError(
+            f"{len(refused)} messages could not be moved: HTTP {refused[0]}"
+        )
+    pauses = [
+        answer.get("headers", {}).get("Retry-After")
+        for answer in answers
+        if answer["id"] in left
+    ]
+    return left, pauses or [None]
 
 
 def main() -> None:
@@ -285,18 +318,18 @@ def main() -> None:
         help="where tokens come from",
     )
     options = parser.parse_args()
+    variables = ("GRAPH_TENANT", "GRAPH_CLIENT_ID", "GRAPH_CLIENT_SECRET")
+    tenant, client, secret = (os.environ.get(name) for name in variables)
+    if not (tenant and client and secret):
+        parser.error(f"set the environment variables {', '.join(variables)}")
     credentials = {
         "grant_type": "client_credentials",
-        "client_id": os.environ["GRAPH_CLIENT_ID"],
-        "client_secret": os.environ["GRAPH_CLIENT_SECRET"],
+        "client_id": client,
+        "client_secret": secret,
         "scope": "https://graph.microsoft.com/.default",
     }
-    api = API(
-        options.api,
-        f"{options.login}/{os.environ['GRAPH_TENANT']}/oauth2/v2.0/token",
-        credentials,
-    )
-    users = Users()
+    api = API(options.api, f"{options.login}/{tenant}/oauth2/v2.0/token", credentials)
+    users = read_users()
     serve(options, lambda peer: GraphHandler(api, users))
 
 

@@ -23,9 +23,18 @@ BATCH = 500
 """Messages named in one command: servers limit the length of its line, some to 8,000
 octets."""
 
-NOT_THE_USERS_FAULT = ("[UNAVAILABLE]", "[SERVERBUG]", "[INUSE]", "[LIMIT]")
-"""Response codes of a refused sign-in (RFC 5530, RFC 9051) that say nothing about the
-password."""
+NOT_THE_USERS_FAULT = (
+    "[UNAVAILABLE]",
+    "[SERVERBUG]",
+    "[INUSE]",
+    "[LIMIT]",
+    "[PRIVACYREQUIRED]",
+    "[CANNOT]",
+    "[CONTACTADMIN]",
+    "AUTHENTICATE COMMAND ERROR: BAD",  # how imaplib reports a BAD
+)
+"""How a refused sign-in begins that says nothing about the password: mostly with a
+response code (RFC 5530, RFC 9051)."""
 
 
 class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
@@ -35,7 +44,7 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
         self._connect = connect
         self._estimated_sizes = estimated_sizes
         self._imap: imaplib.IMAP4 | None = None
-        self._sign_in = ("", b"")
+        self._sign_in: tuple[str, bytes] | None = None
         self._has_uidplus = False
         self._uid_validity: bytes | None = None
         self._uids: list[int] = []
@@ -53,9 +62,10 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
 
     def _authenticate(self, username: str, mechanism: str, response: str) -> None:
         self.close()
-        self.username = (
-            username.lower()
-        )  # many servers take ALICE for alice: the lock must be the same
+        # Many servers take ALICE for alice, and then the lock must be the same.  For
+        # another name of the same mailbox, such as alice@example.org, there is another
+        # lock: two sessions do no harm here, as UIDs say which messages they mean.
+        self.username = username.lower()
         # Kept as long as the session, to sign in again if the connection is lost.
         self._sign_in = mechanism, response.encode()
         self._uid_validity = None
@@ -65,17 +75,20 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
         """Return the connection, a new one if there is none, with the INBOX
         selected."""
         if self._imap is None:
+            if self._sign_in is None:
+                raise refused_later()
             imap = self._connect()
             try:
-                self._open_inbox(imap)
+                self._open_inbox(imap, *self._sign_in)
             except BaseException:
                 drop(imap)
                 raise
             self._imap = imap
         return self._imap
 
-    def _open_inbox(self, imap: imaplib.IMAP4) -> None:
-        mechanism, response = self._sign_in
+    def _open_inbox(self, imap: imaplib.IMAP4, mechanism: str, response: bytes) -> None:
+        if f"AUTH={mechanism}" not in imap.capabilities:
+            raise imaplib.IMAP4.error(f"the server does not take {mechanism}")
         try:
             # Not login(): it quotes no name, and takes only ASCII.  After a refused
             # token comes a second challenge.
@@ -87,6 +100,10 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
         except imaplib.IMAP4.error as refusal:
             if str(refusal).upper().startswith(NOT_THE_USERS_FAULT):
                 raise
+            # Sent again and again, it might lock the account.
+            self._sign_in = None
+            if self._uid_validity is not None:
+                raise refused_later() from None
             raise popart.ReportableError("wrong name or password") from None
         # Servers announce less to strangers, so the capabilities are asked for after
         # the sign-in.
@@ -154,9 +171,12 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
                 octets: bytes = answer[1]
                 return octets
             # What is empty or very short may come without a literal.
+            # After the end comes "": NIL there means that the message is gone.
             if isinstance(answer, bytes) and (
                 found := re.search(rb'BODY\[\]\S* (?:NIL|"(.*)")', answer)
             ):
+                if found[1] is None and offset:
+                    break
                 return re.sub(rb"\\(.)", rb"\1", found[1] or b"")
         raise popart.ReportableError(
             "the message is gone, another program has deleted it"
@@ -169,18 +189,26 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
 
         Neither EXPUNGE nor CLOSE: these remove what other programs have marked, too.
         Without UIDPLUS the messages stay marked, and are listed no more.
+
+        Taking the marks back also removes one that another program has set meanwhile.
         """
         uids = [self._uids[number - 1] for number in numbers]
         try:
             self._mark(uids, "+FLAGS.SILENT")
-        except imaplib.IMAP4.abort:
+        except Exception:
+            # If the server is gone for good, nobody can take back what it has marked.
+            try:
+                self._mark(uids, "-FLAGS.SILENT")
+            except Exception as error:
+                self.handle_session_error(error)
             raise
-        except imaplib.IMAP4.error:  # the server is there, and refuses
-            self._mark(uids, "-FLAGS.SILENT")
-            raise
-        if self._has_uidplus:
-            for some in batches(uids):
-                self._uid_command("EXPUNGE", some)
+        # That has decided: whatever fails now, these messages are deleted.
+        try:
+            if self._has_uidplus:
+                for some in batches(uids):
+                    self._uid_command("EXPUNGE", some)
+        except Exception as error:
+            self.handle_session_error(error)
 
     def _mark(self, uids: Sequence[int], how: str) -> None:
         for some in batches(uids):
@@ -207,6 +235,14 @@ def expect_ok(answer: tuple[str, list[Any]]) -> list[Any]:
     if answer[0] != "OK":
         raise imaplib.IMAP4.error(f"the server refused: {answer[1]!r}")
     return answer[1]
+
+
+def refused_later() -> popart.ReportableError:
+    """Return what a client reads whose sign-in was right when its session began."""
+    return popart.ReportableError(
+        "the mail server refuses the password or token by now, please sign in again",
+        code="SYS/TEMP",
+    )
 
 
 def drop(imap: imaplib.IMAP4) -> None:

@@ -4,8 +4,9 @@ Amazon SES leaves it::
     POP3_USERS='alice:secret' python3 docs/examples/s3_gateway.py my-bucket
 
 It needs boto3: pip install -e '.[gateways]'.  boto3 finds its credentials by itself.
-They must allow to list the bucket, and to get, put and delete objects.  Alice's
-messages are my-bucket/alice/KEY, and no key is used twice.
+They must allow listing the bucket, and getting, putting and deleting objects.  Alice's
+messages are my-bucket/alice/KEY, where KEY holds no control characters: requests to
+delete are XML.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 from gateway import (
     TIMEOUT,
-    GatewayHandler,
+    OwnUsersHandler,
     PieceReader,
     Users,
     make_parser,
+    read_users,
     serve,
     short_id,
     twice,
@@ -35,44 +37,35 @@ BATCH = 1000
 """Keys that one DeleteObjects takes."""
 
 DELETING = ".deleting/"
-"""Below a user's prefix.  Objects here list the keys of messages that are deleted, or
-soon will be."""
+"""Below a user's prefix.  Objects here are commits: they have the keys and the ETags of
+messages that are deleted, or soon will be."""
 
 NO_MAIL = ("", "AMAZON_SES_SETUP_NOTIFICATION")
 """Names below a prefix that are not messages: a folder's marker, and what SES leaves
 once."""
 
 
-class S3Handler(GatewayHandler):
-    def __init__(self, s3: Any, bucket: str, users: Users) -> None:
-        self._s3 = (
-            s3  # one client for all sessions: boto3's clients may be shared by threads
-        )
-        self._bucket = bucket
-        self._users = users
-        self._objects: list[dict[str, Any]] = []
+Object = dict[str, Any]
+"""What S3 lists of an object: Key, ETag, Size, LastModified."""
 
-    def authenticate_pass(self, username: str, password: str) -> None:
-        self._users.check(username, password)
-        self.username = username
+
+class S3Handler(OwnUsersHandler):
+    def __init__(self, s3: Any, bucket: str, users: Users) -> None:
+        super().__init__(users)
+        # One client for all sessions: threads may share boto3's clients.
+        self._s3 = s3
+        self._bucket = bucket
+        self._objects: list[Object] = []
 
     # Reading.
 
     def list_messages(self) -> list[tuple[int, str]]:
         prefix = f"{self.username}/"
-        found = {}
-        pages = self._s3.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=prefix
-        )
-        for page in pages:  # of 1,000 keys at most
-            found.update({item["Key"]: item for item in page.get("Contents", ())})
-        for key in [key for key in found if key.startswith(prefix + DELETING)]:
-            deleted = json.loads(
-                self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
-            )
-            self._finish_deletion(key, deleted)
-            for name in deleted:
-                found.pop(name, None)
+        found = self._find(prefix)
+        for key in list(found):
+            if key.startswith(prefix + DELETING) and key != prefix + DELETING:
+                for name in self._finish_deletion(key, self._read_commit(key), found):
+                    del found[name]
         names = {key: key.removeprefix(prefix) for key in found}
         mail = [
             item
@@ -89,6 +82,16 @@ class S3Handler(GatewayHandler):
             (item["Size"], short_id(item["Key"], item["ETag"]))
             for item in self._objects
         ]
+
+    def _find(self, prefix: str) -> dict[str, Object]:
+        pages = self._s3.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=prefix
+        )
+        return {
+            item["Key"]: item
+            for page in pages  # of 1,000 keys at most
+            for item in page.get("Contents", ())
+        }
 
     def get_message_reader(self, number: int) -> popart.MessageReader:
         item = self._objects[number - 1]
@@ -117,32 +120,54 @@ class S3Handler(GatewayHandler):
                     "the message is gone, another program has deleted it"
                 ) from None
             raise
-        if (
-            len(octets) != count
-        ):  # an answer that broke off within its header announced no length
+        # An answer that broke off within its header announced no length.
+        if len(octets) != count:
             raise IncompleteReadError(actual_bytes=len(octets), expected_bytes=count)
         return octets
 
     # Leaving.
 
     def delete_messages(self, numbers: Sequence[int]) -> None:
-        """Delete all or none: one object with their keys is the commit.  What it names
+        """Delete all or none: one object that names them is the commit.  What it names
         is listed no more."""
-        keys = [self._objects[number - 1]["Key"] for number in numbers]
+        chosen = [self._objects[number - 1] for number in numbers]
+        doomed = {item["Key"]: item["ETag"] for item in chosen}
+        # Listed again, because a receiver may have put new mail under an old key.
+        found = self._find(f"{self.username}/")
         commit = f"{self.username}/{DELETING}{uuid.uuid4()}"
         self._s3.put_object(
-            Bucket=self._bucket, Key=commit, Body=json.dumps(keys).encode()
+            Bucket=self._bucket, Key=commit, Body=json.dumps(doomed).encode()
         )
-        self._finish_deletion(commit, keys)
+        self._finish_deletion(commit, doomed, found)
 
-    def _finish_deletion(self, commit: str, keys: Sequence[str]) -> None:
-        """Delete these objects.  If it fails, the next session goes on with it: so it
-        may happen twice."""
+    def _read_commit(self, key: str) -> dict[str, str]:
+        try:
+            answer = self._s3.get_object(Bucket=self._bucket, Key=key)
+            doomed: dict[str, str] = json.loads(answer["Body"].read())
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "NoSuchKey":
+                return {}  # another process has finished that deletion
+            raise
+        return doomed
+
+    def _finish_deletion(
+        self, commit: str, doomed: dict[str, str], found: dict[str, Object]
+    ) -> list[str]:
+        """Delete what the commit names, and return the keys, but not of what is gone or
+        has other content by now.
+
+        If it fails, the next session goes on with it: so it may happen twice.
+        """
+        keys = [
+            key
+            for key, etag in doomed.items()
+            if key in found and found[key]["ETag"] == etag
+        ]
         try:
             for start in range(0, len(keys), BATCH):
-                doomed = [{"Key": key} for key in keys[start : start + BATCH]]
+                some = [{"Key": key} for key in keys[start : start + BATCH]]
                 answer = self._s3.delete_objects(
-                    Bucket=self._bucket, Delete={"Objects": doomed, "Quiet": True}
+                    Bucket=self._bucket, Delete={"Objects": some, "Quiet": True}
                 )
                 if errors := answer.get("Errors"):  # there is no exception for these
                     raise RuntimeError(
@@ -151,6 +176,7 @@ class S3Handler(GatewayHandler):
             self._s3.delete_object(Bucket=self._bucket, Key=commit)
         except (BotoCoreError, ClientError, RuntimeError) as error:
             self.handle_session_error(error)
+        return keys
 
 
 def main() -> None:
@@ -166,7 +192,7 @@ def main() -> None:
         max_pool_connections=50,
     )
     s3 = boto3.client("s3", endpoint_url=options.endpoint, config=limits)
-    users = Users()
+    users = read_users()
     serve(options, lambda peer: S3Handler(s3, options.bucket, users))
 
 

@@ -3,22 +3,24 @@ process, with the mail in memory::
 
     python3 docs/examples/smtp_in.py
 
-It needs aiosmtpd: pip install -e '.[gateways]'.  Mail to alice at any domain is
-alice's.  The users are those of the environment variable POP3_USERS, or alice with the
-password "secret".  If it ends, the mail is gone.
+It needs aiosmtpd: pip install -e '.[gateways]'.  Mail to alice or Alice at any domain
+is alice's.  The users are those of the environment variable POP3_USERS, in small
+letters, or alice with the password "secret".  If it ends, the mail is gone.
+
+SMTP has neither TLS nor passwords, also with --host and --pem: on another address than
+loopback, everybody who reaches the port can send to it.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import secrets
 import threading
 from collections.abc import Sequence
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
-from gateway import GatewayHandler, Users, make_parser, serve
+from gateway import OwnUsersHandler, Users, make_parser, read_users, serve
 
 import popart
 
@@ -42,7 +44,7 @@ class Mail:
     def delete(self, username: str, uids: list[str]) -> None:
         with self._guard:
             for uid in uids:
-                del self._messages[username][uid]
+                self._messages[username].pop(uid, None)  # it may be gone already
 
 
 class SMTPHandler:
@@ -60,7 +62,7 @@ class SMTPHandler:
         address: str,
         options: list[str],
     ) -> str:
-        if address.rpartition("@")[0] not in self._users:
+        if user_of(address) not in self._users:
             return "550 5.1.1 no such user"
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 OK"
@@ -69,24 +71,22 @@ class SMTPHandler:
         self, server: SMTP, session: Session, envelope: Envelope
     ) -> str:
         assert isinstance(envelope.content, bytes)
-        for username in {
-            address.rpartition("@")[0] for address in envelope.rcpt_tos
-        }:  # once for each
+        for username in set(map(user_of, envelope.rcpt_tos)):  # once for each
             self._mail.deliver(username, popart.wire_form(envelope.content))
         return "250 2.0.0 delivered"
 
 
-class POP3Handler(GatewayHandler):
+def user_of(address: str) -> str:
+    return address.rpartition("@")[0].lower()
+
+
+class POP3Handler(OwnUsersHandler):
     """What popart asks."""
 
     def __init__(self, mail: Mail, users: Users) -> None:
+        super().__init__(users)
         self._mail = mail
-        self._users = users
         self._messages: list[tuple[str, bytes]] = []
-
-    def authenticate_pass(self, username: str, password: str) -> None:
-        self._users.check(username, password)
-        self.username = username
 
     def list_messages(self) -> list[tuple[int, str]]:
         # The session's own list: mail that comes meanwhile has no number in it.
@@ -108,7 +108,7 @@ def main() -> None:
         "--smtp-port", type=int, default=2525, help="the port to listen on for mail"
     )
     options = parser.parse_args()
-    mail, users = Mail(), Users(os.environ.get("POP3_USERS", "alice:secret"))
+    mail, users = Mail(), read_users("alice:secret")
     controller = Controller(SMTPHandler(mail, users), options.host, options.smtp_port)
     controller.start()
     try:

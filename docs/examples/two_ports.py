@@ -6,14 +6,38 @@ from serve_tls import make_context
 
 import popart
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def make_handler(peer: tuple[str, int]) -> SQLiteHandler:
     return SQLiteHandler()
 
 
 def serve(server: popart.Server) -> None:
-    with server:  # leaving it ends the sessions
-        server.serve_forever()
+    try:
+        with server:  # leaving it ends the sessions
+            server.serve_forever()
+    finally:
+        stop()  # if one ends, for whatever reason, the other ends, too
+
+
+def stop() -> None:
+    for server in servers:
+        server.shutdown()
+
+
+def end_grace() -> None:
+    for server in servers:
+        server.shutdown_grace = 0
+        server.server_close()
+
+
+def hear(*_: object) -> None:
+    """The first signal ends the service, and a second one the grace of clients that are
+    still reading."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: end_grace())
+    stop()
 
 
 if __name__ == "__main__":
@@ -23,11 +47,12 @@ if __name__ == "__main__":
         popart.Server(("127.0.0.1", 9950), make_handler, ssl_context=make_context()),
     ]
     threads = [threading.Thread(target=serve, args=[server]) for server in servers]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: [server.shutdown() for server in servers])
+    for number in SIGNALS:
+        signal.signal(number, hear)
     for server in servers:
         print("POP3 on port", server.server_address[1], flush=True)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive():  # on Windows, Ctrl-C does not interrupt join()
+            thread.join(1)
