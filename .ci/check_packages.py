@@ -1,4 +1,4 @@
-"""Look into the built sdist and wheel: they hold what is committed, and an index can show the README.
+"""Look into the built sdist and wheel: they have the files that are committed, and an index can show and sort them.
 
 python3 .ci/check_packages.py SDIST WHEEL, in a clone of what they were built from.
 """
@@ -12,6 +12,7 @@ from email import message_from_bytes
 from pathlib import PurePosixPath
 
 import readme_renderer.rst
+import trove_classifiers
 
 
 def committed(*paths: str) -> set[str]:
@@ -39,6 +40,8 @@ def check_wheel(path: str) -> None:
     assert "LICENSE" in information, "the wheel lacks the licence"
     wanted = committed("popart", "pytest_popart.py")
     assert names - set(information.values()) == wanted, f"the wheel lacks or adds {names ^ wanted}"
+    unknown = set(metadata.get_all("Classifier", [])) - trove_classifiers.classifiers
+    assert not unknown, f"an index refuses these classifiers: {unknown}"
     check_description(str(metadata.get_payload(decode=True), "utf-8"))
     print(path.rpartition("/")[2], "holds", len(names), "files")
 

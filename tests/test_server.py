@@ -1295,11 +1295,11 @@ def test_ctrl_c_while_a_spare_thread_is_given_a_connection(monkeypatch: pytest.M
             interrupted.set()
             raise KeyboardInterrupt
 
-        def get(self, *arguments: Any, timeout: float | None = None) -> Any:
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
             if timeout is not None:
                 assert interrupted.wait(PATIENCE)
                 raise Empty
-            return super().get()
+            return super().get(block)
 
     with QuickServer(HOST, lambda peer: MemoryHandler(Mail())) as server:
         monkeypatch.setattr(server._workers, "_queue", Queue())
