@@ -63,12 +63,14 @@ class SessionLexer(RegexLexer):
     }
 
 
-def show_plain_mappings(*event: Any) -> tuple[str, str] | None:
-    """A default that is a read-only mapping looks in a signature like any other."""
+def show_plain_signature(*event: Any) -> tuple[str, str] | None:
+    """A default that is a read-only mapping looks like any other, and what nobody calls has no arguments."""
     signature, returned = event[5:]
+    if signature == "(*args, **kwargs)":  # typing.Protocol's
+        return "", returned
     return signature and (re.sub(r"mappingproxy\((.*?)\)", r"\1", signature), returned)
 
 
 def setup(app: Any) -> None:
     app.add_lexer("pop3", SessionLexer)
-    app.connect("autodoc-process-signature", show_plain_mappings)
+    app.connect("autodoc-process-signature", show_plain_signature)
