@@ -84,16 +84,13 @@ class Place:
         self.makes_room: bool = False
         """True if another connection already has its place."""
 
-        self.resets: bool = False
-        """True if its end is a reset: no FIN may go before."""
-
+        self.resets: bool = False  # its end is a reset: no FIN may go before
         self._wait = (math.inf, 0.0)
         self._last = math.inf  # the deadline of this wait as it is now
         self._alarm: threading.Event | None = None
         self._woken = False
-        # What was in the send queue, and when: see `_still_takes`.
-        self._queued: int | None = None
-        self._asked = 0.0
+        self._queued: int | None = None  # what was in the send queue
+        self._asked = 0.0  # and when: see `_still_takes`
 
     @property
     def login_limit(self) -> float:
