@@ -103,7 +103,6 @@ class Pace:
         assert self._since is not None
         now = time.thread_time()
         used, self._since = now - self._since, now
-        self._turn = now
         if not self.busy:
             self._allowance -= used
             if self._allowance > 0:
@@ -120,7 +119,12 @@ class Pace:
             self._pacer.add(-1)
 
     def turn(self) -> float:
-        """Return how many seconds the session should pause before a command that came alone."""
+        """Return how many seconds the session should pause before a command that came alone.
+
+        All time since the last such command counts, also that of pipelined ones, which `pause` has counted already.
+        Otherwise 900 sessions that change between the two get twice as much done, and a good one beside them takes
+        70 to 170 ms instead of 3.
+        """
         now = time.thread_time()
         used, self._turn = now - self._turn, now
         self._turn_allowance -= used

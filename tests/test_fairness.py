@@ -191,15 +191,16 @@ def test_who_is_silent_leaves_the_crowd(monkeypatch: pytest.MonkeyPatch) -> None
     assert turns.work(pace, 0.002) == 0
 
 
-def test_what_a_pause_was_for_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of pipelined commands does not count as that of a command that came alone, too."""
+def test_who_pipelines_in_between_is_one_of_the_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of pipelined commands counts at the next command that comes alone, too."""
     turns = Turns(monkeypatch, 40)
     turns.crowd()
     pace = turns.session()
-    assert Clock.work(turns, pace, 0.5) == 0
+    pace.begin()
+    turns.now = 0.0016
+    assert pace.pause() == 0
     pace.rest()
-    assert turns.work(pace, 0.0014) == 0
-    assert turns.work(pace, 0.0002) == pytest.approx(2 * 40 * 0.0001)
+    assert pace.turn() == pytest.approx(2 * 40 * 0.0001)
 
 
 def test_what_is_skipped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
