@@ -63,9 +63,7 @@ class Place:
         self.held: bool | None = None
         """True once a thread has taken it up, False if none ever will."""
 
-        self.signed_in: Callable[[], bool] = lambda: False
-        """Returns whether the client is in the TRANSACTION state."""
-
+        self.signed_in: Callable[[], bool] = lambda: False  # is the client in the TRANSACTION state?
         self.login_deadline: float = math.inf
         """On the monotonic clock: when the AUTHORIZATION state must be over."""
 
@@ -85,15 +83,13 @@ class Place:
         """True if another connection already has its place."""
 
         self.resets: bool = False
-        """True if its end is a reset: no FIN may go before."""
+        """True if it ends by a reset, before which no FIN may go."""
 
         self._wait = (math.inf, 0.0)
         self._last = math.inf  # the deadline of this wait as it is now
         self._alarm: threading.Event | None = None
         self._woken = False
-        # What was in the send queue, and when: see `_still_takes`.
-        self._queued: int | None = None
-        self._asked = 0.0
+        self._queued: tuple[int, float] | None = None  # what was in the send queue, and when: see `_still_takes`
 
     @property
     def login_limit(self) -> float:
@@ -174,21 +170,20 @@ class Place:
             return
         queued = self._queued  # once: another wait makes it None
         if queued is None:
-            queued = self._queued = system.unsent(self.socket) or 0
-            self._asked = now
+            queued = self._queued = system.unsent(self.socket) or 0, now
         if deadline > now:
             return
-        if not self._still_takes(queued, now, period):
+        if not self._still_takes(*queued, now, period):
             self.end(TOO_SLOW)
         elif self.deadline == deadline:  # its thread may be in another wait by now
             self._queued = None
             self._last = self.deadline = now + period
 
-    def _still_takes(self, queued: int, now: float, period: float) -> bool:
+    def _still_takes(self, queued: int, asked: float, now: float, period: float) -> bool:
         if not (period and queued):
             return False
         left = system.unsent(self.socket) or 0
-        share = min(1.0, (now - self._asked) / period)  # the first look at a wait is later than its beginning
+        share = min(1.0, (now - asked) / period)  # the first look at a wait is later than its beginning
         return not left or makes_progress(self.socket, queued - left, share)
 
 
