@@ -23,11 +23,11 @@ TAKEN_SIZE = 131_072
 """Octets of replies that a client must take in each *timeout*.  If there are fewer, it must take all of them."""
 
 CLOSING_PAUSE = 0.005
-"""Seconds between two looks at the live connections while the server closes..."""
+"""Seconds between two looks at the live connections while the server closes."""
 
 WOKEN_AT_ONCE = 100
-"""... and how many of them to wake in each.  5,000 threads that wake at once fight for the interpreter, and take 2.3
-seconds to end instead of 1.3."""
+"""How many connections to wake in each of these looks.  5,000 threads that wake at once fight for the interpreter, and
+take 2.3 seconds to end instead of 1.3."""
 
 TOO_SLOW = "the client was too slow"
 
@@ -190,28 +190,33 @@ class Place:
 def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
     """Return whether a client has taken enough in a *share* of its time to get more."""
     if system.is_unix(sock):
-        return taken > 0  # it is memory that was counted
+        return taken > 0  # the system counts memory there, not octets
     return taken >= TAKEN_SIZE * share
 
 
 class Watchdog:
     """One thread that watches the live connections until the server has closed and no connection is left.
 
-    *live* returns them; it is called with *lock*.
+    *live* returns them; it is called with *lock*.  *pause* returns the seconds between two looks.
     """
 
-    def __init__(self, live: Callable[[], list[Place]], closing: Closing, lock: AbstractContextManager[bool]) -> None:
+    def __init__(
+        self,
+        live: Callable[[], list[Place]],
+        closing: Closing,
+        lock: AbstractContextManager[bool],
+        pause: Callable[[], float],
+    ) -> None:
         self._live = live
         self._closing = closing
         self._lock = lock
         self._alarm = threading.Event()
         self._thread: threading.Thread | None = None
-        self._grace_was_over = False
-        self._pause = 0.0
-
-    def start(self, pause: float) -> None:
-        """Start the thread, unless it is running; it looks every *pause* seconds."""
         self._pause = pause
+        self._grace_was_over = False
+
+    def start(self) -> None:
+        """Start the thread, unless it is running."""
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._keep_watch, daemon=True)
@@ -245,7 +250,7 @@ class Watchdog:
                 now = time.monotonic()
                 for place in self._live():
                     place.watch(now)
-            self._alarm.wait(CLOSING_PAUSE if self._closing.begun else self._pause)
+            self._alarm.wait(CLOSING_PAUSE if self._closing.begun else self._pause())
             self._alarm.clear()
 
     def _wake_for_closing(self) -> None:

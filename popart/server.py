@@ -170,7 +170,7 @@ class Server(ClosingServer):
         self._processor = None if self.processor is None else Processor(self.processor)
         self._places = Places(self, self._closing, self._lock, self._changed)
         self._workers = Workers(self._hold, self._lock, self._changed, daemon=self.daemon_threads)
-        self._watchdog = Watchdog(self._places.all, self._closing, self._lock)
+        self._watchdog = Watchdog(self._places.all, self._closing, self._lock, self._watch_pause)
         _servers.add(self)
 
     def _begin_in_child(self) -> None:
@@ -254,7 +254,7 @@ class Server(ClosingServer):
         try:
             place = self._places.admit(request, client_address, address_known=not self.proxy_protocol)
             if place is not None:
-                self._watchdog.start(self._watch_pause())
+                self._watchdog.start()
                 self._workers.take(place)
             elif self.proxy_protocol and not is_trusted(client_address, self.trusted_proxies):
                 self.close_request(request)

@@ -119,17 +119,6 @@ class PolledSocket(WaitingSocket):
             super().shutdown(how)
 
 
-def make_wakeable(sock: socket.socket) -> socket.socket:
-    """Return an accepted connection in the form that the other functions want: its recv waits until it is woken."""
-    if _AT_ONCE:
-        sock.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
-        return sock
-    kind = WaitingSocket if hasattr(select, "poll") else PolledSocket
-    waiting = kind(sock.family, sock.type, sock.proto, sock.detach())
-    waiting.setblocking(False)
-    return waiting
-
-
 def is_unix(sock: socket.socket) -> bool:
     """Return whether it is a UNIX socket, which Windows' Python does not have."""
     return sock.family == getattr(socket, "AF_UNIX", None)
@@ -222,6 +211,25 @@ def take_both_families(listener: socket.socket) -> None:
 def can_share_ports() -> bool:
     """Return whether several sockets may listen on one port."""
     return hasattr(socket, "SO_REUSEPORT")
+
+
+def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
+    """Accept a connection, in the form that the other functions want: its recv waits until it is woken.
+
+    :raises ConnectionAbortedError: the client has gone; macOS accepts it, and knows no address.
+    """
+    # SSLSocket.accept shakes hands: one silent client would stop the server.
+    sock, address = socket.socket.accept(listener)
+    if address is None:  # it may not pass for a UNIX client
+        sock.close()
+        raise ConnectionAbortedError("the client has gone")
+    if _AT_ONCE:
+        sock.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
+        return sock, address
+    kind = WaitingSocket if hasattr(select, "poll") else PolledSocket
+    waiting = kind(sock.family, sock.type, sock.proto, sock.detach())
+    waiting.setblocking(False)
+    return waiting, address
 
 
 def is_lost(error: OSError) -> bool:
