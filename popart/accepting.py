@@ -128,18 +128,13 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection without a TLS handshake, even where `socket` is an SSLSocket that would make one."""
         try:
-            # SSLSocket.accept shakes hands: one silent client would stop the server.
-            request, client_address = socket.socket.accept(self.socket)
+            return system.accept(self.socket)
         except BlockingIOError:
             raise
         except OSError as error:
             if not system.is_lost(error):
                 time.sleep(ACCEPT_PAUSE)
             raise
-        if client_address is None:  # macOS says so of a client that has gone; no such address may pass for a UNIX one
-            request.close()
-            raise ConnectionAbortedError("the client has gone")
-        return system.make_wakeable(request), client_address
 
     def _accept_waiting(self) -> None:
         with contextlib.suppress(OSError):

@@ -23,11 +23,11 @@ TAKEN_SIZE = 131_072
 """Octets of replies that a client must take in each *timeout*.  If there are fewer, it must take all of them."""
 
 CLOSING_PAUSE = 0.005
-"""Seconds between two looks at the live connections while the server closes..."""
+"""Seconds between two looks at the live connections while the server closes."""
 
 WOKEN_AT_ONCE = 100
-"""... and how many of them to wake in each.  5,000 threads that wake at once fight for the interpreter, and take 2.3
-seconds to end instead of 1.3."""
+"""How many connections to wake in each of these looks.  5,000 threads that wake at once fight for the interpreter, and
+take 2.3 seconds to end instead of 1.3."""
 
 TOO_SLOW = "the client was too slow"
 
@@ -63,9 +63,7 @@ class Place:
         self.held: bool | None = None
         """True once a thread has taken it up, False if none ever will."""
 
-        self.signed_in: Callable[[], bool] = lambda: False
-        """Returns whether the client is in the TRANSACTION state."""
-
+        self.signed_in: Callable[[], bool] = lambda: False  # is the client in the TRANSACTION state?
         self.login_deadline: float = math.inf
         """On the monotonic clock: when the AUTHORIZATION state must be over."""
 
@@ -84,13 +82,14 @@ class Place:
         self.makes_room: bool = False
         """True if another connection already has its place."""
 
-        self.resets: bool = False  # its end is a reset: no FIN may go before
+        self.resets: bool = False
+        """True if it ends by a reset, before which no FIN may go."""
+
         self._wait = (math.inf, 0.0)
         self._last = math.inf  # the deadline of this wait as it is now
         self._alarm: threading.Event | None = None
         self._woken = False
-        self._queued: int | None = None  # what was in the send queue
-        self._asked = 0.0  # and when: see `_still_takes`
+        self._queued: tuple[int, float] | None = None  # what was in the send queue, and when: see `_still_takes`
 
     @property
     def login_limit(self) -> float:
@@ -171,49 +170,53 @@ class Place:
             return
         queued = self._queued  # once: another wait makes it None
         if queued is None:
-            queued = self._queued = system.unsent(self.socket) or 0
-            self._asked = now
+            queued = self._queued = system.unsent(self.socket) or 0, now
         if deadline > now:
             return
-        if not self._still_takes(queued, now, period):
+        if not self._still_takes(*queued, now, period):
             self.end(TOO_SLOW)
         elif self.deadline == deadline:  # its thread may be in another wait by now
             self._queued = None
             self._last = self.deadline = now + period
 
-    def _still_takes(self, queued: int, now: float, period: float) -> bool:
+    def _still_takes(self, queued: int, asked: float, now: float, period: float) -> bool:
         if not (period and queued):
             return False
         left = system.unsent(self.socket) or 0
-        share = min(1.0, (now - self._asked) / period)  # the first look at a wait is later than its beginning
+        share = min(1.0, (now - asked) / period)  # the first look at a wait is later than its beginning
         return not left or makes_progress(self.socket, queued - left, share)
 
 
 def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
     """Return whether a client has taken enough in a *share* of its time to get more."""
     if system.is_unix(sock):
-        return taken > 0  # it is memory that was counted
+        return taken > 0  # the system counts memory there, not octets
     return taken >= TAKEN_SIZE * share
 
 
 class Watchdog:
     """One thread that watches the live connections until the server has closed and no connection is left.
 
-    *live* returns them; it is called with *lock*.
+    *live* returns them; it is called with *lock*.  *pause* returns the seconds between two looks.
     """
 
-    def __init__(self, live: Callable[[], list[Place]], closing: Closing, lock: AbstractContextManager[bool]) -> None:
+    def __init__(
+        self,
+        live: Callable[[], list[Place]],
+        closing: Closing,
+        lock: AbstractContextManager[bool],
+        pause: Callable[[], float],
+    ) -> None:
         self._live = live
         self._closing = closing
         self._lock = lock
         self._alarm = threading.Event()
         self._thread: threading.Thread | None = None
-        self._grace_was_over = False
-        self._pause = 0.0
-
-    def start(self, pause: float) -> None:
-        """Start the thread, unless it is running; it looks every *pause* seconds."""
         self._pause = pause
+        self._grace_was_over = False
+
+    def start(self) -> None:
+        """Start the thread, unless it is running."""
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._keep_watch, daemon=True)
@@ -247,7 +250,7 @@ class Watchdog:
                 now = time.monotonic()
                 for place in self._live():
                     place.watch(now)
-            self._alarm.wait(CLOSING_PAUSE if self._closing.begun else self._pause)
+            self._alarm.wait(CLOSING_PAUSE if self._closing.begun else self._pause())
             self._alarm.clear()
 
     def _wake_for_closing(self) -> None:

@@ -46,7 +46,7 @@ class Places:
     def admit(self, request: socket.socket, client_address: Any, *, address_known: bool) -> Place | None:
         """Give a connection a place, or return None if there is none.
 
-        If the client is not *named* yet, `count_client` counts it as a peer later, and others make room for it then.
+        If *address_known* is False, `count_client` counts the client as a peer later, and others make room for it then.
         """
         place = Place(request, client_address, self._closing)
         with self._lock:

@@ -122,13 +122,9 @@ def _parse_v2(version_and_command: int, family_and_protocol: int, rest: bytes) -
         address = _inet(socket.AF_INET6, rest[:16], int.from_bytes(rest[32:34], "big"))
     else:
         path = rest[:_UNIX_PATH].rstrip(b"\0")
-        address = path if path.startswith(b"\0") else _text(path.partition(b"\0")[0])
+        # As `os.fsdecode` reads a path where names are UTF-8: the system here may be another.
+        address = path if path.startswith(b"\0") else path.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return Header(address, _says_tls(rest[size:]))
-
-
-def _text(path: bytes) -> str:
-    """Read a path as `os.fsdecode` does on the system that has it: on Windows that would refuse some octets."""
-    return path.decode("utf-8", "surrogateescape")
 
 
 def _says_tls(vectors: bytes) -> bool:

@@ -95,14 +95,15 @@ class Server(ClosingServer):
     `handshake_timeout`.  *on_new_connection* and the limit per peer see the address in it.  popart believes the header
     from clients of a UNIX socket and from *trusted_proxies*, addresses or networks (default: loopback).  It closes a
     connection without a word if the header is missing or bad, or comes from elsewhere.  With *reuse_port* several
-    processes may listen on one port, and the system deals new connections out among them (SO_REUSEPORT).
+    processes may listen on one port, and the system deals new connections out among them (SO_REUSEPORT; macOS gives
+    all to the last one).
 
     With *processor* the threads of all sessions stay on one processor of the machine, and so does `serve_forever`: the
     one with this number, or for ``"current"`` the one that makes the server.  Many sessions at once then take about
     half the processor time (the performance page says when).  A sign-in that takes a millisecond of processor time or
     more is not held up: the ones after it are spread over all processors of the process.  Threads and processes that a
     handler starts inherit the one processor.  Where the system has no such call (`os.sched_setaffinity`) the option
-    does nothing, nor does ``"current"`` where there is no ``/proc``.
+    does nothing, and so does ``"current"`` where there is no ``/proc``.
 
     A connection has a thread to itself, but that thread may have served others before: data that an application keeps
     in thread-local variables stays there.
@@ -169,7 +170,7 @@ class Server(ClosingServer):
         self._processor = None if self.processor is None else Processor(self.processor)
         self._places = Places(self, self._closing, self._lock, self._changed)
         self._workers = Workers(self._hold, self._lock, self._changed, daemon=self.daemon_threads)
-        self._watchdog = Watchdog(self._places.all, self._closing, self._lock)
+        self._watchdog = Watchdog(self._places.all, self._closing, self._lock, self._watch_pause)
         _servers.add(self)
 
     def _begin_in_child(self) -> None:
@@ -253,7 +254,7 @@ class Server(ClosingServer):
         try:
             place = self._places.admit(request, client_address, address_known=not self.proxy_protocol)
             if place is not None:
-                self._watchdog.start(self._watch_pause())
+                self._watchdog.start()
                 self._workers.take(place)
             elif self.proxy_protocol and not is_trusted(client_address, self.trusted_proxies):
                 self.close_request(request)

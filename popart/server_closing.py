@@ -84,24 +84,21 @@ class ClosingServer(Limits, AcceptingServer):
         me = threading.get_ident()
         try:
             self._closing_threads.add(me)
-            self._close()
+            self._knock()
+            self._wait_for_loop()
+            self.socket.close()
+            self._closing.grace_end = min(self._closing.grace_end, deadline_in(self.shutdown_grace))
+            self._workers.dismiss()
+            self._watchdog.look()
+            if self._workers.one_calls:
+                return
+            with self._lock:
+                while len(self._places) or not self._workers.all_done:
+                    self._changed.wait(SIGNAL_PAUSE)
+            self._workers.join()
+            self._watchdog.join()
         finally:
             self._closing_threads.discard(me)
-
-    def _close(self) -> None:
-        self._knock()
-        self._wait_for_loop()
-        self.socket.close()
-        self._closing.grace_end = min(self._closing.grace_end, deadline_in(self.shutdown_grace))
-        self._workers.dismiss()
-        self._watchdog.look()
-        if self._workers.one_calls:
-            return
-        with self._lock:
-            while len(self._places) or not self._workers.all_done:
-                self._changed.wait(SIGNAL_PAUSE)
-        self._workers.join()
-        self._watchdog.join()
 
     def __exit__(self, *error: object) -> None:
         self._forget_thread()

@@ -41,7 +41,8 @@ _LOST = {getattr(errno, name) for name in _LOST_NAMES.split() if hasattr(errno, 
 POLL_PAUSE = 0.1
 """Seconds between two looks of a waiting thread at whether it was woken, on Windows."""
 
-_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none: there the sockets themselves never block
+# Windows has none, and on macOS `send` takes no notice of it: there the sockets themselves never block.
+_AT_ONCE = 0 if sys.platform == "darwin" else getattr(socket, "MSG_DONTWAIT", 0)
 _RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 _SO_NWRITE = 0x1024  # macOS, sys/socket.h
 
@@ -70,15 +71,8 @@ def current_processor() -> int:
 Found = TypeVar("Found")
 
 
-class PolledSocket(socket.socket):
-    """A connection for Windows, where `shutdown` wakes nobody.
-
-    It is in non-blocking mode.  `recv` and `recv_into` wait all the same, and look every `POLL_PAUSE` seconds whether
-    ``shutdown(SHUT_RD)`` was called meanwhile.  That is kept from the system, which would reset the connection if the
-    client sent more.  (CancelIoEx could wake a thread, but nobody promises that for a blocking recv.)
-    """
-
-    _input_is_over = False
+class WaitingSocket(socket.socket):
+    """A connection in non-blocking mode whose `recv` and `recv_into` wait all the same, for macOS."""
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         return self._wait_for(super().recv, b"", size, flags)
@@ -87,28 +81,42 @@ class PolledSocket(socket.socket):
         return self._wait_for(super().recv_into, 0, buffer, size, flags)
 
     def _wait_for(self, receive: Callable[..., Found], end: Found, *arguments: Any) -> Found:
-        while not self._input_is_over:
+        while True:
             try:
                 return receive(*arguments)
             except BlockingIOError:
-                select.select([self], [], [], POLL_PAUSE)
-        return end
+                if not self._wait():
+                    return end
+
+    def _wait(self) -> bool:
+        """Wait for input or its end.  Return False if no more is wanted."""
+        poll = select.poll()
+        poll.register(self, select.POLLIN)
+        poll.poll()
+        return True
+
+
+class PolledSocket(WaitingSocket):
+    """One for Windows, where `shutdown` wakes nobody.
+
+    It looks every `POLL_PAUSE` seconds whether ``shutdown(SHUT_RD)`` was called meanwhile, and then returns what has
+    come, and after that the end.  The call is kept from the system, which would reset the connection if the client sent
+    more.  (CancelIoEx could wake a thread, but nobody promises that for a blocking recv.)
+    """
+
+    _input_is_over = False
+
+    def _wait(self) -> bool:
+        if self._input_is_over:
+            return False
+        select.select([self], [], [], POLL_PAUSE)
+        return True
 
     def shutdown(self, how: int, /) -> None:
         if how == socket.SHUT_RD:
             self._input_is_over = True
         else:
             super().shutdown(how)
-
-
-def make_wakeable(sock: socket.socket) -> socket.socket:
-    """Return an accepted connection in the form that the other functions want: its recv waits until it is woken."""
-    if hasattr(socket, "MSG_DONTWAIT"):
-        sock.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
-        return sock
-    polled = PolledSocket(sock.family, sock.type, sock.proto, sock.detach())
-    polled.setblocking(False)
-    return polled
 
 
 def is_unix(sock: socket.socket) -> bool:
@@ -154,11 +162,12 @@ def wait_for_room(sock: socket.socket, seconds: float) -> None:
 def unsent(sock: socket.socket) -> int | None:
     """Return how many of the octets that were sent the client's system has not taken yet.
 
-    On a UNIX socket it is the memory that they take up, which is more.  None if the system does not tell.
+    On a UNIX socket it is the memory that they take up, which is more.  None if the system does not tell: macOS always
+    says 0 of a UNIX socket.
     """
     try:
         if sys.platform == "darwin":
-            return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
+            return None if is_unix(sock) else sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
         return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except (NameError, OSError, ValueError):  # no such module, no such option, closed meanwhile
         return None
@@ -202,6 +211,25 @@ def take_both_families(listener: socket.socket) -> None:
 def can_share_ports() -> bool:
     """Return whether several sockets may listen on one port."""
     return hasattr(socket, "SO_REUSEPORT")
+
+
+def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
+    """Accept a connection, in the form that the other functions want: its recv waits until it is woken.
+
+    :raises ConnectionAbortedError: the client has gone; macOS accepts it, and knows no address.
+    """
+    # SSLSocket.accept shakes hands: one silent client would stop the server.
+    sock, address = socket.socket.accept(listener)
+    if address is None:  # it may not pass for a UNIX client
+        sock.close()
+        raise ConnectionAbortedError("the client has gone")
+    if _AT_ONCE:
+        sock.setblocking(True)  # whatever the default, and whatever it inherits from the listening socket
+        return sock, address
+    kind = WaitingSocket if hasattr(select, "poll") else PolledSocket
+    waiting = kind(sock.family, sock.type, sock.proto, sock.detach())
+    waiting.setblocking(False)
+    return waiting, address
 
 
 def is_lost(error: OSError) -> bool:

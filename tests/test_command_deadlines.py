@@ -304,8 +304,8 @@ class FakePlace:
         self.watched.set()
 
 
-def watchdog_of(places: Any, closing: Closing) -> Watchdog:
-    return Watchdog(lambda: places, closing, threading.RLock())
+def watchdog_of(places: Any, closing: Closing, pause: float = 0.01) -> Watchdog:
+    return Watchdog(lambda: places, closing, threading.RLock(), lambda: pause)
 
 
 class TestWatchdog:
@@ -335,8 +335,8 @@ class TestWatchdog:
         places = [place]
         watchdog = watchdog_of(places, closing)
         before = threading.active_count()
-        watchdog.start(0.01)
-        watchdog.start(0.01)
+        watchdog.start()
+        watchdog.start()
         assert threading.active_count() == before + 1
         for _ in range(3):
             assert place.watched.wait(PATIENCE)
@@ -362,7 +362,7 @@ class TestWatchdog:
         closing, place = Closing(), Failing()
         places = [place]
         watchdog = watchdog_of(places, closing)
-        watchdog.start(0.01)
+        watchdog.start()
         assert place.watched.wait(PATIENCE)
         closing.begun = True
         places.clear()
@@ -372,8 +372,8 @@ class TestWatchdog:
         """A server that closes need not wait for its next look."""
         closing, place = Closing(), FakePlace()
         places = [place]
-        watchdog = watchdog_of(places, closing)
-        watchdog.start(1000.0)
+        watchdog = watchdog_of(places, closing, 1000.0)
+        watchdog.start()
         assert place.watched.wait(PATIENCE)
         place.watched.clear()
         watchdog.look()
@@ -395,8 +395,7 @@ class TestWatchdog:
             closing.begun = True
             return True
 
-        watchdog = watchdog_of(places, closing)
-        watchdog._pause = 0.25
+        watchdog = watchdog_of(places, closing, 0.25)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Event, "wait", wait)
             watchdog._watch()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import select
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -90,12 +92,63 @@ def test_unsent_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     """There the option SO_NWRITE, 0x1024, tells it."""
 
     class Sock:
+        family = socket.AF_INET
+
         def getsockopt(self, level: int, option: int) -> int:
             return {(socket.SOL_SOCKET, 0x1024): 7}[level, option]
 
     monkeypatch.setattr(sys, "platform", "darwin")
     sock: Any = Sock()
     assert system.unsent(sock) == 7
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the system has no UNIX sockets")
+def test_unsent_of_a_unix_socket_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it would be 0 however little the client has read, so it is None."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    one, other = socket.socketpair()
+    with one, other:
+        assert system.unsent(one) is None
+
+
+def test_whether_a_flag_keeps_send_from_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux MSG_DONTWAIT does; macOS has the flag, but its send takes no notice of it."""
+    here = getattr(socket, "MSG_DONTWAIT", 0)
+    for platform, flag in (("linux", here), ("darwin", 0), ("freebsd14", here)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert runpy.run_path(str(system.__file__))["_AT_ONCE"] == flag
+
+
+@pytest.mark.parametrize("kind", [system.WaitingSocket, system.PolledSocket])
+def test_sockets_that_never_block(kind: type[socket.socket], pair: Pair) -> None:
+    """Their reads wait until something comes, or until they are woken, and what has come is read before the end."""
+    if kind is system.WaitingSocket and not hasattr(select, "poll"):
+        pytest.skip("the system has no poll()")
+    server, client = pair
+    with kind(server.family, server.type, server.proto, server.detach()) as sock, ThreadPoolExecutor() as others:
+        sock.setblocking(False)
+        found = others.submit(sock.recv, 100)
+        client.sendall(b"QUIT\r\n")
+        assert found.result(PATIENCE) == b"QUIT\r\n"
+        found = others.submit(sock.recv, 100)
+        assert not wait([found], 0.05).done
+        system.wake_reader(sock)
+        assert found.result(PATIENCE) == b"" == sock.recv(100)
+        assert sock.recv_into(bytearray(100)) == 0
+        sock.sendall(b"+OK\r\n")
+        assert client.recv(100) == b"+OK\r\n"
+
+
+def test_what_has_come_before_the_end(pair: Pair) -> None:
+    """On Windows, what is left unread would turn the last reply into a reset."""
+    server, client = pair
+    with system.PolledSocket(server.family, server.type, server.proto, server.detach()) as sock:
+        sock.setblocking(False)
+        client.sendall(b"NOOP\r\n")
+        assert select.select([sock], [], [], PATIENCE)[0]
+        system.wake_reader(sock)
+        assert sock.recv(100) == b"NOOP\r\n"
+        assert sock.recv(100) == b""
 
 
 def test_wake_reader(pair: Pair) -> None:
