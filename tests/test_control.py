@@ -750,6 +750,9 @@ def test_verbose() -> None:
         ]
         client.quit()
         client.close()
+        running.ask("POST", "/reset")
+        poplib.POP3("127.0.0.1", running.first["port"], timeout=PATIENCE).close()
+        assert "2 " in {running.process.stderr.readline()[:2] for _ in range(5)}, "a reset does not mix sessions up"
         running.ask("POST", "/stop")
         assert running.end() == 0
         assert running.process.stdout is not None and running.process.stdout.read() == ""

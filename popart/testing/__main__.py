@@ -73,7 +73,7 @@ class CommandLineServer(MailServer):
 
     def _tell(self, record: SessionRecord, entry: Entry) -> None:
         if self._tells_all:
-            self._output.print(f"{record.number} {entry}")
+            self._output.print(f"{record.serial_number} {entry}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
