@@ -264,6 +264,7 @@ def test_wait_in_vain(control: Control) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "sentence"),
     [
+        ("GET", "/ca", None, 404, "this server has no certificate: start it with --tls"),
         ("GET", "/nothing", None, 404, "there is no /nothing here"),
         ("GET", "/messages/bob", None, 404, "there is no 'bob' here"),
         ("GET", "/messages/alice/x", None, 404, "there is no 'x' here"),
@@ -712,6 +713,7 @@ def test_another_host() -> None:
         first = running.first
         assert first["url"] == f"pop3s://0.0.0.0:{first['port']}"
         context = ssl.create_default_context(cafile=first["ca_file"])
+        assert running.ask("GET", "/ca") == (200, Path(first["ca_file"]).read_bytes())
         for name in ("mail", "127.0.0.1"):
             with (
                 socket.create_connection(("127.0.0.1", first["port"]), PATIENCE) as raw,
