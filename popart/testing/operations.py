@@ -47,7 +47,7 @@ class RequestError(Exception):
 
 
 class Answer(NamedTuple):
-    """What a request is answered."""
+    """The answer to a request."""
 
     body: bytes
     content_type: str = JSON

@@ -119,7 +119,7 @@ class SessionRecord:
 
 
 class _Answer:
-    """One answer, of which the beginning is kept."""
+    """Keeps the beginning of one answer."""
 
     def __init__(self) -> None:
         self.moment = 0.0

@@ -275,5 +275,5 @@ class Bench:
 
 
 def digest(message: bytes) -> bytes:
-    """Return what a message is known by."""
+    """Return a message's SHA-256 digest."""
     return hashlib.sha256(message).digest()
