@@ -116,7 +116,11 @@ def _quit(bench: Bench, visitor: Visitor) -> str:
         visitor.send("QUIT")
         if not gate.reached.wait(bench.options.patience):
             raise BlockedError("no answer after QUIT")
-        expect_refusal(bench, "after delete_messages and before unlock_maildrop")
+        expect_refusal(
+            bench,
+            "after delete_messages and before unlock_maildrop",
+            "the next session may begin while this one has not ended, and this one may then release its lock",
+        )
     answer = visitor.line("QUIT")
     visitor.leave()
     bench.last_end = "QUIT"

@@ -14,6 +14,7 @@ from popart.testing.check.report import CheckError
 SILENCE = 0.5
 """Seconds after which a silent client is logged out, so that it can be seen what happens then."""
 
+_TWO_CLIENTS = "two clients fetch and delete at the same time, and one of them is told of messages that are gone"
 _RELEASE = "Release a lock once, in unlock_maildrop, and only if lock_maildrop of this very handler took it"
 
 
@@ -87,7 +88,7 @@ def _explain_no_lock(bench: Bench, holder: Visitor) -> None:
         bench.report.find(
             "no lock",
             what,
-            "two clients fetch and delete at the same time, and one of them is told of messages that are gone",
+            _TWO_CLIENTS,
             "Take a lock in lock_maildrop, and raise ReportableError if another session has it",
         )
     else:
@@ -103,7 +104,7 @@ def _does_nothing(method: Any) -> bool:
     return code is not None and not (code.co_names or code.co_freevars)
 
 
-def expect_refusal(bench: Bench, when: str) -> None:
+def expect_refusal(bench: Bench, when: str, suffers: str = _TWO_CLIENTS) -> None:
     """See that the lock still holds, if there is one."""
     if not bench.has_lock:
         return
@@ -112,7 +113,7 @@ def expect_refusal(bench: Bench, when: str) -> None:
             bench.report.find(
                 ("released", when),
                 f"The lock of a session no longer keeps others out, {when}",
-                "two clients fetch and delete at the same time, and one of them is told of messages that are gone",
+                suffers,
                 _RELEASE,
             )
         visitor.part()
