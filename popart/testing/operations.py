@@ -118,7 +118,7 @@ class Operations:
 
     # Reading.
 
-    def server(self, request: Request) -> object:
+    def facts(self, request: Request) -> object:
         return self._facts
 
     def ca(self, request: Request) -> Answer:
@@ -275,7 +275,7 @@ QUERIES: dict[Operation, set[str]] = {Operations.deliver: {"unique_id"}, Operati
 _NAME = "([^/]+)"
 
 ROUTES: list[tuple[str, dict[str, Operation]]] = [
-    ("/server", {"GET": Operations.server}),
+    ("/server", {"GET": Operations.facts}),
     ("/ca", {"GET": Operations.ca}),
     ("/users", {"GET": Operations.users}),
     (f"/users/{_NAME}", {"PUT": Operations.add_user, "DELETE": Operations.remove_user}),

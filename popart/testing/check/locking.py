@@ -39,7 +39,7 @@ def check_lock(bench: Bench) -> None:
         else:
             bench.report.note("One user cannot show whether users share a lock, or mail: see --other.")
         if holder.read(1) != before:
-            bench.report.find(
+            bench.report.add(
                 "shared state",
                 "A session reads another message than before, while another session tried to sign in",
                 "one user reads, or deletes, what belongs to another one",
@@ -72,7 +72,7 @@ def _try_second(bench: Bench) -> None:
         bench.has_lock = not answer.startswith("+OK")
         if bench.has_lock and not answer.startswith("-ERR [IN-USE]") and bench.report.events == events:
             wrong = "takes its password for wrong" if answer.startswith("-ERR [AUTH]") else "does not know what to do"
-            bench.report.find(
+            bench.report.add(
                 "in use",
                 f"While a session has the maildrop, a second one {wrong}: it reads {answer}",
                 "many programs ask the user for a new password then, or delete the account",
@@ -85,7 +85,7 @@ def _explain_no_lock(bench: Bench, holder: Visitor) -> None:
     what = "A second session is let in while the first has the maildrop"
     assert holder.session is not None
     if bench.options.delete or not _does_nothing(holder.session.handler.unlock_maildrop):
-        bench.report.find(
+        bench.report.add(
             "no lock",
             what,
             _TWO_CLIENTS,
@@ -110,7 +110,7 @@ def expect_refusal(bench: Bench, when: str, suffers: str = _TWO_CLIENTS) -> None
         return
     with bench.visitor() as visitor:
         if visitor.sign_in(bench.credentials).startswith("+OK"):
-            bench.report.find(
+            bench.report.add(
                 ("released", when),
                 f"The lock of a session no longer keeps others out, {when}",
                 suffers,
@@ -141,7 +141,7 @@ def _try_name(bench: Bench, name: str, how: str) -> None:
             same = set(visitor.listing("UIDL")) & set(bench.first.ids)
             if bench.has_lock or (bench.first.ids and not same):
                 has = "the same maildrop without its lock" if same else "another maildrop"
-                bench.report.find(
+                bench.report.add(
                     ("name", how),
                     f"The user's name {how}, {name!r}, has {has}",
                     "a user who writes the name in another way finds no mail, or breaks into an open session",
@@ -155,14 +155,14 @@ def _try_other_user(bench: Bench, other: Credentials) -> None:
     with bench.visitor() as visitor:
         answer = visitor.sign_in(replace(other, way=bench.credentials.way))
         if not answer.startswith("+OK"):
-            bench.report.find(
+            bench.report.add(
                 "one lock",
                 f"A user cannot sign in while the maildrop of another user is open: the answer is {answer}",
                 "users wait for each other, and one client that stays connected keeps all the others from their mail",
                 "Take a lock of its own for each user",
             )
         elif bench.first.ids and _sees(visitor, bench.first):
-            bench.report.find(
+            bench.report.add(
                 "one maildrop",
                 "Two users see the same messages",
                 "a user reads, and deletes, what belongs to another one",
@@ -244,7 +244,7 @@ def check_ends(bench: Bench) -> None:
         with bench.serving(), bench.session() as visitor:
             after = visitor.listing("LIST")
             if len(after) < len(before):
-                bench.report.find(
+                bench.report.add(
                     "deleted without QUIT",
                     f"A message {'which was marked ' if bench.options.delete else ''}is gone after {name}",
                     "mail is lost that the client may not have stored, or has not meant to delete",

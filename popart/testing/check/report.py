@@ -30,7 +30,7 @@ class Report:
             found = [*self._found.values()]
         return [text if times == 1 else text + more.format(times - 1) for text, times in found]
 
-    def find(self, kind: object, what: str, suffers: str, change: str) -> None:
+    def add(self, kind: object, what: str, suffers: str, change: str) -> None:
         """Add a fault: what is wrong, *so* what a client suffers, and what to change.
 
         Of each *kind* only the first is told, and how many there were.
