@@ -112,6 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.exit_with_parent and os.getppid() != parent:
                 break
         ending = True
+    # The interpreter ends now, and takes handlers away: a signal that comes later would kill it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def describe(server: MailServer) -> str:
