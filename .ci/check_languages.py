@@ -1,4 +1,4 @@
-"""The tests that docs/howto-testing.rst shows for a shell, Node, Ruby and PHP.
+"""The tests that docs/howto-control.rst shows for a shell, Node, Ruby and PHP.
 
 They pass, each in less than 40 lines, and each fails if the program under test has a bug.
 """

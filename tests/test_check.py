@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ import popart
 from popart.testing import MailServer
 from popart.testing.check import CheckError, Report, check_handler
 from popart.testing.check.__main__ import main
+from popart.testing.check.client import BlockedError, Client, Credentials
 from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
 from tests.test_docs import django_site  # noqa: F401
@@ -348,6 +349,18 @@ def test_many_messages_are_read_for_a_while(store: Store, monkeypatch: pytest.Mo
     report = check(Right, store)
     assert report.findings == []
     assert [note for note in report.notes if "Only 0 of 5 messages" in note]
+
+
+def test_a_message_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer is only called endless once it is longer than announced: a large message may be slow."""
+    monkeypatch.setattr("popart.testing.check.client.ANSWER_SHARE", -1)
+    with MailServer() as server:
+        server.deliver("alice", MESSAGES[0])
+        with closing(Client(server.port, PATIENCE)) as client:
+            assert client.sign_in(Credentials("alice", "secret", "PASS")).startswith("+OK")
+            assert client.data("RETR 1") == MESSAGES[0]
+            with pytest.raises(BlockedError, match="the answer to TOP 1 9 has no end"):
+                client.data("TOP 1 9")
 
 
 def test_a_hook_that_does_nothing_is_noted(store: Store) -> None:

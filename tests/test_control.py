@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ import pytest
 import popart
 from popart.testing import MailServer
 from popart.testing.__main__ import CommandLineServer, main, make_parser
-from popart.testing.control import PAGE, ControlServer, controlled
+from popart.testing.control import PAGE, ControlServer
 from popart.testing.operations import FAULTS, ROUTES
 from popart.testing.output import Output
 
 from .conftest import PATIENCE, wait_until
 from .test_records import has_ipv6
-from .test_testing import Shell, pop, run_main, signals_kept
+from .test_testing import Shell, needs_signals, pop, run_main, signals_kept
 
 ROOT = Path(popart.__file__).parent.parent
 TOKEN = "a-token"
@@ -114,7 +114,7 @@ def control() -> Iterator[Control]:
         made = ControlServer(
             ("127.0.0.1", 0), mail, {"version": "x"}, token=TOKEN, hosts=["pop.example"], stop=stopped.set
         )
-        with controlled(made):
+        with closing(made):
             yield Control(made, mail, stopped)
 
 
@@ -264,6 +264,7 @@ def test_wait_in_vain(control: Control) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "sentence"),
     [
+        ("GET", "/ca", None, 404, "this server has no certificate: start it with --tls"),
         ("GET", "/nothing", None, 404, "there is no /nothing here"),
         ("GET", "/messages/bob", None, 404, "there is no 'bob' here"),
         ("GET", "/messages/alice/x", None, 404, "there is no 'x' here"),
@@ -457,7 +458,7 @@ def test_a_body_that_is_much_too_long(control: Control) -> None:
 
 def test_without_tokens_for_mail() -> None:
     """A server that takes no OAuth tokens refuses them here too, and says what to do."""
-    with MailServer() as mail, controlled(_control(mail)) as made:
+    with MailServer() as mail, closing(_control(mail)) as made:
         found = Control(made, mail, threading.Event()).sentence("PUT", "/tokens/alice", {"token": "x"})
         assert found == (409, "this server takes no tokens: start it with --oauth")
 
@@ -500,7 +501,7 @@ def test_reading_at_home(control: Control) -> None:
 
 def test_reading_from_elsewhere() -> None:
     """Beyond loopback reading needs the token as well; only the page, which holds nothing, does not."""
-    with MailServer() as mail, controlled(_control(mail, "0.0.0.0")) as made:
+    with MailServer() as mail, closing(_control(mail, "0.0.0.0")) as made:
         control = Control(made, mail, threading.Event())
         assert control.sentence("GET", "/messages", Authorization="")[0] == 401
         assert control.ask("GET", "/messages")[0] == 200
@@ -603,7 +604,7 @@ def test_closing_ends_what_waits() -> None:
 
 def test_too_many_connections() -> None:
     """More than a hundred at a time are closed at once, and it goes on."""
-    with MailServer() as mail, controlled(_control(mail)) as made:
+    with MailServer() as mail, closing(_control(mail)) as made:
         sockets = [socket.create_connection(("127.0.0.1", made.port), PATIENCE) for _ in range(101)]
         assert sockets[100].recv(1) == b""
         for sock in sockets:
@@ -712,6 +713,7 @@ def test_another_host() -> None:
         first = running.first
         assert first["url"] == f"pop3s://0.0.0.0:{first['port']}"
         context = ssl.create_default_context(cafile=first["ca_file"])
+        assert running.ask("GET", "/ca") == (200, Path(first["ca_file"]).read_bytes())
         for name in ("mail", "127.0.0.1"):
             with (
                 socket.create_connection(("127.0.0.1", first["port"]), PATIENCE) as raw,
@@ -750,6 +752,9 @@ def test_verbose() -> None:
         ]
         client.quit()
         client.close()
+        running.ask("POST", "/reset")
+        poplib.POP3("127.0.0.1", running.first["port"], timeout=PATIENCE).close()
+        assert "2 " in {running.process.stderr.readline()[:2] for _ in range(5)}, "a reset does not mix sessions up"
         running.ask("POST", "/stop")
         assert running.end() == 0
         assert running.process.stdout is not None and running.process.stdout.read() == ""
@@ -811,6 +816,14 @@ def test_the_parent_is_gone() -> None:
         assert parent.stdout.read() == ""  # the end of the child, too, has this pipe open
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), PATIENCE)
+
+
+@needs_signals
+def test_the_parent_on_windows(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """There a process cannot tell that its parent is gone, and the program says so."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    run_main(["--exit-with-parent"], lambda shell: [shell.line()], signal.SIGINT)
+    assert "--exit-with-parent does nothing on Windows: end the server by POST /stop" in capfd.readouterr().err
 
 
 def test_records_are_bounded(capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from popart.options import COUNTS, TIMES
-from popart.testing.control import ControlServer, controlled
+from popart.testing.control import ControlServer
 from popart.testing.output import Output
 from popart.testing.server import MailServer
 from popart.testing.session_record import Entry, SessionRecord
@@ -73,14 +73,18 @@ class CommandLineServer(MailServer):
 
     def _tell(self, record: SessionRecord, entry: Entry) -> None:
         if self._tells_all:
-            self._output.print(f"{record.number} {entry}")
+            self._output.print(f"{record.serial_number} {entry}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
+    if options.exit_with_parent and sys.platform == "win32":
+        print(
+            f"{parser.prog}: --exit-with-parent does nothing on Windows: end the server by POST /stop", file=sys.stderr
+        )
     limits = {name: value for name, value in vars(options).items() if name in ("timeout", *COUNTS, *TIMES)}
-    parent = os.getppid() if options.exit_with_parent else None  # Wine 8 cannot tell
+    parent = os.getppid() if options.exit_with_parent else None
     ending = False
 
     def end(number: int, frame: object) -> None:
@@ -108,6 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.exit_with_parent and os.getppid() != parent:
                 break
         ending = True
+    # The interpreter ends now, and takes handlers away: a signal that comes later would kill it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def describe(server: MailServer) -> str:
@@ -131,7 +138,7 @@ def begin_control(
     }
     host = options.host or "127.0.0.1"
     control = block.enter_context(
-        controlled(
+        contextlib.closing(
             ControlServer(
                 (host, options.control_port),
                 server,
@@ -176,8 +183,10 @@ def make_parser() -> argparse.ArgumentParser:
         "limits", "as in popart's manual; none switches a limit off", argument_default=argparse.SUPPRESS
     )
     limits.add_argument("--timeout", type=float, metavar="SECONDS", help="for a command (default: 600)")
-    for name, kind in [*[(name, count) for name in COUNTS], *[(name, seconds) for name in TIMES]]:
-        limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__[0].upper())
+    for name in COUNTS:
+        limits.add_argument(f"--{name.replace('_', '-')}", type=count, metavar="N")
+    for name in TIMES:
+        limits.add_argument(f"--{name.replace('_', '-')}", type=seconds, metavar="SECONDS")
     return parser
 
 

@@ -145,6 +145,7 @@ class AnswerFaults(FaultList):
         """Run *command*, send its first line and *after* octets more, and the rest *seconds* later.
 
         An answer of one line stalls in the middle of it.  The session is over when the client leaves, on Linux at once.
+        A client that has ended its side of the stream, as ``nc -N`` does, has left, though it may still read.
         ``float("inf")`` is as long as the server is up, and before sign-in all ends with ``login_timeout``.
 
         :raises ValueError: *seconds* is no number from 0 on, or *after* is not a whole number from 0 on.
@@ -186,7 +187,8 @@ class AnswerFaults(FaultList):
         """Run *command*, and cut its answer into packets where that hurts: within ``+OK``, between CR and LF of the
         first line, after it, before the final dot, and between the dot and its CRLF.
 
-        Each packet is sent *seconds* after the one before, so that a client finds it alone.
+        Each packet is sent *seconds* after the one before, so that a client finds it alone.  The limits are those of
+        `stall`.
 
         :raises ValueError: *seconds* is no number from 0 on.
         """

@@ -15,8 +15,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from importlib import resources
 from ipaddress import ip_address
 from typing import Any
@@ -73,7 +72,8 @@ class ControlServer(socketserver.ThreadingTCPServer):
         bound = self.socket.getsockname()
         self.port: int = bound[1]
         self.is_private: bool = ip_address(bound[0]).is_loopback
-        self._thread = threading.Thread(target=self.serve_forever, args=[ACCEPT_PAUSE])
+        # A daemon: a signal may come between this and the block that closes the server.
+        self._thread = threading.Thread(target=self.serve_forever, args=[ACCEPT_PAUSE], daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -291,14 +291,6 @@ class _TimedReader(io.RawIOBase):
             raise TimeoutError
         self._socket.settimeout(left)
         return self._socket.recv_into(buffer)
-
-
-@contextmanager
-def controlled(server: ControlServer) -> Iterator[ControlServer]:
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 def _resolve(name: str) -> str:

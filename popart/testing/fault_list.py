@@ -28,7 +28,7 @@ class Fault:
     """One fault."""
 
     call: list[str]
-    """How it was asked for: the method's name, and its arguments."""
+    """How it was asked for: the method's name, and its arguments, but for a text."""
 
     places: list[list[str]]
     """Where it happens: the first words of commands, or the name of a step."""
@@ -78,7 +78,8 @@ class FaultList:
 
     @property
     def pending_faults(self) -> list[str]:
-        """The faults that have not happened as often as was asked for, each as its call: ``drop('RETR', after=10)``.
+        """The faults that have not happened as often as was asked for, each as its call without a *text*:
+        ``drop('RETR', after=10)``.
 
         A fault with ``times=None`` is pending until it has happened once.  A fault has not happened where it had
         nothing to change, such as the sizes of no messages.  At the end of a test,

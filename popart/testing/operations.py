@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from popart.testing.broken_answers import AnswerFaults
@@ -46,7 +47,7 @@ class RequestError(Exception):
 
 
 class Answer(NamedTuple):
-    """What a request is answered."""
+    """The answer to a request."""
 
     body: bytes
     content_type: str = JSON
@@ -117,8 +118,14 @@ class Operations:
 
     # Reading.
 
-    def server(self, request: Request) -> object:
+    def facts(self, request: Request) -> object:
         return self._facts
+
+    def ca(self, request: Request) -> Answer:
+        """For clients that cannot read the file, as it is in another container."""
+        if self._server.ca_file is None:
+            raise RequestError(404, "this server has no certificate: start it with --tls")
+        return Answer(Path(self._server.ca_file).read_bytes(), "application/x-pem-file")
 
     def users(self, request: Request) -> object:
         return [*self._server.users]
@@ -268,7 +275,8 @@ QUERIES: dict[Operation, set[str]] = {Operations.deliver: {"unique_id"}, Operati
 _NAME = "([^/]+)"
 
 ROUTES: list[tuple[str, dict[str, Operation]]] = [
-    ("/server", {"GET": Operations.server}),
+    ("/server", {"GET": Operations.facts}),
+    ("/ca", {"GET": Operations.ca}),
     ("/users", {"GET": Operations.users}),
     (f"/users/{_NAME}", {"PUT": Operations.add_user, "DELETE": Operations.remove_user}),
     (f"/tokens/{_NAME}", {"PUT": Operations.add_token, "DELETE": Operations.remove_token}),

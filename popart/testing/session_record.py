@@ -49,7 +49,7 @@ class SessionRecord:
     """
 
     number: int
-    """The first session has number 1."""
+    """The first session, since the last reset if there was one, has number 1."""
 
     username: str
     """The name that the client has given last, or ``""``."""
@@ -60,8 +60,11 @@ class SessionRecord:
     is_open: bool
     """True until its end."""
 
-    def __init__(self, number: int, epoch: Epoch, tell: Callable[[SessionRecord, Entry], None]) -> None:
+    def __init__(
+        self, number: int, serial_number: int, epoch: Epoch, tell: Callable[[SessionRecord, Entry], None]
+    ) -> None:
         self.number = number
+        self.serial_number: int = serial_number  # no reset begins it anew
         self.username = ""
         self.commands = []
         self.is_open = True
@@ -116,7 +119,7 @@ class SessionRecord:
 
 
 class _Answer:
-    """One answer, of which the beginning is kept."""
+    """Keeps the beginning of one answer."""
 
     def __init__(self) -> None:
         self.moment = 0.0

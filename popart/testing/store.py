@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Collection, Mapping
 from email.message import Message
@@ -44,6 +45,7 @@ class MailStore(Faults):
         self._offers = offers
         """The ways to sign in beside passwords: of "tokens", "scram", "login" and "certificates"."""
         self._sessions_changed = threading.Condition()
+        self._serial_numbers = itertools.count(1)
         self._here = threading.local()
         """The epoch of the session whose command this thread records."""
         self._epoch = Epoch(self._faults)
@@ -161,7 +163,7 @@ class MailStore(Faults):
             epoch = self._epoch
             epoch.open_sessions += 1
             epoch.session_count += 1
-            record = SessionRecord(epoch.session_count, epoch, self._tell)
+            record = SessionRecord(epoch.session_count, next(self._serial_numbers), epoch, self._tell)
             _append(epoch.sessions, record, self._most_sessions)
             for old in epoch.sessions[-MOST_TRANSCRIPTS - 1 : -MOST_TRANSCRIPTS]:
                 old.forget_conversation()

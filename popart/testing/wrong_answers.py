@@ -23,12 +23,13 @@ _OCTETS = re.compile(rb"\+OK ([0-9]+) octets\r\n")
 
 
 class SessionFaults(FaultList):
-    """Faults that last from the first command that shows them to the end of the session.  Then they have happened
-    once."""
+    """Faults that last from the first command that shows them to the end of the session.  That
+    counts as one time."""
 
     def spoil_sizes(self, by: int, *, times: int | None = 1, username: str | None = None) -> None:
         """Say in STAT, LIST and RETR that each message has *by* octets more than it has; with a negative number fewer,
-        but at least 0.  The messages themselves are whole.
+        but at least 0.  The messages themselves are whole.  So are the sums in the texts of the answers to PASS and
+        LIST, which no client reads.
 
         :raises ValueError: *by* is 0, or no whole number.
         """

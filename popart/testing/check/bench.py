@@ -164,7 +164,7 @@ class Bench:
 
     @contextmanager
     def nobody_reads_output(self) -> Iterator[None]:
-        """Let handlers print into nothing, as when nobody reads the server's output any more, and find what fails."""
+        """Let handlers print into nothing, as when nobody reads the server's output any more, and report what fails."""
         recorder = self.recorder
         recorder.excused = True
         try:
@@ -176,7 +176,7 @@ class Bench:
             recorder.failures.clear()
             for method, is_broken, _ in failures:
                 if is_broken and method != "handle_session_error":
-                    self.report.find(
+                    self.report.add(
                         "print",
                         f"print in {method} fails once nobody reads the output of the server any more",
                         "the client is answered -ERR [SYS/TEMP], though nothing is wrong with its mail",
@@ -204,7 +204,7 @@ class Bench:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Find what blocks, before the client leaves: that might end it."""
+        """Report what blocks, before the client leaves: that might end it."""
         try:
             yield
         except BlockedError as stop:
@@ -220,7 +220,7 @@ class Bench:
         with self.visitor() as visitor:
             answer = visitor.sign_in(self.credentials)
             if answer.startswith("-ERR [IN-USE]"):
-                self.report.find(
+                self.report.add(
                     "stays locked",
                     f"The maildrop stays locked after {self.last_end}",
                     "the user is kept from the mail until the server is started anew",
@@ -248,7 +248,7 @@ class Bench:
             self.stopped = True
         except StopError as stop:
             if self.report.events == events:
-                self.report.find(
+                self.report.add(
                     ("step", what),
                     f"While {what}, {stop}",
                     "a client does not get what the protocol promises",
@@ -263,7 +263,7 @@ class Bench:
         return time.monotonic() > self._deadline
 
     def explain_block(self, stop: BlockedError) -> None:
-        """Find what blocks, unless it has been found."""
+        """Report what blocks, unless it has been reported."""
         if stop.explained:
             return
         stop.explained = True
@@ -271,9 +271,9 @@ class Bench:
         for method in blocked:
             explain_block(self.report, method, self.options.patience)
         if not blocked:
-            self.report.find("slow", f"{stop}", "a client gives up", "Look what is slow")
+            self.report.add("slow", f"{stop}", "a client gives up", "Look what is slow")
 
 
 def digest(message: bytes) -> bytes:
-    """Return what a message is known by."""
+    """Return a message's SHA-256 digest."""
     return hashlib.sha256(message).digest()

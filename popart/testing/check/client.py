@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import socket
 import time
@@ -13,7 +14,7 @@ from popart.sasl import apop_digest
 from popart.testing.check.report import CheckError
 
 ANSWER_SHARE = 6
-"""How often its patience a client has for an answer that does come, line by line."""
+"""How often its patience a client has for an answer that does come, line by line, and is longer than announced."""
 
 
 class StopError(Exception):
@@ -33,7 +34,7 @@ class LockedError(Exception):
 
 @dataclass(frozen=True)
 class Credentials:
-    """A user, and the one secret that lets it in."""
+    """A user, and the one secret that lets them in."""
 
     user: str
     secret: str
@@ -97,8 +98,9 @@ class Client:
 
     def data(self, command: str) -> bytes:
         """Send a command with a multi-line answer, and return its octets without the stuffed dots."""
-        self.ok(command)
-        deadline = time.monotonic() + ANSWER_SHARE * self._patience
+        found = re.match(r"\+OK (\d+) octets", self.ok(command))
+        left = int(found[1]) if found else 0
+        deadline = math.inf
         lines: list[bytes] = []
         while True:
             try:
@@ -111,9 +113,13 @@ class Client:
                 return b"".join(lines)
             if not line:
                 raise StopError(f"the connection was reset in the middle of the answer to {command}")
+            line = line.removeprefix(b".")
+            left -= len(line)
+            if left < 0 and deadline == math.inf:  # a large message may take its time until then
+                deadline = time.monotonic() + ANSWER_SHARE * self._patience
             if time.monotonic() > deadline:
                 raise BlockedError(f"the answer to {command} has no end")
-            lines.append(line[1:] if line.startswith(b".") else line)
+            lines.append(line)
 
     def listing(self, command: str) -> list[str]:
         """Send LIST or UIDL, and return what it says of each message, message 1 first."""

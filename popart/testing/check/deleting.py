@@ -48,14 +48,14 @@ def _explain_failure(bench: Bench, answer: str, gone: int, marked: int) -> None:
     refused = answer.startswith("-ERR")
     what = "all" if gone == marked else "some messages"
     if refused and gone:
-        bench.report.find(
+        bench.report.add(
             "half",
             f"QUIT was answered -ERR as the back end failed, and {what} are gone",
             "a client that has been told that nothing was deleted finds mail missing",
             "Delete in one transaction, or move one file into place, and raise if it fails",
         )
     elif not refused and gone < marked:
-        bench.report.find(
+        bench.report.add(
             "swallowed",
             "QUIT was answered +OK as the back end failed, and messages are still there: the error is swallowed",
             "a client takes the messages for deleted, and gets them a second time",
@@ -116,7 +116,11 @@ def _quit(bench: Bench, visitor: Visitor) -> str:
         visitor.send("QUIT")
         if not gate.reached.wait(bench.options.patience):
             raise BlockedError("no answer after QUIT")
-        expect_refusal(bench, "after delete_messages and before unlock_maildrop")
+        expect_refusal(
+            bench,
+            "after delete_messages and before unlock_maildrop",
+            "the next session may begin while this one has not ended, and this one may then release its lock",
+        )
     answer = visitor.line("QUIT")
     visitor.leave()
     bench.last_end = "QUIT"
@@ -148,21 +152,21 @@ def _compare(bench: Bench, before: Sequence[str], after: Sequence[str], marked: 
     left = [number for number in marked if before[number - 1] in still]
     lost = [number for number, known in enumerate(before, 1) if number not in doomed and known not in still]
     if same and (left or lost) and len(after) == len(before) - len(marked):
-        bench.report.find(
+        bench.report.add(
             "ids move",
             "The ids move to other messages when a message is deleted",
             "clients that leave mail on the server take new mail for what they have, and never fetch it",
             "Store an id with each message, or make it from what never changes; the number is no id",
         )
     elif lost:
-        bench.report.find(
+        bench.report.add(
             "others deleted",
             f"After DELE {' '.join(map(str, marked))} and QUIT message {lost[0]}, which was not marked, is gone",
             "mail is lost that nobody has fetched",
             "Delete the messages that had these numbers in the listing, counted from 1",
         )
     elif left:
-        bench.report.find(
+        bench.report.add(
             "not deleted",
             f"Message {left[0]} is still there after QUIT was answered +OK",
             "clients that fetch and delete get the same mail again, each time",

@@ -105,32 +105,32 @@ _BLOCKED = (
 
 
 def explain_raise(report: Report, method: str, error: BaseException) -> None:
-    """Find what a method raised."""
+    """Report what a method raised."""
     suffers, change = _METHODS.get(method, ("the client is answered -ERR [SYS/TEMP]", "Let it not fail"))
-    report.find(("raise", method, type(error)), f"{method} raised {show(error)}", suffers, change)
+    report.add(("raise", method, type(error)), f"{method} raised {show(error)}", suffers, change)
 
 
 def explain_result(report: Report, text: str) -> None:
-    """Find a wrong result, in the words of a `popart.HandlerError`."""
+    """Report a wrong result, in the words of a `popart.HandlerError`."""
     for pattern, suffers, change in _RULES:
         if re.search(pattern, text):
             kind = re.sub(r"\d+|'.*'", "", text)
             found = re.fullmatch(r"(message \d+) ended after (\d+) octets, its size was said to be (\d+)", text)
             what = f"LIST says {found[3]} octets of {found[1]}, and its reader gave {found[2]}" if found else text
-            report.find(("result", kind), what, suffers, change)
+            report.add(("result", kind), what, suffers, change)
             return
-    report.find(("result", text), text, "the client is answered -ERR", "Do what the manual asks for, in popart.handler")
+    report.add(("result", text), text, "the client is answered -ERR", "Do what the manual asks for, in popart.handler")
 
 
 def explain_block(report: Report, method: str, seconds: float) -> None:
-    """Find a method that does not return."""
-    report.find(("blocked", method), f"{method} has not returned within {seconds:g} seconds", *_BLOCKED)
+    """Report a method that does not return."""
+    report.add(("blocked", method), f"{method} has not returned within {seconds:g} seconds", *_BLOCKED)
 
 
 def explain_coroutine(report: Report, method: str) -> None:
-    """Find a coroutine where popart does not complain of one."""
+    """Report a coroutine where popart does not complain of one."""
     suffers = "its body never runs, and nobody learns why a client lost its session"
-    report.find(("coroutine", method), f"{method} is a coroutine function", suffers, _COROUTINE[1])
+    report.add(("coroutine", method), f"{method} is a coroutine function", suffers, _COROUTINE[1])
 
 
 def show(error: BaseException) -> str:

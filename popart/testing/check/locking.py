@@ -14,6 +14,7 @@ from popart.testing.check.report import CheckError
 SILENCE = 0.5
 """Seconds after which a silent client is logged out, so that it can be seen what happens then."""
 
+_TWO_CLIENTS = "two clients fetch and delete at the same time, and one of them is told of messages that are gone"
 _RELEASE = "Release a lock once, in unlock_maildrop, and only if lock_maildrop of this very handler took it"
 
 
@@ -38,7 +39,7 @@ def check_lock(bench: Bench) -> None:
         else:
             bench.report.note("One user cannot show whether users share a lock, or mail: see --other.")
         if holder.read(1) != before:
-            bench.report.find(
+            bench.report.add(
                 "shared state",
                 "A session reads another message than before, while another session tried to sign in",
                 "one user reads, or deletes, what belongs to another one",
@@ -71,7 +72,7 @@ def _try_second(bench: Bench) -> None:
         bench.has_lock = not answer.startswith("+OK")
         if bench.has_lock and not answer.startswith("-ERR [IN-USE]") and bench.report.events == events:
             wrong = "takes its password for wrong" if answer.startswith("-ERR [AUTH]") else "does not know what to do"
-            bench.report.find(
+            bench.report.add(
                 "in use",
                 f"While a session has the maildrop, a second one {wrong}: it reads {answer}",
                 "many programs ask the user for a new password then, or delete the account",
@@ -84,10 +85,10 @@ def _explain_no_lock(bench: Bench, holder: Visitor) -> None:
     what = "A second session is let in while the first has the maildrop"
     assert holder.session is not None
     if bench.options.delete or not _does_nothing(holder.session.handler.unlock_maildrop):
-        bench.report.find(
+        bench.report.add(
             "no lock",
             what,
-            "two clients fetch and delete at the same time, and one of them is told of messages that are gone",
+            _TWO_CLIENTS,
             "Take a lock in lock_maildrop, and raise ReportableError if another session has it",
         )
     else:
@@ -103,16 +104,16 @@ def _does_nothing(method: Any) -> bool:
     return code is not None and not (code.co_names or code.co_freevars)
 
 
-def expect_refusal(bench: Bench, when: str) -> None:
+def expect_refusal(bench: Bench, when: str, suffers: str = _TWO_CLIENTS) -> None:
     """See that the lock still holds, if there is one."""
     if not bench.has_lock:
         return
     with bench.visitor() as visitor:
         if visitor.sign_in(bench.credentials).startswith("+OK"):
-            bench.report.find(
+            bench.report.add(
                 ("released", when),
                 f"The lock of a session no longer keeps others out, {when}",
-                "two clients fetch and delete at the same time, and one of them is told of messages that are gone",
+                suffers,
                 _RELEASE,
             )
         visitor.part()
@@ -140,7 +141,7 @@ def _try_name(bench: Bench, name: str, how: str) -> None:
             same = set(visitor.listing("UIDL")) & set(bench.first.ids)
             if bench.has_lock or (bench.first.ids and not same):
                 has = "the same maildrop without its lock" if same else "another maildrop"
-                bench.report.find(
+                bench.report.add(
                     ("name", how),
                     f"The user's name {how}, {name!r}, has {has}",
                     "a user who writes the name in another way finds no mail, or breaks into an open session",
@@ -154,14 +155,14 @@ def _try_other_user(bench: Bench, other: Credentials) -> None:
     with bench.visitor() as visitor:
         answer = visitor.sign_in(replace(other, way=bench.credentials.way))
         if not answer.startswith("+OK"):
-            bench.report.find(
+            bench.report.add(
                 "one lock",
                 f"A user cannot sign in while the maildrop of another user is open: the answer is {answer}",
                 "users wait for each other, and one client that stays connected keeps all the others from their mail",
                 "Take a lock of its own for each user",
             )
         elif bench.first.ids and _sees(visitor, bench.first):
-            bench.report.find(
+            bench.report.add(
                 "one maildrop",
                 "Two users see the same messages",
                 "a user reads, and deletes, what belongs to another one",
@@ -243,7 +244,7 @@ def check_ends(bench: Bench) -> None:
         with bench.serving(), bench.session() as visitor:
             after = visitor.listing("LIST")
             if len(after) < len(before):
-                bench.report.find(
+                bench.report.add(
                     "deleted without QUIT",
                     f"A message {'which was marked ' if bench.options.delete else ''}is gone after {name}",
                     "mail is lost that the client may not have stored, or has not meant to delete",

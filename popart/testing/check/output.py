@@ -49,7 +49,7 @@ class Output:
         if method is None:
             return False
         if self._marker in text or (method.startswith("authenticate_") and self._secret in text):
-            self._recorder.report.find(
+            self._recorder.report.add(
                 "secret printed",
                 f"{method} prints the password",
                 "whoever reads the output, or the logs that keep it, can read the user's mail",

@@ -93,7 +93,7 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: int, unique
     try:
         message = visitor.data(f"RETR {number}")
         if number <= SAMPLE and _read_again(bench, visitor, number) != message:
-            bench.report.find(
+            bench.report.add(
                 "second RETR",
                 f"RETR {number} gave another message the second time",
                 "a client that tries again, or that read the beginning by TOP, gets a part of the message or nothing",
@@ -104,7 +104,7 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: int, unique
         bench.small_sizes += size < len(message)
         for lines in (0, 1, WHOLE) if number <= SAMPLE else (0, WHOLE):
             if visitor.data(f"TOP {number} {lines}") != top(message, lines):
-                bench.report.find(
+                bench.report.add(
                     ("top", lines),
                     f"TOP {number} {lines} differs from RETR {number}",
                     "clients that show headers first, or fetch by TOP, get a message with parts missing or double",
@@ -112,7 +112,7 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: int, unique
                 )
     except StopError as stop:
         if bench.report.events == events:
-            bench.report.find(
+            bench.report.add(
                 "RETR",
                 f"{stop}",
                 "a client cannot fetch a message that is listed, and most clients then fetch none that follow",
@@ -160,14 +160,14 @@ def check_again(bench: Bench) -> None:
         where = {unique_id: number for number, unique_id in enumerate(now.ids, 1)}
         missing = [unique_id for unique_id in first.ids if unique_id not in where]
         if missing and len(now.ids) < len(first.ids):
-            bench.report.find(
+            bench.report.add(
                 "vanished",
                 f"{len(first.ids) - len(now.ids)} of {len(first.ids)} messages vanished, although no client said DELE",
                 "mail is lost whenever a client that is cut off has not stored it",
                 "Delete only in delete_messages",
             )
         elif missing:
-            bench.report.find(
+            bench.report.add(
                 "ids",
                 f"{len(missing)} messages have other unique-ids in a second session",
                 "clients that leave mail on the server fetch all of it again, each time",
@@ -175,7 +175,7 @@ def check_again(bench: Bench) -> None:
             )
         for number, unique_id in enumerate(first.ids, 1):
             if unique_id in where and now.sizes[where[unique_id] - 1] != first.sizes[number - 1]:
-                bench.report.find(
+                bench.report.add(
                     "sizes",
                     f"Message {number} has other sizes in a second session",
                     "a client takes the message for damaged, or for another one",
@@ -192,7 +192,7 @@ def _compare_messages(bench: Bench, visitor: Visitor, where: dict[str, int]) -> 
         if bench.is_late:
             return
         if digest(visitor.data(f"RETR {where[unique_id]}")) != first.digests[unique_id]:
-            bench.report.find(
+            bench.report.add(
                 "contents",
                 f"Messages have ids of other messages in a second session, such as {unique_id}",
                 "clients that leave mail on the server take new mail for what they have, and never fetch it",
@@ -203,7 +203,7 @@ def _compare_messages(bench: Bench, visitor: Visitor, where: dict[str, int]) -> 
     copies = [unique_id for unique_id in new[:SAMPLE] if _is_known(bench, visitor, where[unique_id])]
     # Mail may have come meanwhile, and some may be copies of what was there.
     if known <= where.keys() and len(new) >= len(known) and len(copies) == len(new[:SAMPLE]):
-        bench.report.find(
+        bench.report.add(
             "copies",
             f"Messages are listed twice, or more often, in a second session: it has {len(where)}, the first "
             f"{len(first.ids)}",
@@ -240,7 +240,7 @@ def check_pieces(bench: Bench) -> None:
             failures = [*recorder.failures]
             recorder.failures.clear()
             if pieces != whole or failures:
-                bench.report.find(
+                bench.report.add(
                     "pieces",
                     f"Message {number} read in small pieces is not what it is when it is read at once"
                     + "".join(f" ({failure})" for failure in failures[:1]),

@@ -41,10 +41,10 @@ class Recorder:
             return None
         if isinstance(handler, type) or not callable(getattr(handler, "handle_session_error", None)):
             what = f"on_new_connection returned {type(handler).__name__}, which is no handler"
-            self.report.find("no handler", what, "every client is turned away", "Return a new object of your class")
+            self.report.add("no handler", what, "every client is turned away", "Return a new object of your class")
             return handler
         if any(session.handler is handler for session in self.sessions):
-            self.report.find(
+            self.report.add(
                 "one handler",
                 "on_new_connection returned the same handler for two connections at a time",
                 "one client reads and deletes what the other one has opened",
@@ -70,7 +70,7 @@ class Recorder:
             del self._running[thread]
 
     def fail(self, what: str, explain: Callable[[], None]) -> None:
-        """Keep a failure, or find it."""
+        """Keep a failure, or report it."""
         if self.excused:
             self.failures.append(what)
         else:
@@ -130,7 +130,7 @@ class WatchedHandler:
             self.over.set()
 
     def handle_session_error(self, error: BaseException) -> None:
-        """Tell the handler, and find what popart has to say of it."""
+        """Tell the handler, and report what popart has to say of it."""
         recorder = self.recorder
         if isinstance(error, HandlerError):
             recorder.fail(str(error), partial(explain_result, recorder.report, str(error)))
@@ -185,7 +185,7 @@ class _WatchedReader:
         wanted = min(n, recorder.piece or n)
         chunk = self._session.watch("read", lambda: self._reader.read(wanted))
         if isinstance(chunk, bytes) and len(chunk) > wanted:
-            recorder.report.find(
+            recorder.report.add(
                 "too much",
                 f"A reader returned {len(chunk)} octets, more than it was asked for: {wanted}",
                 "memory grows with each client that reads a large message, until the server is killed",

@@ -26,9 +26,11 @@ class Report:
         """The faults, each once: what is wrong, what a client suffers, and what to change.  Empty for a right
         handler."""
         more = " (And {} more of this kind.)"
-        return [text if times == 1 else text + more.format(times - 1) for text, times in self._found.values()]
+        with self._guard:
+            found = [*self._found.values()]
+        return [text if times == 1 else text + more.format(times - 1) for text, times in found]
 
-    def find(self, kind: object, what: str, suffers: str, change: str) -> None:
+    def add(self, kind: object, what: str, suffers: str, change: str) -> None:
         """Add a fault: what is wrong, *so* what a client suffers, and what to change.
 
         Of each *kind* only the first is told, and how many there were.

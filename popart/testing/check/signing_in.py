@@ -31,14 +31,14 @@ def check_sign_in(bench: Bench, marker: str) -> None:
         with bench.session() as visitor:
             visitor.quit()
     if any(marker in refusal for refusal in refusals):
-        bench.report.find(
+        bench.report.add(
             "repeats",
             f"The refusal repeats the {what}",
             "it can be read on a screen, and in the client's log",
             "Say the same words to everybody",
         )
     elif refusals[0].replace(right.user, "") != stranger.replace(nobody, "") and not refusals[0].startswith("+OK"):
-        bench.report.find(
+        bench.report.add(
             "told apart",
             f"An unknown user is told apart from a wrong {what}, by {stranger}",
             "an attacker finds out which users exist, and guesses only their secrets",
@@ -75,7 +75,7 @@ def _try(bench: Bench, wrong: Credentials, what: str, secret: str) -> str:
         answer = visitor.sign_in(wrong)
         visitor.part()
     if answer.startswith("+OK"):
-        bench.report.find(
+        bench.report.add(
             what,
             f"{what}: {secret}, for {wrong.user}",
             "anybody can read and delete the user's mail",
@@ -101,7 +101,7 @@ def check_retry(bench: Bench, marker: str) -> None:
                 return  # that is found elsewhere
             answer = visitor.sign_in(right)
             if not answer.startswith("+OK") or not set(ids) <= set(visitor.listing("UIDL")):
-                bench.report.find(
+                bench.report.add(
                     "retry",
                     "A client that has tried a wrong name first does not get its mail by the right one: " + answer,
                     "users who mistype have to start their program anew, or see the mail of somebody else",
