@@ -52,6 +52,7 @@ class Gateway:
     def kill(self) -> None:
         self.killed = True
         self._process.kill()
+        self._process.wait(PATIENCE)
 
     @contextmanager
     def client(self, password: str = "secret") -> Iterator[poplib.POP3]:

@@ -85,6 +85,7 @@ class Door(ThreadingTCPServer):
 
     def shut(self, *, stays_shut: bool = True) -> None:
         with self._guard:
+            self.at_shut()  # before anybody can notice
             self._is_shut = stays_shut
             self._forget()
             for sock in self._inside:
@@ -94,7 +95,6 @@ class Door(ThreadingTCPServer):
                     pass
             self.flowing.set()
             self.was_shut.set()
-            self.at_shut()
 
     def open(self) -> None:
         with self._guard:
