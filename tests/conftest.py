@@ -10,14 +10,13 @@ import ssl
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
-from hypothesis import HealthCheck, settings
 
 import popart
 from popart.policy import Policy
@@ -27,9 +26,18 @@ from popart.session import Session
 PATIENCE = 20.0
 """Seconds after which a test gives up waiting for what should come at once."""
 
-# A busy machine may take its time for one example, or for making some.
-settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
+ABSENT = [name for name in ("hypothesis", "trustme") if find_spec(name) is None]
+"""What is not installed of the packages that cannot be had everywhere.  The tests that need them are skipped."""
+
+if TYPE_CHECKING or "trustme" not in ABSENT:
+    import trustme
+if "hypothesis" not in ABSENT:
+    from hypothesis import HealthCheck, settings
+
+    # A busy machine may take its time for one example, or for making some.
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=slow)
+    settings.load_profile("unhurried")
 
 
 def is_wine() -> bool:
@@ -236,25 +244,43 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup() -> Generator[None, Any, Any]:
-    with skipped_on_windows():
+    with skipped_where_it_cannot_run():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call() -> Generator[None, Any, Any]:
-    with skipped_on_windows():
+    with skipped_where_it_cannot_run():
         return (yield)
 
 
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return Module.from_parent(parent, path=module_path)
+
+
+class Module(pytest.Module):
+    """Is skipped as a whole if it imports an absent package."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        with skipped_where_it_cannot_run():
+            return super().collect()
+
+
 @contextmanager
-def skipped_on_windows() -> Iterator[None]:
-    """Skip a test that itself asks for what Windows lacks: a signal, fork(), UNIX sockets."""
+def skipped_where_it_cannot_run() -> Iterator[None]:
+    """Skip a test that asks for what Windows lacks (a signal, fork(), UNIX sockets), or for an absent package."""
     try:
         yield
     except AttributeError as error:
         frames = traceback.extract_tb(error.__traceback__)
         if sys.platform == "win32" and error.obj in (os, signal, socket) and "tests" in Path(frames[-1].filename).parts:
             pytest.skip(f"Windows has no {error.obj.__name__}.{error.name}")
+        raise
+    except (ImportError, pytest.Collector.CollectError) as error:
+        # pytest and the test kit put an error of their own before it.
+        for name in (getattr(error, "name", None), getattr(error.__context__, "name", None)):
+            if name in ABSENT:
+                pytest.skip(f"there is no {name} here", allow_module_level=True)
         raise
 
 
@@ -288,6 +314,7 @@ def nothing_left(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
+    pytest.importorskip("trustme")
     return trustme.CA()
 
 

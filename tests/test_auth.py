@@ -13,11 +13,10 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import scramp  # type: ignore[import-untyped]
-import trustme
 
 import popart
 from popart.command_lines import LineReader
@@ -51,6 +50,9 @@ from .test_sasl import (
 from .test_server import HOST
 from .test_session import BROKEN, INTERNAL, TWO, goes_on, is_refusal, kinds, raising, returning
 from .test_tls import by_argument, by_wrapping
+
+if TYPE_CHECKING:
+    import trustme
 
 SECRET = b"7f3ab2e4c6d8"
 """Part of each password and token below, and of what else the server must not repeat."""
@@ -1081,7 +1083,7 @@ def test_certificate_of_another_authority(context: ssl.SSLContext, authority: tr
     """A certificate that does not verify ends the handshake: no handler is made, and nobody is offered anything."""
     strangers = ssl.create_default_context()
     authority.configure_trust(strangers)
-    trustme.CA().issue_cert("alice@example.com", common_name="alice").configure_cert(strangers)
+    type(authority)().issue_cert("alice@example.com", common_name="alice").configure_cert(strangers)
     made = []
 
     def make_one(peer: object) -> popart.Handler:

@@ -677,6 +677,7 @@ def test_the_first_line(tmp_path: Path) -> None:
 
 def test_options() -> None:
     """TLS, ports, the token, limits and ways to sign in are options."""
+    pytest.importorskip("trustme")
     with program("--tls", "--token", "mine", "--timeout", "2", "--max-failed-logins", "none", "--max-messages", "7",
                  "--oauth", "--scram", "--user-token", "alice:t") as running:  # fmt: skip
         first = running.first
@@ -709,6 +710,7 @@ def test_limits_are_options() -> None:
 
 def test_another_host() -> None:
     """With --host it listens there, and may be called by that name and the others that are allowed."""
+    pytest.importorskip("trustme")
     with program("--host", "0.0.0.0", "--allow-host", "mail", "--tls") as running:
         first = running.first
         assert first["url"] == f"pop3s://0.0.0.0:{first['port']}"

@@ -29,16 +29,18 @@ from itertools import takewhile
 from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import scramp
-import trustme
 
 import popart
 from popart.testing import MailServer
 from tests.conftest import PATIENCE, Client, Mail, MemoryHandler, connected, running, signed_in, wait_until
 from tests.wire.other_servers import make_table
+
+if TYPE_CHECKING:
+    import trustme
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLES = DOCS / "examples"

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 
 import popart
 from popart import system
@@ -34,6 +33,9 @@ from tests.conftest import (
 from tests.test_hostile import Stream
 from tests.test_server import HOST, MESSAGE, Held
 from tests.test_tls import TLSClient
+
+if TYPE_CHECKING:
+    import trustme
 
 LARGE = b"Subject: large\r\n\r\n" + (b"x" * 78 + b"\r\n") * 25_000
 """Two megabytes."""

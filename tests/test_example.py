@@ -21,12 +21,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 
 import example_maildir
 from tests.conftest import PATIENCE, Client, wait_until
+
+if TYPE_CHECKING:
+    import trustme
 
 SCRIPT = Path(example_maildir.__file__)
 MAIL = b"Subject: one\n\nbody\n"

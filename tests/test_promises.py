@@ -10,10 +10,9 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 
 import popart
 from popart.server import Server
@@ -30,6 +29,9 @@ from tests.conftest import (
 )
 from tests.test_server import HOST, MESSAGE, Held
 from tests.test_tls import TLSClient
+
+if TYPE_CHECKING:
+    import trustme
 
 LONG = b"".join(b"%d. line\r\n.\r\n" % number for number in range(20_000))
 ON_THE_WIRE = re.sub(rb"(?m)^\.", b"..", LONG) + b".\r\n"

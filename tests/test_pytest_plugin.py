@@ -35,6 +35,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capfd: pytes
 
 def test_fixtures(run: Run) -> None:
     """Each test gets a server of its own, plain or TLS, and its user is alice."""
+    pytest.importorskip("trustme")
     result = run(
         """
         import poplib
@@ -71,6 +72,7 @@ def test_fixtures(run: Run) -> None:
 
 def test_marker(run: Run) -> None:
     """The marker's arguments are MailServer's; the nearest marker wins, and the others hold for the rest."""
+    pytest.importorskip("trustme")
     result = run(
         """
         import poplib
@@ -109,6 +111,7 @@ def test_marker(run: Run) -> None:
 
 def test_marker_with_positional_arguments(run: Run) -> None:
     """A marker's positional arguments are overridden as those with names are, and by them."""
+    pytest.importorskip("trustme")
     result = run(
         """
         import pytest
@@ -144,6 +147,7 @@ def test_marker_with_positional_arguments(run: Run) -> None:
 
 def test_marker_for_mechanisms(run: Run) -> None:
     """The mechanisms of AUTH are asked for in the marker as well."""
+    pytest.importorskip("trustme")
     result = run(
         """
         import poplib

@@ -22,17 +22,19 @@ from contextlib import contextmanager
 from email.message import EmailMessage, Message
 from email.mime.text import MIMEText
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import scramp
-import trustme
 
 import popart
 from popart.testing import Maildrop, MailServer
 from popart.testing.__main__ import main
 
 from .conftest import PATIENCE, Client, expect_reset
+
+if TYPE_CHECKING:
+    import trustme
 
 MESSAGE = b"Subject: x\r\n\r\nhello\r\n.dot\r\n"
 ON_THE_WIRE = b"Subject: x\r\n\r\nhello\r\n..dot\r\n"
@@ -1127,6 +1129,8 @@ def test_left_while_a_forked_child_lives(tls: bool) -> None:
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_forked_child_leaves_the_block(tls: bool) -> None:
     """It ends nothing of its parent's: neither the server, nor a session, nor a file."""
+    if tls:
+        pytest.importorskip("trustme")
     reading, writing = os.pipe()
     with MailServer(tls=tls) as server, signed_in(server) as client, open(reading, "rb") as told:
 
@@ -1351,6 +1355,8 @@ def test_main_that_exits_at_once(capfd: pytest.CaptureFixture[str]) -> None:
 @needs_signals
 def test_shell_tls() -> None:
     """With --tls the line says which certificate to trust; without messages the maildrop is empty."""
+
+    pytest.importorskip("trustme")
 
     def user(shell: Shell) -> None:
         found = re.fullmatch(r"pop3s://localhost:(\d+) user alice, password secret, trust (.+)", shell.line())

@@ -8,10 +8,9 @@ import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 
 import popart
 from popart.client_socket import Stream
@@ -33,6 +32,9 @@ from tests.conftest import (
     wait_until,
 )
 from tests.test_server import HOST, MESSAGE, Held, TalkingServer
+
+if TYPE_CHECKING:
+    import trustme
 
 Make = Callable[[Callable[[Any], popart.Handler], ssl.SSLContext], TalkingServer]
 

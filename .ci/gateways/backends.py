@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from door import PATIENCE
 from fake_graph import FakeGraph
 
@@ -87,7 +88,7 @@ class Dovecot(Backend):
         if os.geteuid() != 0:
             raise MissingError("root, for Dovecot,")
         if not subprocess.run([dovecot, "--version"], stdout=subprocess.PIPE, text=True).stdout.startswith("2.3."):
-            raise MissingError("Dovecot 2.3, which the configuration is for,")
+            pytest.skip("the configuration is for Dovecot 2.3")
         self._command = [dovecot, "-F", "-c", str(directory / "dovecot.conf")]
         self._directory = directory
         self.port = free_port()

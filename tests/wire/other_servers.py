@@ -24,8 +24,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import trustme
-
 from popart.testing.wire.messages import write_maildir
 
 ROOT = Path(__file__).parent.parent.parent
@@ -241,6 +239,8 @@ def started(server: OtherServer, tls: bool) -> Iterator[int]:
 
 
 def _make_certificate(path: Path) -> Path:
+    import trustme
+
     trustme.CA().issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(path))
     path.chmod(0o644)
     return path
