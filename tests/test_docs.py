@@ -36,6 +36,7 @@ import scramp
 
 import popart
 from popart.testing import MailServer
+from popart.testing.faults import Faults
 from tests.conftest import PATIENCE, Client, Mail, MemoryHandler, connected, running, signed_in, wait_until
 from tests.wire.other_servers import make_table
 
@@ -259,6 +260,15 @@ def test_the_faults_that_are_named_exist() -> None:
     with MailServer() as server:
         for call in calls:
             eval(call, {"server": server})
+
+
+def test_no_fault_is_described_twice() -> None:
+    """reference-testing: what stands under Faults, with its base classes, does not stand under MailServer as well."""
+    page = (DOCS / "reference-testing.rst").read_text("utf-8")
+    (left_out,) = re.findall(
+        r"^\.\. autoclass:: MailServer\n   :members:\n   :inherited-members: (.+)$", page, re.MULTILINE
+    )
+    assert left_out.split(", ") == [base.__name__ for base in Faults.__mro__ if base is not object]
 
 
 def test_the_server_from_a_shell(tmp_path: Path) -> None:
