@@ -29,9 +29,9 @@ with atheris.instrument_imports(include=["popart"]):
     from popart.command_lines import MAX_AUTH_LINE, LineReader
     from popart.errors import BrokenMessageError
     from popart.message_framing import ShortMessageError, encode_message, frame_message
-    from popart.policy import Policy
     from popart.replies import MAX_REPLY_LINE
     from popart.session import Session
+    from popart.session_settings import SessionSettings
 
 STATUS = re.compile(rb"(\+OK|-ERR)[ -~]*\r\n|\+ [A-Za-z0-9+/]*={0,2}\r\n")
 LINES = re.compile(rb"((?!\.\r)[ -~]*\r\n)*\.\r\n")
@@ -134,8 +134,8 @@ def check_session(octets: bytes, lengths: bytes, message: bytes) -> None:
         handle_session_error=errors.append,
     )
     certificate = {"subject": ()}
-    policy = Policy("hello", "x", "0 USER", banner="<1.2@x>", certificate=certificate, max_bad_commands=50)
-    session = Session(handler, policy)
+    settings = SessionSettings("hello", "x", "0 USER", banner="<1.2@x>", certificate=certificate, max_bad_commands=50)
+    session = Session(handler, settings)
     for line in read_lines(cut(octets, lengths)):
         reply = session.respond(line)
         head = reply.head()

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from popart.handler import Handler, SupportsExpire, SupportsLoginDelay
 from popart.handler_calls import ability, expect_number
-from popart.policy import Policy
+from popart.session_settings import SessionSettings
 
 
 def capabilities(
     handler: Handler,
-    policy: Policy,
+    settings: SessionSettings,
     *,
     signed_in: bool,
     takes_user: bool,
@@ -39,7 +39,7 @@ def capabilities(
     if get_login_delay is not None:
         found.append(f"LOGIN-DELAY {expect_number('the login delay', get_login_delay())}{mark}")
     get_expire = ability(handler, SupportsExpire, "get_expire")
-    expire = policy.expire
+    expire = settings.expire
     if signed_in:
         expire = expire.removesuffix(" USER")
         if get_expire is not None:
@@ -47,4 +47,4 @@ def capabilities(
             expire = "NEVER" if days is None else str(expect_number("the days to keep mail", days))
     elif get_expire is not None:
         expire = expire.removesuffix(" USER") + " USER"
-    return [*found, f"EXPIRE {expire}", f"IMPLEMENTATION {policy.implementation}"]
+    return [*found, f"EXPIRE {expire}", f"IMPLEMENTATION {settings.implementation}"]

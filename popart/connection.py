@@ -28,12 +28,12 @@ from popart.fairness import MESSAGE_STEPS, STEPS, Pace
 from popart.handler import Handler, SupportsMonitoring
 from popart.handler_calls import ability, expect_handler, tell_end
 from popart.monitor import Monitor
-from popart.policy import Policy
 from popart.processor import Processor
 from popart.proxy_header import ProxyError, read_header
 from popart.replies import Reply, err
 from popart.reply_sending import Sender
 from popart.session import Session, State, is_quit
+from popart.session_settings import SessionSettings
 
 TOO_MANY = "too many connections, please try again later"
 
@@ -111,7 +111,7 @@ class Connection(socketserver.StreamRequestHandler):
         try:
             if ability(handler, SupportsMonitoring, "command_finished") is not None:
                 self._monitor = Monitor(handler)
-            return self.session_class(handler, self._make_policy())
+            return self.session_class(handler, self._make_settings())
         except BaseException as error:  # a property's of the handler, for one
             answer = explain(handler, error)
             tell_end(handler)
@@ -134,11 +134,11 @@ class Connection(socketserver.StreamRequestHandler):
             tell_end(handler)
             raise
 
-    def _make_policy(self) -> Policy:
+    def _make_settings(self) -> SessionSettings:
         server, tls = self.server, self._stream.tls
         # APOP's timestamp (RFC 1939 section 7).  Process number and clock would repeat; random digits do not.
         banner = f"<{secrets.randbits(64)}.{secrets.randbits(64)}@{server.hostname}>" if server.apop else None
-        return Policy(
+        return SessionSettings(
             greeting=server.greeting,
             implementation=server.implementation,
             expire=server.expire,

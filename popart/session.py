@@ -21,8 +21,8 @@ from popart.languages import check_languages, choose_language
 from popart.maildrop import Maildrop, is_number
 from popart.maildrop_lock import MaildropLock
 from popart.message_reading import open_message
-from popart.policy import Policy
 from popart.replies import Reply, ok
+from popart.session_settings import SessionSettings
 from popart.sign_in import SignIn
 
 # The first words of other protocols' clients.  Reading on would let a web page post commands to a POP3 port.
@@ -74,14 +74,14 @@ def command(states: State, longest: int = MAX_LINE) -> Callable[[Callable[..., R
 class Session:
     """One client's session with one handler."""
 
-    def __init__(self, handler: Handler, policy: Policy) -> None:
+    def __init__(self, handler: Handler, settings: SessionSettings) -> None:
         self.state: State = State.AUTHORIZATION
         self.over: bool = False
         """True if the connection must be closed after the last reply."""
         self._handler = handler
-        self._policy = policy
+        self._settings = settings
         self._bad_commands = 0  # in a row: some clients try an unknown command before each RETR
-        self._sign_in = SignIn(handler, policy)
+        self._sign_in = SignIn(handler, settings)
         self._commands = COMMANDS[self.state]
         if self._sign_in.why_not("PASS"):
             # So PASS's argument is not even decoded.
@@ -103,7 +103,7 @@ class Session:
 
     def greet(self) -> Reply:
         """Return the greeting (RFC 1939 section 4)."""
-        greeting, banner = self._policy.greeting, self._policy.banner
+        greeting, banner = self._settings.greeting, self._settings.banner
         if banner is None:
             return ok(greeting)
         try:
@@ -170,7 +170,7 @@ class Session:
         if isinstance(error, BadCommandError):
             self._bad_commands += 1
             self._sign_in.username = None  # a malformed command takes back USER
-            self._end_if_too_many("bad commands", self._bad_commands, self._policy.max_bad_commands)
+            self._end_if_too_many("bad commands", self._bad_commands, self._settings.max_bad_commands)
         else:
             self._bad_commands = 0
         return explain(self._handler, error, utf8=self._utf8)
@@ -198,7 +198,7 @@ class Session:
         """RFC 2449 section 5."""
         found = capabilities(
             self._handler,
-            self._policy,
+            self._settings,
             signed_in=self.state is State.TRANSACTION,
             takes_user=not self._sign_in.why_not("USER"),
             mechanisms=self._sign_in.offered(),
@@ -266,7 +266,7 @@ class Session:
                 return self._sign_in.refuse(refusal, utf8=self._utf8)
             finally:  # also if the text of the refusal cannot be written
                 if self._sign_in.failures > before:
-                    self._end_if_too_many("failed logins", self._sign_in.failures, self._policy.max_failed_logins)
+                    self._end_if_too_many("failed logins", self._sign_in.failures, self._settings.max_failed_logins)
         except BaseException:
             self.over = True
             raise
@@ -275,7 +275,7 @@ class Session:
     def _open_maildrop(self) -> Reply:
         try:
             self._lock.take()
-            self._maildrop.open(self._policy.max_messages)
+            self._maildrop.open(self._settings.max_messages)
         except BaseException as error:
             self.over = not isinstance(error, ReportableError)
             self.release()

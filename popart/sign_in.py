@@ -14,9 +14,9 @@ from popart.errors import BadCommandError, ReportableError
 from popart.handler import Handler, SupportsMechanisms
 from popart.handler_calls import ability, expect_none
 from popart.own_mechanisms import check_mechanisms
-from popart.policy import Policy
 from popart.replies import Reply, err
 from popart.sasl import Exchange, StoppedError, mechanisms, read_base64
+from popart.session_settings import SessionSettings
 
 FIRST_LOGIN_DELAY = 0.25
 """Seconds to hold back the answer to a first failed login.  Each further one is held back for twice as long."""
@@ -38,11 +38,11 @@ class SignIn:
     refusal of the handler as it is, and `refuse` answers it.
     """
 
-    def __init__(self, handler: Handler, policy: Policy) -> None:
+    def __init__(self, handler: Handler, settings: SessionSettings) -> None:
         self._handler = handler
-        self._policy = policy
+        self._settings = settings
         self._allow_passwords = getattr(handler, "allow_passwords", True)
-        self._mechanisms = mechanisms(handler, policy.certificate, policy.scram_decoy_key)
+        self._mechanisms = mechanisms(handler, settings.certificate, settings.scram_decoy_key)
         self._get_mechanisms = ability(handler, SupportsMechanisms, "get_mechanisms")
         self.username: str | None = None
         """USER's name, until PASS."""
@@ -61,7 +61,7 @@ class SignIn:
         """
         if not own and way in _PASSWORD_WAYS and not self._allow_passwords:
             return "passwords are not taken here"
-        if (own or way in _CLEARTEXT_WAYS) and not self._policy.allow_cleartext:
+        if (own or way in _CLEARTEXT_WAYS) and not self._settings.allow_cleartext:
             return "this needs TLS, from the beginning of the connection"
         return None
 
@@ -85,7 +85,7 @@ class SignIn:
         expect_none("authenticate_pass", self._handler.authenticate_pass(username, password))
 
     def take_digest(self, name: str, digest: str) -> None:
-        if self._policy.banner is None:
+        if self._settings.banner is None:
             raise BadCommandError("APOP is not offered here")
         if not name or not _HEX_DIGEST.fullmatch(digest):
             raise BadCommandError("APOP takes a name and an MD5 digest")

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import popart
-from popart.policy import Policy
 from popart.server import Server
 from popart.session import Session
+from popart.session_settings import SessionSettings
 
 PATIENCE = 20.0
 """Seconds after which a test gives up waiting for what should come at once."""
@@ -229,7 +229,9 @@ def signed_in(server: Server, context: ssl.SSLContext | None = None) -> Iterator
 
 def make_session(handler: popart.Handler, **options: Any) -> Session:
     """Make a session without a socket."""
-    return Session(handler, Policy(**{"greeting": "hello", "implementation": "popart", "expire": "NEVER", **options}))
+    return Session(
+        handler, SessionSettings(**{"greeting": "hello", "implementation": "popart", "expire": "NEVER", **options})
+    )
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(popart.__file__).parent
 SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in ROOT.rglob("*.py")}
 
 FLOORS = [
-    {"addresses", "errors", "fairness", "message_framing", "policy", "signal_handlers", "system",
+    {"addresses", "errors", "fairness", "message_framing", "session_settings", "signal_handlers", "system",
      "tls"},
     {"command_deadlines", "command_lines", "handler", "options", "processor", "proxy_header", "replies"},
     {"client_socket", "connection_limits", "handler_calls", "workers"},
@@ -76,7 +76,7 @@ def test_imports_go_downward(module: str) -> None:
 
 
 PURE = """capabilities command_lines error_replies errors handler handler_calls languages maildrop maildrop_lock
-message_framing message_reading own_mechanisms policy replies sasl session sign_in unique_ids""".split()
+message_framing message_reading own_mechanisms replies sasl session session_settings sign_in unique_ids""".split()
 
 
 @pytest.mark.parametrize("module", PURE)

@@ -7,9 +7,9 @@ from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from popart.policy import Policy
 from popart.replies import Reply
 from popart.session import Session, State
+from popart.session_settings import SessionSettings
 from popart.testing.command_words import KEYWORDS, split_command
 from popart.testing.fault_list import Action, Fault, Run, UnchangedError
 from popart.testing.handler import StoredMailHandler
@@ -20,8 +20,8 @@ _SECRET = re.compile(r"\A(\s*(?:PASS|(?:APOP|AUTH)\s\S*)\s).+", re.IGNORECASE | 
 class RecordingSession(Session):
     """Records each command line, and asks for faults before it is run."""
 
-    def __init__(self, handler: StoredMailHandler, policy: Policy) -> None:
-        super().__init__(handler, policy)
+    def __init__(self, handler: StoredMailHandler, settings: SessionSettings) -> None:
+        super().__init__(handler, settings)
         self.client: StoredMailHandler = handler
         self._lasting: dict[str, tuple[Fault, Action]] = {}
         """The faults that go on until the end of the session, one of each method."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
-class Policy(NamedTuple):
+class SessionSettings(NamedTuple):
     """The settings of a server for its sessions.  See `popart.Server` for their meaning; None means no limit."""
 
     greeting: str
