@@ -132,7 +132,7 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         super().setup()
         self._deadline = time.monotonic() + REQUEST_SECONDS
         self.rfile.close()
-        self.rfile = io.BufferedReader(_TimedReader(self.connection, self._deadline))
+        self.rfile: io.BufferedIOBase = io.BufferedReader(_TimedReader(self.connection, self._deadline))
 
     def do_GET(self) -> None:
         self._answer()
