@@ -663,6 +663,101 @@ class DeletesAndFails(Right):
             raise OSError("the disk is full")
 
 
+class Rewrites(Right):
+    """A deletion writes the messages that stay anew."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        super().delete_messages(numbers)
+        self.rewrite(self.drop.messages)
+
+    def rewrite(self, messages: dict[str, bytes]) -> None:
+        messages.update({unique_id: bytes(octets) for unique_id, octets in messages.items()})
+
+
+@wrong("and QUIT message 1 stays, and has another content", delete=True)
+class DeletesAndTruncates(Rewrites):
+    """After a deletion the messages that stay lack their last line."""
+
+    def rewrite(self, messages: dict[str, bytes]) -> None:
+        messages.update({unique_id: octets[:-12] for unique_id, octets in messages.items()})
+
+
+@wrong("and QUIT message 1 stays, and has another content", delete=True)
+class DeletesAndEmpties(Rewrites):
+    """After a deletion the messages that stay are empty."""
+
+    def rewrite(self, messages: dict[str, bytes]) -> None:
+        messages.update(dict.fromkeys(messages, b""))
+
+
+def rotate(messages: dict[str, bytes]) -> None:
+    """Give each message the text of the next one."""
+    texts = list(messages.values())
+    messages.update(zip(messages, texts[1:] + texts[:1], strict=True))
+
+
+@wrong("and QUIT message 1 stays, and has another content", delete=True)
+class DeletesAndSwaps(Rewrites):
+    """After a deletion each message that stays has the text of another one."""
+
+    def rewrite(self, messages: dict[str, bytes]) -> None:
+        rotate(messages)
+
+
+@wrong("each is a copy of one that was there", delete=True)
+class DeletesAndDoubles(Rewrites):
+    """A deletion plays its journal again, and doubles the messages that stay."""
+
+    def rewrite(self, messages: dict[str, bytes]) -> None:
+        messages.update({f"{unique_id}.2": octets for unique_id, octets in list(messages.items())})
+
+
+class FailsTo(Right):
+    """A deletion that fails changes the maildrop."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        if self.store.broken:
+            self.spoil(numbers)
+        super().delete_messages(numbers)
+
+    def spoil(self, numbers: Sequence[int]) -> None:
+        raise NotImplementedError
+
+
+@wrong("as the back end failed message 1 stays, and has another content", delete=True, fails=True)
+class FailsAndEmpties(FailsTo):
+    """A deletion that fails has emptied all messages."""
+
+    def spoil(self, numbers: Sequence[int]) -> None:
+        self.drop.messages.update(dict.fromkeys(self.drop.messages, b""))
+
+
+@wrong("as the back end failed message 1 stays, and has another content", delete=True, fails=True)
+class FailsAndSwaps(FailsTo):
+    """After a deletion that fails each message has the text of another one."""
+
+    def spoil(self, numbers: Sequence[int]) -> None:
+        rotate(self.drop.messages)
+
+
+@wrong("as the back end failed message 4, which was not marked, is gone", delete=True, fails=True)
+class FailsAndDeletesOthers(FailsTo):
+    """A deletion that fails keeps what was marked, and nothing else."""
+
+    def spoil(self, numbers: Sequence[int]) -> None:
+        for unique_id, _ in self.messages[len(numbers) :]:
+            del self.drop.messages[unique_id]
+
+
+@wrong("as the back end failed the maildrop has 3 messages besides", delete=True, fails=True)
+class FailsAndDoubles(FailsTo):
+    """A deletion that fails puts back what it has not taken away."""
+
+    def spoil(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.drop.messages[f"copy-{number}"] = self.messages[number - 1][1]
+
+
 @wrong("delete_messages returned bool, not None", delete=True)
 class DeletesAndSaysTrue(Right):
     """The deletion returns True."""

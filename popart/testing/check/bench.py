@@ -51,6 +51,23 @@ class Snapshot:
     digests: dict[str, bytes] = field(default_factory=dict)
     """Of the messages that were read, by their ids."""
 
+    def differing(self, later: Snapshot) -> list[int]:
+        """Return the numbers of the messages that have another size or content in a later snapshot."""
+        sizes = dict(zip(later.ids, later.sizes, strict=True))
+        both_read = self.digests.keys() & later.digests.keys()
+        return [
+            number
+            for number, (unique_id, size) in enumerate(zip(self.ids, self.sizes, strict=True), 1)
+            if sizes.get(unique_id, size) != size
+            or (unique_id in both_read and self.digests[unique_id] != later.digests[unique_id])
+        ]
+
+    def copied(self, later: Snapshot) -> int:
+        """Return how many messages a later snapshot has besides, if each of them is a copy: others may be new mail."""
+        new = set(later.ids) - set(self.ids)
+        known = set(self.digests.values())
+        return len(new) if all(later.digests.get(unique_id) in known for unique_id in new) else 0
+
 
 class Visitor(Client):
     """A client, and the session of the handler that it talks to."""
@@ -103,6 +120,19 @@ class Visitor(Client):
     def look(self) -> Snapshot:
         """List the maildrop."""
         return Snapshot(self.listing("UIDL"), self.listing("LIST"))
+
+    def look_into(self, most: int) -> Snapshot:
+        """List the maildrop, and read those of its first *most* messages that can be read."""
+        found = self.look()
+        for number, unique_id in enumerate(found.ids[:most], 1):
+            if self._bench.is_late:
+                break
+            try:
+                found.digests[unique_id] = digest(self.data(f"RETR {number}"))
+            except StopError:
+                if not self.is_answered("NOOP"):
+                    break
+        return found
 
 
 class Bench:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from popart.testing.check.bench import Bench, Visitor, digest
+from popart.testing.check.bench import Bench, Snapshot, Visitor
 from popart.testing.check.client import BlockedError, StopError
 from popart.testing.check.locking import expect_refusal
+from popart.testing.check.report import count
 
 _TRIED = 3
 """Messages that are deleted while the back end fails: two or more, that it may fail between them."""
@@ -21,11 +22,11 @@ def check_failing_deletion(bench: Bench) -> None:
     if break_backend is None:
         return
     with bench.serving():
+        before = _look(bench)
+        if not before.ids:
+            return
+        marked = range(1, min(len(before.ids), _TRIED) + 1)
         with bench.session() as visitor:
-            before = visitor.listing("UIDL")
-            if not before:
-                return
-            marked = range(1, min(len(before), _TRIED) + 1)
             for number in marked:
                 visitor.ok(f"DELE {number}")
             recorder.excused = True
@@ -37,11 +38,10 @@ def check_failing_deletion(bench: Bench) -> None:
             finally:
                 recorder.excused = False
                 recorder.failures.clear()
-        with bench.session() as visitor:
-            after = visitor.listing("UIDL")
-            visitor.quit()
-    gone = [number for number in marked if before[number - 1] not in after]
+        after = _look(bench)
+    gone = [number for number in marked if before.ids[number - 1] not in after.ids]
     _explain_failure(bench, answer, len(gone), len(marked))
+    _compare_others(bench, before, after, marked, f"When QUIT was answered {answer[:4].strip()} as the back end failed")
 
 
 def _explain_failure(bench: Bench, answer: str, gone: int, marked: int) -> None:
@@ -65,6 +65,36 @@ def _explain_failure(bench: Bench, answer: str, gone: int, marked: int) -> None:
         bench.report.note("The hook that should make the back end fail made no difference: all was deleted.")
 
 
+def _compare_others(bench: Bench, before: Snapshot, after: Snapshot, marked: Sequence[int], when: str) -> bool:
+    """See that the messages that stay are what they were, and return whether they are."""
+    still = set(after.ids)
+    lost = [number for number, known in enumerate(before.ids, 1) if number not in marked and known not in still]
+    damaged, copied = before.differing(after), before.copied(after)
+    if lost:
+        bench.report.add(
+            "others deleted",
+            f"{when} message {lost[0]}, which was not marked, is gone",
+            "mail is lost that nobody has fetched",
+            "Delete the messages that had these numbers in the listing, counted from 1",
+        )
+    if damaged:
+        bench.report.add(
+            ("damaged", when),
+            f"{when} message {damaged[0]} stays, and has another content or size than before",
+            "mail is lost or damaged that nobody has fetched",
+            "Leave the messages that stay as they are, each with its id, also when a deletion fails; a file that holds "
+            "several messages is written anew beside the old one, and then moved into its place",
+        )
+    if copied:
+        bench.report.add(
+            ("copied", when),
+            f"{when} the maildrop has {count(copied, 'message')} besides: each is a copy of one that was there",
+            "a client fetches the same mail again",
+            "Add nothing to a maildrop in delete_messages",
+        )
+    return not (lost or damaged or copied)
+
+
 def _choose(ids: Sequence[str]) -> list[int]:
     """Return numbers to be marked, with others between them if there are enough."""
     return [2, 4] if len(ids) > 3 else [2] if len(ids) > 1 else [1] * len(ids)
@@ -77,10 +107,11 @@ def check_deletion(bench: Bench) -> None:
         return
     with bench.serving():
         with bench.session() as visitor:
-            count = len(visitor.listing("UIDL"))
+            total = len(visitor.listing("UIDL"))
             visitor.quit()
-        if count < 4:
-            bench.report.note(f"The maildrop has {count} messages: four are needed to see that no other is deleted.")
+        if total < 4:
+            has = f"The maildrop has {count(total, 'message')}"
+            bench.report.note(f"{has}: four are needed to see that no other is deleted.")
         for choose in (_choose, lambda ids: [len(ids)]):
             if not _delete(bench, choose):
                 return
@@ -90,10 +121,9 @@ def check_deletion(bench: Bench) -> None:
 
 def _delete(bench: Bench, choose: Callable[[Sequence[str]], list[int]]) -> bool:
     """Delete messages, and return whether there is anything left to be checked."""
-    contents = _read_all(bench)
+    before = _look(bench)
+    marked = choose(before.ids)
     with bench.session() as visitor:
-        before = visitor.listing("UIDL")
-        marked = choose(before)
         for number in marked:
             visitor.ok(f"DELE {number}")
         events = bench.report.events
@@ -102,11 +132,8 @@ def _delete(bench: Bench, choose: Callable[[Sequence[str]], list[int]]) -> bool:
         if bench.report.events == events and not bench.recorder.failures:
             raise StopError(f"QUIT was answered {answer}")
         return False
-    with bench.session() as visitor:
-        after = visitor.listing("UIDL")
-        visitor.quit()
-    same = bool(contents) and _without(contents, marked) == _read_all(bench)
-    return _compare(bench, before, after, marked, same) and bool(after)
+    after = _look(bench)
+    return _compare(bench, before, after, marked) and bool(after.ids)
 
 
 def _quit(bench: Bench, visitor: Visitor) -> str:
@@ -127,49 +154,38 @@ def _quit(bench: Bench, visitor: Visitor) -> str:
     return answer
 
 
-def _read_all(bench: Bench) -> list[bytes]:
-    """Return what the messages are known by; nothing if there are too many, or if some cannot be read."""
+def _look(bench: Bench) -> Snapshot:
     with bench.session() as visitor:
-        count = len(visitor.listing("LIST"))
-        found: list[bytes] = []
-        try:
-            while len(found) < count <= _READ_AGAIN and not bench.is_late:
-                found.append(digest(visitor.read(len(found) + 1)))
-        except StopError:
-            return []
-        finally:
-            visitor.part()
-    return found if len(found) == count else []
+        found = visitor.look_into(_READ_AGAIN)
+        visitor.part()
+    return found
 
 
-def _without(contents: Sequence[bytes], marked: Sequence[int]) -> list[bytes]:
-    return [content for number, content in enumerate(contents, 1) if number not in marked]
-
-
-def _compare(bench: Bench, before: Sequence[str], after: Sequence[str], marked: Sequence[int], same: bool) -> bool:
-    """Compare the ids before and after a deletion, and return whether all is right."""
-    still, doomed = set(after), set(marked)
-    left = [number for number in marked if before[number - 1] in still]
-    lost = [number for number, known in enumerate(before, 1) if number not in doomed and known not in still]
-    if same and (left or lost) and len(after) == len(before) - len(marked):
+def _compare(bench: Bench, before: Snapshot, after: Snapshot, marked: Sequence[int]) -> bool:
+    """Compare the maildrop before and after a deletion, and return whether all is right."""
+    stay = [known for number, known in enumerate(before.ids, 1) if number not in marked]
+    left = [number for number in marked if before.ids[number - 1] in after.ids]
+    if set(stay) != set(after.ids) and _contents(before, stay) == _contents(after, after.ids) != []:
         bench.report.add(
             "ids move",
             "The ids move to other messages when a message is deleted",
             "clients that leave mail on the server take new mail for what they have, and never fetch it",
             "Store an id with each message, or make it from what never changes; the number is no id",
         )
-    elif lost:
-        bench.report.add(
-            "others deleted",
-            f"After DELE {' '.join(map(str, marked))} and QUIT message {lost[0]}, which was not marked, is gone",
-            "mail is lost that nobody has fetched",
-            "Delete the messages that had these numbers in the listing, counted from 1",
-        )
-    elif left:
+        return False
+    if not _compare_others(bench, before, after, marked, f"After DELE {' '.join(map(str, marked))} and QUIT"):
+        return False
+    if left:
         bench.report.add(
             "not deleted",
             f"Message {left[0]} is still there after QUIT was answered +OK",
             "clients that fetch and delete get the same mail again, each time",
             "Delete each message in delete_messages, durably, and raise if that fails",
         )
-    return not (left or lost)
+    return not left
+
+
+def _contents(maildrop: Snapshot, ids: Sequence[str]) -> list[bytes]:
+    """Return what these messages are known by; nothing if not all have been read."""
+    found = [maildrop.digests[unique_id] for unique_id in ids if unique_id in maildrop.digests]
+    return found if len(found) == len(ids) else []

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from popart.testing.check.bench import Bench, Visitor, digest
 from popart.testing.check.client import StopError
-from popart.testing.check.report import CheckError
+from popart.testing.check.report import CheckError, count
 
 SAMPLE = 10
 """Messages of which more is asked than of the others."""
@@ -29,10 +29,10 @@ def check_reading(bench: Bench) -> None:
             with bench.session() as visitor:
                 number = _read_from(bench, visitor, number)
                 visitor.part()
-        if bench.small_sizes:
+        if small := bench.small_sizes:
             bench.report.note(
-                f"The sizes of {bench.small_sizes} messages are too small. That is harmless for clients, but popart "
-                "cannot see if such a message was cut off: see popart.wire_size."
+                f"LIST says less than it takes to send {count(small, 'message')}. That is harmless for clients, but "
+                "popart cannot see if such a message was cut off: see popart.wire_size."
             )
 
 
@@ -50,10 +50,11 @@ def _sign_in_first(bench: Bench) -> None:
             bench.stopped = True
             return
         bench.first.sizes = visitor.listing("LIST")
-        count = len(bench.first.sizes)
-        if count < 2:
-            missing = "no message could" if count == 0 else "that two messages differ in number and unique-id could not"
-            bench.report.note(f"The maildrop has {count} messages: {missing} be checked. Deliver three or more.")
+        total = len(bench.first.sizes)
+        if total < 2:
+            missing = "no message could" if total == 0 else "that two messages differ in number and unique-id could not"
+            has = f"The maildrop has {count(total, 'message')}"
+            bench.report.note(f"{has}: {missing} be checked. Deliver three or more.")
         try:
             bench.first.ids = visitor.listing("UIDL")
         except StopError:
@@ -169,7 +170,7 @@ def check_again(bench: Bench) -> None:
         elif missing:
             bench.report.add(
                 "ids",
-                f"{len(missing)} messages have other unique-ids in a second session",
+                f"{count(len(missing), 'message')} changed their unique-ids: a second session has other unique-ids",
                 "clients that leave mail on the server fetch all of it again, each time",
                 "Store an id with each message, or make it from what never changes",
             )

@@ -49,8 +49,12 @@ class Report:
     def __str__(self) -> str:
         """Return all of it, a line each."""
         lines = [f"finding: {text}" for text in self.findings] + [f"note: {text}" for text in self.notes]
-        return "\n".join([*lines, f"{_count(self.findings, 'finding')}, {_count(self.notes, 'note')}"])
+        found, noted = (
+            count(len(texts), what, "no") for texts, what in ((self.findings, "finding"), (self.notes, "note"))
+        )
+        return "\n".join([*lines, f"{found}, {noted}"])
 
 
-def _count(texts: list[str], what: str) -> str:
-    return f"{len(texts) or 'no'} {what}{'' if len(texts) == 1 else 's'}"
+def count(number: int, what: str, none: str = "0") -> str:
+    """Return a number of things in words."""
+    return f"{number or none} {what}{'' if number == 1 else 's'}"
