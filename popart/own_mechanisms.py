@@ -29,6 +29,7 @@ def check_mechanisms(mechanisms: object) -> dict[str, Callable[[], Exchange]]:
     if not isinstance(mechanisms, Mapping):
         raise bad_type("get_mechanisms", mechanisms, "a mapping of names to functions")
     found: dict[str, Callable[[], Exchange]] = {}
+    octets = 0
     for key, begin in mechanisms.items():
         if not (isinstance(key, str) and _NAME.fullmatch(key)):
             raise HandlerError(f"a mechanism's name has 1 to 20 of A to Z, 0 to 9, hyphen, underscore: {show(key)}")
@@ -38,8 +39,9 @@ def check_mechanisms(mechanisms: object) -> dict[str, Callable[[], Exchange]]:
         if not callable(begin):
             raise bad_type(f"get_mechanisms, for {name},", begin, "a function")
         found[name] = partial(_begin, name, begin)
-    if sum(len(name) + 1 for name in found) > MAX_NAMES:
-        raise HandlerError(f"the mechanisms' names have more than {MAX_NAMES} octets in all")
+        octets += len(name) + 1
+        if octets > MAX_NAMES:  # at once: a mapping of somebody's own may have no end
+            raise HandlerError(f"the mechanisms' names have more than {MAX_NAMES} octets in all")
     return found
 
 

@@ -517,6 +517,22 @@ class TestNames:
         (line,) = (line for line in lines if line.startswith(b"SASL "))
         assert line.count(b" ") == len(ALL) + 19 and 450 < len(line) <= 510
 
+    def test_no_end(self) -> None:
+        """A mapping that goes on for ever is too long, too: nobody waits for its end."""
+
+        class Endless(dict[str, Any]):
+            read = 0
+
+            def items(self) -> Any:
+                for self.read in range(1000):
+                    yield f"X{self.read}", of("alice")
+                raise AssertionError("read on and on")
+
+        handler = make()
+        handler.mechanisms = Endless()
+        assert ask(make_session(handler), b"CAPA") == [BROKEN] and handler.mechanisms.read < 400
+        assert "more than 400 octets" in str(handler.mail.errors[0])
+
     @each("error", [OSError("s3cr3t"), KeyboardInterrupt(), StopIteration()])
     def test_raises(self, error: BaseException) -> None:
         """What get_mechanisms raises is reported: it fails CAPA and AUTH's list, and in AUTH also ends the session."""
