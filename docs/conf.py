@@ -31,7 +31,6 @@ nitpick_ignore = [  # what signatures show, and no page describes
     ("py:class", "popart.server.AnyServer"),
     ("py:class", "popart.testing.server.AnyMailServer"),
     ("py:class", "popart.testing.server.MailServerOptions"),
-    ("py:class", "popart.testing.session_record.Entry"),
     ("py:class", "pytest.FixtureRequest"),
 ]
 
@@ -65,8 +64,8 @@ class SessionLexer(RegexLexer):
 
 def show_plain_signature(*event: Any) -> tuple[str, str] | None:
     """A default that is a read-only mapping looks like any other, and what nobody calls has no arguments."""
-    signature, returned = event[5:]
-    if signature == "(*args, **kwargs)":  # typing.Protocol's
+    name, signature, returned = event[2], *event[5:]
+    if signature == "(*args, **kwargs)" or name.endswith(".SessionRecord"):  # typing.Protocol's, and the kit's own
         return "", returned
     return signature and (re.sub(r"mappingproxy\((.*?)\)", r"\1", signature), returned)
 

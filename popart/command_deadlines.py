@@ -235,7 +235,7 @@ class Watchdog:
 
     def _keep_watch(self) -> None:
         while True:
-            # Want of memory, for one, passes, and nobody else cuts and wakes connections.
+            # A lack of memory, for one, passes, and nobody else cuts and wakes connections.
             with suppress(Exception):
                 return self._watch()
             time.sleep(CLOSING_PAUSE)

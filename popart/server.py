@@ -265,7 +265,7 @@ class Server(ClosingServer):
             if place is not None and self._workers.withdraw(place):
                 self._places.leave(request)
                 self._refuse(request, "short of resources, please try again later")
-            # Want of threads or memory has been answered.  What a signal handler raised, for one, goes on: to
+            # A lack of threads or memory has been answered.  What a signal handler raised, for one, goes on: to
             # `handle_error`, as all that a hook raises, if it is an `Exception`.
             if not isinstance(error, (RuntimeError, MemoryError)):
                 raise
