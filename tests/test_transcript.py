@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from base64 import b64encode
+from xml.etree import ElementTree
 
-from popart.testing import MailServer
+import pytest
+
+from popart.testing import MailServer, SessionRecord
 
 from .test_pytest_plugin import Run, run
 from .test_testing import MESSAGE, connected, dial, sign_in_by_scram, signed_in
@@ -63,6 +67,22 @@ def test_a_conversation() -> None:
         "S: +OK goodbye",
         "*: the session is over",
     ]
+
+
+def test_after_quit() -> None:
+    """A session whose client has sent QUIT is not called open, though it may be seen before its end."""
+    seen = threading.Event()
+
+    class Slow(MailServer):
+        def _end_session(self, record: SessionRecord) -> None:
+            seen.wait(60)
+            super()._end_session(record)
+
+    with Slow() as server, signed_in(server) as client:
+        client.ask(b"QUIT")
+        text = without_times(server.transcript())
+        seen.set()
+    assert (text[0], text[-1]) == ("session 1 of alice", "S: +OK goodbye")
 
 
 def test_no_secrets() -> None:
@@ -314,3 +334,24 @@ def test_report_of_a_unittest(run: Run) -> None:
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*POP3 conversation with*", "*C: QUIT"])
+
+
+def test_report_in_xml(run: Run, pytester: pytest.Pytester) -> None:
+    """JUnit's XML, which is all that many a CI shows, has the conversation of a failed test."""
+    result = run(
+        """
+        import poplib
+
+        def test_it(pop3_server):
+            client = poplib.POP3(pop3_server.host, pop3_server.port, timeout=10)
+            client.quit()
+            client.close()
+            assert False
+        """,
+        "--junitxml=report.xml",
+    )
+    result.assert_outcomes(failed=1)
+    failure = ElementTree.parse(pytester.path / "report.xml").find(".//failure")
+    assert failure is not None and failure.text is not None
+    assert re.search(r"POP3 conversation with .* C: QUIT\n", failure.text, re.DOTALL)
+    assert result.stdout.str().count(" C: QUIT\n") == 1
