@@ -116,6 +116,31 @@ def test_no_secrets() -> None:
     assert text.count("session ") >= 4
 
 
+def test_no_secrets_in_wrong_places() -> None:
+    """A client's mistake shows no user's password or token, whatever the line is, and leaves all else to be read."""
+    users = {"alice": "Hunter2", "bob": "1", "carol": "alice"}
+    lines = [b"PASSHunter2", b"PASSW Hunter2", b"xpass Hunter2", b"STLS Hunter2", b"NOOP Hunter2", b"PASS",
+             b"XYZZY " + b64encode(b"\0alice\0Hunter2"), b64encode(b"user=alice\1auth=Bearer ya29.x\1\1"),
+             b"USER alice Hunter2", b"PASS x", b"NOOP", b"USER alice", b"PASS Hunter2", b"RETR 1", b"DELE 1 Hunter2",
+             b"XYZZY 1", b"LAST two"]  # fmt: skip
+    with MailServer(users, tokens={"alice": "ya29.x"}, max_bad_commands=None) as server:
+        server.deliver("alice", MESSAGE)
+        with connected(server) as client:
+            for line in lines:
+                client.ask(line)
+                if line.startswith(b"RETR"):
+                    client.lines()
+            text = server.transcript()
+            assert server.sessions[0].username == "alice"
+    assert server.commands == [
+        ("", "PASS***"), ("", "PASSW", "***"), ("", "XPASS", "***"), ("", "STLS", "***"), ("", "NOOP", "***"),
+        ("", "PASS"), ("", "XYZZY", "***"), ("", "***"), ("", "USER", "alice", "***"), ("alice ***", "PASS", "***"),
+        ("alice ***", "NOOP"), ("alice ***", "USER", "alice"), ("alice", "PASS", "***"), ("alice", "RETR", "1"),
+        ("alice", "DELE", "***", "***"), ("alice", "XYZZY", "***"), ("alice", "LAST", "two"),
+    ]  # fmt: skip
+    assert "hunter2" not in text.lower()
+
+
 def test_no_secrets_after_a_refusal() -> None:
     """A client may send its response although AUTH was refused: what is no command then is ***, until one comes."""
     response, answers = b64encode(b"\0alice\0hunter2"), 0

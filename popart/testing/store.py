@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from email.message import Message
 from typing import Any
 
+from popart.testing.command_words import hide_secrets
 from popart.testing.epoch import Epoch
 from popart.testing.faults import Faults
 from popart.testing.maildrop import Maildrop
@@ -54,8 +55,8 @@ class MailStore(Faults):
     def commands(self) -> list[tuple[str, ...]]:
         """What clients sent, in order: ``("alice", "RETR", "1")``.  First the name that the connection had given
         before, or ``""``, then the words of the line: the keyword and AUTH's mechanism in upper case, ``***`` for a
-        password, a digest, or a response of AUTH.  A response on a line of its own is ``("", "***")``, also one that is
-        sent although AUTH was refused."""
+        password, a digest, or a response of AUTH, and for a user's password or token where it stands by mistake.  A
+        response on a line of its own is ``("", "***")``, also one that is sent although AUTH was refused."""
         return self._epoch.commands
 
     @property
@@ -157,6 +158,10 @@ class MailStore(Faults):
         self._epoch.maildrops.pop(username, None)
 
     # What the sessions call.
+
+    def _hide_secrets(self, line: str) -> str:
+        """Mask what a client has sent by mistake.  A user's name is no secret, even if it is a password too."""
+        return hide_secrets(line, {*self.users.values(), *self.tokens.values()} - {*self.users, ""})
 
     def _begin_session(self) -> SessionRecord:
         with self._sessions_changed:
