@@ -15,6 +15,7 @@ from popart.testing.broken_answers import AnswerFaults
 from popart.testing.fault_list import is_seconds, is_whole
 from popart.testing.faults import Faults
 from popart.testing.server import MailServer
+from popart.testing.store import why_unusable
 from popart.testing.wrong_answers import SessionFaults
 
 FAULTS = sorted(
@@ -313,6 +314,8 @@ def find(method: str, path: str) -> tuple[Operation, tuple[str, ...]]:
 def _secret(what: str, value: object) -> str:
     if not (isinstance(value, str) and value):
         raise RequestError(400, f"a {what} must be a string that is not empty")
+    if why := why_unusable(value):
+        raise RequestError(400, f"a {what} must {why}")
     return value
 
 
