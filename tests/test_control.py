@@ -283,6 +283,10 @@ def test_wait_in_vain(control: Control) -> None:
         ("POST", "/messages/alice", {"message": "x", "unique_id": 5}, 400, "a unique-id is a str of 1 to 70"),
         ("POST", "/messages/alice", ["x"], 400, "the body must be a JSON object"),
         ("PUT", "/users/bob", {"password": ""}, 400, "a password must be a string that is not empty"),
+        ("PUT", "/users/bob", {"password": "a\r\nb"}, 400, "a password must have no NUL, CR or LF"),
+        ("PUT", "/users/bob", {"password": "\ud800"}, 400, "a password must be text that UTF-8 can encode"),
+        ("PUT", "/users/b%0Db", {"password": "x"}, 400, "a name must have no NUL, CR or LF"),
+        ("PUT", "/tokens/alice", {"token": "x\0"}, 400, "a token must have no NUL, CR or LF"),
         ("PUT", "/users/bob", None, 400, "the JSON object lacks 'password'"),
         ("POST", "/faults", {"fault": "fial"}, 400, "there is no fault 'fial': it is one of delay, "),
         ("POST", "/faults", {"fault": ["drop"]}, 400, r"there is no fault \['drop'\]"),
@@ -339,6 +343,7 @@ def test_wrong_requests(control: Control, method: str, path: str, body: Any, sta
         (b"x", {"Content_Length": "1_0"}, 400),
         (b"x", {"Content_Length": "99999999999999999999"}, 413),
         (b"x", {"Content_Length": "67108865"}, 413),
+        (b"x", {"Content_Type": "message/rfc822", "Content_Encoding": "gzip"}, 415),
     ],
 )
 def test_wrong_bodies(control: Control, body: bytes, headers: dict[str, str], status: int) -> None:
@@ -389,6 +394,14 @@ def test_wrong_methods(control: Control, request_line: str, allow: str) -> None:
     assert found.startswith("HTTP/1.1 405 ") and f"\r\nAllow: {allow}\r\n" in f"{found}\r\n"
     assert (body == "") is request_line.startswith("HEAD")
     assert control.raw(head.replace(request_line, "PATCH /x").encode()).startswith(b"HTTP/1.1 404 ")
+
+
+def test_two_lengths(control: Control) -> None:
+    """A body whose length is said twice, and not the same, is not guessed at (RFC 9112 section 6.3)."""
+    head = WITH_TOKEN + b"Content-Length: 1\r\nContent-Length: %d\r\n\r\nx"
+    assert b" 400 " in control.raw(head % 2)[:15]
+    assert control.mail.messages("alice") == []
+    assert b" 201 " in control.raw(head % 1)[:15]
 
 
 def test_half_a_body(control: Control) -> None:
@@ -534,7 +547,9 @@ def test_hosts(control: Control, host: str, status: int) -> None:
     for path in ("/users", "/"):
         raw = control.raw(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         assert raw.startswith(b"HTTP/1.1 %d " % status)
-    assert control.raw(b"GET /users HTTP/1.1\r\nHost: localhost\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    for hosts in (b"Host: localhost\r\nHost: x\r\n", b"Host:\r\n", b""):
+        answer = control.raw(b"GET /users HTTP/1.1\r\n" + hosts + b"\r\n")
+        assert answer.startswith(b"HTTP/1.1 403 ") and b"send the header Host, once" in answer
     assert control.raw(b"GET /users HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 403 ")
 
 
