@@ -275,7 +275,7 @@ def test_wait_in_vain(control: Control) -> None:
         ("PUT", "/tokens/alice", {"token": 5}, 400, "a token must be a string that is not empty"),
         ("GET", "/reset", None, 405, "/reset takes POST, not GET"),
         ("DELETE", "/messages/alice", None, 405, "/messages/alice takes GET and POST, not DELETE"),
-        ("POST", "/", None, 404, "there is no / here"),
+        ("POST", "/", None, 405, "/ is the page, and takes GET, not POST"),
         ("POST", "/messages/alice", {"message": 5}, 400, "a message is a JSON string, or the body itself"),
         ("POST", "/messages/alice", {}, 400, "the JSON object lacks 'message'"),
         ("POST", "/messages/alice", {"message": "x", "to": "y"}, 400, "has a member 'to', which means nothing here"),
@@ -385,6 +385,7 @@ def test_what_is_no_request(control: Control, octets: bytes, status: int) -> Non
         ("DELETE /messages/alice", "GET, POST"),
         ("PATCH /faults?x", "GET, POST, DELETE"),
         ("HEAD /users", "GET"),
+        ("PATCH /", "GET"),
     ],
 )
 def test_wrong_methods(control: Control, request_line: str, allow: str) -> None:

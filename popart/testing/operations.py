@@ -308,6 +308,8 @@ def find(method: str, path: str) -> tuple[Operation, tuple[str, ...]]:
                 text = f"{path} takes {' and '.join(operations)}, not {method}"
                 raise RequestError(405, text, allow=", ".join(operations))
             return operations[method], found.groups()
+    if path == "/":
+        raise RequestError(405, f"/ is the page, and takes GET, not {method}", allow="GET")
     raise RequestError(404, f"there is no {path} here")
 
 
