@@ -756,6 +756,55 @@ def test_bad_options(options: list[str]) -> None:
     assert "python3 -m popart.testing: " in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--token", "x"], "--token needs --control"),
+        (["--control-port", "1100"], "--control-port needs --control"),
+        (["--allow-host", "mail"], "--allow-host needs --control"),
+        (["--user", "a:x", "--user", "a:y"], "--user gives one name twice"),
+        (["--control", "--user-token", "alice:x", "--user-token", "alice:y"], "--user-token gives one name twice"),
+    ],
+)
+def test_options_without_effect(options: list[str], sentence: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """An option that would do nothing, or undo another, is refused."""
+    with pytest.raises(SystemExit) as end:
+        main(options)
+    assert end.value.code == 2
+    assert capfd.readouterr().err.endswith(f": error: {sentence}\n")
+
+
+def test_a_control_port_that_is_taken(control: Control) -> None:
+    """The error says which of the two ports cannot be had."""
+    port = str(control.control.port)
+    command = [sys.executable, "-m", "popart.testing", "--control", "--control-port", port]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert f"python3 -m popart.testing: --control-port {port}: " in done.stderr
+
+
+@needs_signals
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_a_terminal_that_is_closed(ignored: bool) -> None:
+    """SIGHUP ends it and leaves no file behind; under nohup it goes on."""
+    pytest.importorskip("trustme")
+    begin = f"import os, signal, sys; {'signal.signal(signal.SIGHUP, signal.SIG_IGN);' * ignored} os.execv"
+    command = [sys.executable, "-m", "popart.testing", "--tls", "--control"]
+    run = [sys.executable, "-c", f"{begin}(sys.argv[1], sys.argv[1:])", *command]
+    with subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            running = Program(process, process.stdout.readline())
+            process.send_signal(signal.SIGHUP)
+            if ignored:
+                assert running.ask("GET", "/users")[0] == 200
+                process.send_signal(signal.SIGTERM)
+            assert running.end() == 0
+            assert not Path(running.first["ca_file"]).exists()
+        finally:
+            process.kill()
+
+
 def test_verbose() -> None:
     """With --verbose the conversation goes to stderr as it happens, and the first line of stdout is the only one."""
     with program("--verbose", stderr=subprocess.PIPE) as running:
