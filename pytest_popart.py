@@ -50,7 +50,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     if found.failed and "popart.testing.server" in sys.modules:
         from popart.testing.report import sections
 
-        found.sections += sections(getattr(item, _BEGIN, 0))
+        for title, text in sections(getattr(item, _BEGIN, 0)):
+            if hasattr(found.longrepr, "addsection"):
+                found.longrepr.addsection(title, text)  # so that it is in JUnit's XML, too
+            else:
+                found.sections.append((title, text))
 
 
 @pytest.fixture

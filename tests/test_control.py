@@ -275,7 +275,7 @@ def test_wait_in_vain(control: Control) -> None:
         ("PUT", "/tokens/alice", {"token": 5}, 400, "a token must be a string that is not empty"),
         ("GET", "/reset", None, 405, "/reset takes POST, not GET"),
         ("DELETE", "/messages/alice", None, 405, "/messages/alice takes GET and POST, not DELETE"),
-        ("POST", "/", None, 404, "there is no / here"),
+        ("POST", "/", None, 405, "/ is the page, and takes GET, not POST"),
         ("POST", "/messages/alice", {"message": 5}, 400, "a message is a JSON string, or the body itself"),
         ("POST", "/messages/alice", {}, 400, "the JSON object lacks 'message'"),
         ("POST", "/messages/alice", {"message": "x", "to": "y"}, 400, "has a member 'to', which means nothing here"),
@@ -283,6 +283,10 @@ def test_wait_in_vain(control: Control) -> None:
         ("POST", "/messages/alice", {"message": "x", "unique_id": 5}, 400, "a unique-id is a str of 1 to 70"),
         ("POST", "/messages/alice", ["x"], 400, "the body must be a JSON object"),
         ("PUT", "/users/bob", {"password": ""}, 400, "a password must be a string that is not empty"),
+        ("PUT", "/users/bob", {"password": "a\r\nb"}, 400, "a password must have no NUL, CR or LF"),
+        ("PUT", "/users/bob", {"password": "\ud800"}, 400, "a password must be text that UTF-8 can encode"),
+        ("PUT", "/users/b%0Db", {"password": "x"}, 400, "a name must have no NUL, CR or LF"),
+        ("PUT", "/tokens/alice", {"token": "x\0"}, 400, "a token must have no NUL, CR or LF"),
         ("PUT", "/users/bob", None, 400, "the JSON object lacks 'password'"),
         ("POST", "/faults", {"fault": "fial"}, 400, "there is no fault 'fial': it is one of delay, "),
         ("POST", "/faults", {"fault": ["drop"]}, 400, r"there is no fault \['drop'\]"),
@@ -339,6 +343,7 @@ def test_wrong_requests(control: Control, method: str, path: str, body: Any, sta
         (b"x", {"Content_Length": "1_0"}, 400),
         (b"x", {"Content_Length": "99999999999999999999"}, 413),
         (b"x", {"Content_Length": "67108865"}, 413),
+        (b"x", {"Content_Type": "message/rfc822", "Content_Encoding": "gzip"}, 415),
     ],
 )
 def test_wrong_bodies(control: Control, body: bytes, headers: dict[str, str], status: int) -> None:
@@ -380,6 +385,7 @@ def test_what_is_no_request(control: Control, octets: bytes, status: int) -> Non
         ("DELETE /messages/alice", "GET, POST"),
         ("PATCH /faults?x", "GET, POST, DELETE"),
         ("HEAD /users", "GET"),
+        ("PATCH /", "GET"),
     ],
 )
 def test_wrong_methods(control: Control, request_line: str, allow: str) -> None:
@@ -389,6 +395,14 @@ def test_wrong_methods(control: Control, request_line: str, allow: str) -> None:
     assert found.startswith("HTTP/1.1 405 ") and f"\r\nAllow: {allow}\r\n" in f"{found}\r\n"
     assert (body == "") is request_line.startswith("HEAD")
     assert control.raw(head.replace(request_line, "PATCH /x").encode()).startswith(b"HTTP/1.1 404 ")
+
+
+def test_two_lengths(control: Control) -> None:
+    """A body whose length is said twice, and not the same, is not guessed at (RFC 9112 section 6.3)."""
+    head = WITH_TOKEN + b"Content-Length: 1\r\nContent-Length: %d\r\n\r\nx"
+    assert b" 400 " in control.raw(head % 2)[:15]
+    assert control.mail.messages("alice") == []
+    assert b" 201 " in control.raw(head % 1)[:15]
 
 
 def test_half_a_body(control: Control) -> None:
@@ -534,7 +548,9 @@ def test_hosts(control: Control, host: str, status: int) -> None:
     for path in ("/users", "/"):
         raw = control.raw(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         assert raw.startswith(b"HTTP/1.1 %d " % status)
-    assert control.raw(b"GET /users HTTP/1.1\r\nHost: localhost\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    for hosts in (b"Host: localhost\r\nHost: x\r\n", b"Host:\r\n", b""):
+        answer = control.raw(b"GET /users HTTP/1.1\r\n" + hosts + b"\r\n")
+        assert answer.startswith(b"HTTP/1.1 403 ") and b"send the header Host, once" in answer
     assert control.raw(b"GET /users HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 403 ")
 
 
@@ -738,6 +754,55 @@ def test_bad_options(options: list[str]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (2, "")
     assert "python3 -m popart.testing: " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--token", "x"], "--token needs --control"),
+        (["--control-port", "1100"], "--control-port needs --control"),
+        (["--allow-host", "mail"], "--allow-host needs --control"),
+        (["--user", "a:x", "--user", "a:y"], "--user gives one name twice"),
+        (["--control", "--user-token", "alice:x", "--user-token", "alice:y"], "--user-token gives one name twice"),
+    ],
+)
+def test_options_without_effect(options: list[str], sentence: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """An option that would do nothing, or undo another, is refused."""
+    with pytest.raises(SystemExit) as end:
+        main(options)
+    assert end.value.code == 2
+    assert capfd.readouterr().err.endswith(f": error: {sentence}\n")
+
+
+def test_a_control_port_that_is_taken(control: Control) -> None:
+    """The error says which of the two ports cannot be had."""
+    port = str(control.control.port)
+    command = [sys.executable, "-m", "popart.testing", "--control", "--control-port", port]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert f"python3 -m popart.testing: --control-port {port}: " in done.stderr
+
+
+@needs_signals
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_a_terminal_that_is_closed(ignored: bool) -> None:
+    """SIGHUP ends it and leaves no file behind; under nohup it goes on."""
+    pytest.importorskip("trustme")
+    begin = f"import os, signal, sys; {'signal.signal(signal.SIGHUP, signal.SIG_IGN);' * ignored} os.execv"
+    command = [sys.executable, "-m", "popart.testing", "--tls", "--control"]
+    run = [sys.executable, "-c", f"{begin}(sys.argv[1], sys.argv[1:])", *command]
+    with subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            running = Program(process, process.stdout.readline())
+            process.send_signal(signal.SIGHUP)
+            if ignored:
+                assert running.ask("GET", "/users")[0] == 200
+                process.send_signal(signal.SIGTERM)
+            assert running.end() == 0
+            assert not Path(running.first["ca_file"]).exists()
+        finally:
+            process.kill()
 
 
 def test_verbose() -> None:

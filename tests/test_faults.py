@@ -463,6 +463,8 @@ def test_lasting_faults_of_one_user() -> None:
         (lambda server: server.refuse_connection(code="no code"), "not a POP3 response code"),
         (lambda server: server.refuse_connection(times=0), "times must be 1 or more"),
         (lambda server: server.spoil_sizes(0), "by must be a number of octets other than 0"),
+        (lambda server: server.spoil_sizes(10**4000), "by must be at most 10"),
+        (lambda server: server.spoil_sizes(-(10**18) - 1), "by must be at most 10"),
         (lambda server: server.spoil_sizes(1.5), "by must be a number of octets"),
         (lambda server: server.spoil_sizes(True), "by must be a number of octets"),
         (lambda server: server.spoil_ids("repeated"), "how must be one of"),

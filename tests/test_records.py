@@ -90,6 +90,26 @@ def test_users_who_could_never_sign_in(users: dict[str, str]) -> None:
         MailServer(users)
 
 
+@pytest.mark.parametrize(
+    ("users", "why"),
+    [
+        ({"alice": 5}, "be str"),
+        ({"alice": b"secret"}, "be str"),
+        ({"alice": "sec\nret"}, "have no NUL, CR or LF"),
+        ({"ali\0ce": "secret"}, "have no NUL, CR or LF"),
+        ({"alice": "\udc80"}, "be text that UTF-8 can encode"),
+    ],
+)
+def test_users_whom_no_client_can_name(users: Any, why: str) -> None:
+    """What cannot stand in a command is refused, as name, password or token."""
+    with pytest.raises(ValueError, match=f"could never sign in: names and passwords must {why}"):
+        MailServer(users)
+    (secret,) = users.values()
+    if secret != "secret":
+        with pytest.raises(ValueError, match=f"could never sign in: it must {why}"):
+            MailServer(tokens={"alice": secret})
+
+
 @pytest.mark.parametrize("tokens", [{"bob": "ya29.x"}, {"alice": ""}])
 def test_tokens_of_nobody(tokens: dict[str, str]) -> None:
     """A token that could never sign in is refused: it is of somebody who is no user, or empty."""

@@ -29,7 +29,7 @@ import scramp
 
 import popart
 from popart.testing import Maildrop, MailServer
-from popart.testing.__main__ import main
+from popart.testing.__main__ import main, signals_that_end
 
 from .conftest import PATIENCE, Client, expect_reset
 
@@ -1280,7 +1280,7 @@ class Shell:
 @contextmanager
 def signals_kept() -> Iterator[None]:
     """Undo what `main` does to the handlers of signals."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in signals_that_end()}
     try:
         yield
     finally:
@@ -1411,6 +1411,8 @@ def test_shell_errors(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[st
     out, err = capfd.readouterr()
     assert out == ""
     assert re.fullmatch(r"python3 -m popart\.testing: [^\n]+\n", err)
+    if case == "port taken":
+        assert f": --port {other.port}: " in err
 
 
 def test_minimum_timeout() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from base64 import b64encode
+from xml.etree import ElementTree
 
-from popart.testing import MailServer
+import pytest
+
+from popart.testing import MailServer, SessionRecord
 
 from .test_pytest_plugin import Run, run
 from .test_testing import MESSAGE, connected, dial, sign_in_by_scram, signed_in
@@ -65,6 +69,22 @@ def test_a_conversation() -> None:
     ]
 
 
+def test_after_quit() -> None:
+    """A session whose client has sent QUIT is not called open, though it may be seen before its end."""
+    seen = threading.Event()
+
+    class Slow(MailServer):
+        def _end_session(self, record: SessionRecord) -> None:
+            seen.wait(60)
+            super()._end_session(record)
+
+    with Slow() as server, signed_in(server) as client:
+        client.ask(b"QUIT")
+        text = without_times(server.transcript())
+        seen.set()
+    assert (text[0], text[-1]) == ("session 1 of alice", "S: +OK goodbye")
+
+
 def test_no_secrets() -> None:
     """Passwords, digests, tokens and each line of an exchange are ***, whatever it holds and however it ends."""
     options = {"tokens": {"alice": "token"}, "login": True, "scram": True, "apop": True}
@@ -94,6 +114,31 @@ def test_no_secrets() -> None:
         assert secret not in text
     assert text.count("***") >= 11
     assert text.count("session ") >= 4
+
+
+def test_no_secrets_in_wrong_places() -> None:
+    """A client's mistake shows no user's password or token, whatever the line is, and leaves all else to be read."""
+    users = {"alice": "Hunter2", "bob": "1", "carol": "alice"}
+    lines = [b"PASSHunter2", b"PASSW Hunter2", b"xpass Hunter2", b"STLS Hunter2", b"NOOP Hunter2", b"PASS",
+             b"XYZZY " + b64encode(b"\0alice\0Hunter2"), b64encode(b"user=alice\1auth=Bearer ya29.x\1\1"),
+             b"USER alice Hunter2", b"PASS x", b"NOOP", b"USER alice", b"PASS Hunter2", b"RETR 1", b"DELE 1 Hunter2",
+             b"XYZZY 1", b"LAST two"]  # fmt: skip
+    with MailServer(users, tokens={"alice": "ya29.x"}, max_bad_commands=None) as server:
+        server.deliver("alice", MESSAGE)
+        with connected(server) as client:
+            for line in lines:
+                client.ask(line)
+                if line.startswith(b"RETR"):
+                    client.lines()
+            text = server.transcript()
+            assert server.sessions[0].username == "alice"
+    assert server.commands == [
+        ("", "PASS***"), ("", "PASSW", "***"), ("", "XPASS", "***"), ("", "STLS", "***"), ("", "NOOP", "***"),
+        ("", "PASS"), ("", "XYZZY", "***"), ("", "***"), ("", "USER", "alice", "***"), ("alice ***", "PASS", "***"),
+        ("alice ***", "NOOP"), ("alice ***", "USER", "alice"), ("alice", "PASS", "***"), ("alice", "RETR", "1"),
+        ("alice", "DELE", "***", "***"), ("alice", "XYZZY", "***"), ("alice", "LAST", "two"),
+    ]  # fmt: skip
+    assert "hunter2" not in text.lower()
 
 
 def test_no_secrets_after_a_refusal() -> None:
@@ -314,3 +359,24 @@ def test_report_of_a_unittest(run: Run) -> None:
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*POP3 conversation with*", "*C: QUIT"])
+
+
+def test_report_in_xml(run: Run, pytester: pytest.Pytester) -> None:
+    """JUnit's XML, which is all that many a CI shows, has the conversation of a failed test."""
+    result = run(
+        """
+        import poplib
+
+        def test_it(pop3_server):
+            client = poplib.POP3(pop3_server.host, pop3_server.port, timeout=10)
+            client.quit()
+            client.close()
+            assert False
+        """,
+        "--junitxml=report.xml",
+    )
+    result.assert_outcomes(failed=1)
+    failure = ElementTree.parse(pytester.path / "report.xml").find(".//failure")
+    assert failure is not None and failure.text is not None
+    assert re.search(r"POP3 conversation with .* C: QUIT\n", failure.text, re.DOTALL)
+    assert result.stdout.str().count(" C: QUIT\n") == 1

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,7 @@ class CommandLineServer(MailServer):
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if options.exit_with_parent and sys.platform == "win32":
-        print(
-            f"{parser.prog}: --exit-with-parent does nothing on Windows: end the server by POST /stop", file=sys.stderr
-        )
+    check_options(parser, options)
     limits = {name: value for name, value in vars(options).items() if name in ("timeout", *COUNTS, *TIMES)}
     parent = os.getppid() if options.exit_with_parent else None
     ending = False
@@ -93,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ending = True
             raise KeyboardInterrupt
 
-    # SIGINT too: it is ignored where a script has started this in the background.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    signals = signals_that_end()
+    for number in signals:
         signal.signal(number, end)
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as block:
         stdout = block.enter_context(Output(sys.stdout))
@@ -104,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             server = CommandLineServer(options, limits, told)
             for path in options.messages:
                 server.deliver(next(iter(server.users)), path.read_bytes())
-            block.enter_context(server)
+            with naming("--port", options.port):
+                block.enter_context(server)
             stdout.print(begin_control(server, options, stop, block) if options.control else describe(server))
         except (OSError, OverflowError, ImportError, ValueError) as error:
             parser.exit(2, f"{parser.prog}: {error}\n")
@@ -113,8 +111,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 break
         ending = True
     # The interpreter ends now, and takes handlers away: a signal that comes later would kill it.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in signals:
         signal.signal(number, signal.SIG_IGN)
+
+
+def signals_that_end() -> list[int]:
+    """Return SIGINT, which is ignored where a script has started this in the background, SIGTERM, and SIGHUP, for a
+    terminal that is closed, but not under nohup."""
+    signals: list[int] = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
+
+
+@contextlib.contextmanager
+def naming(option: str, port: int) -> Iterator[None]:
+    """Say in an error which of the ports cannot be had."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{option} {port}: {error}") from None
 
 
 def describe(server: MailServer) -> str:
@@ -137,22 +153,39 @@ def begin_control(
         "users": [*server.users],
     }
     host = options.host or "127.0.0.1"
-    control = block.enter_context(
-        contextlib.closing(
-            ControlServer(
-                (host, options.control_port),
-                server,
-                facts,
-                token=options.token,
-                hosts=[host, *options.allow_host],
-                stop=stop.set,
-            )
+    with naming("--control-port", options.control_port):
+        control = ControlServer(
+            (host, options.control_port),
+            server,
+            facts,
+            token=options.token,
+            hosts=[host, *options.allow_host],
+            stop=stop.set,
         )
-    )
+    block.enter_context(contextlib.closing(control))
     url = f"http://{f'[{host}]' if ':' in host else host}:{control.port}"
     facts["control"] = url
     secrets = {"users": dict(server.users), "token": control.token, "page": f"{url}/#{control.token}"}
     return json.dumps({**facts, **secrets})
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """See that no option is without effect."""
+    for option, pairs in (("--user", options.user or []), ("--user-token", options.user_token)):
+        if len(dict(pairs)) < len(pairs):
+            parser.error(f"{option} gives one name twice")
+    needless = {
+        "--token": options.token is not None,
+        "--control-port": options.control_port != 0,
+        "--allow-host": options.allow_host and not options.tls,  # its certificate has the names too
+    }
+    for option, given in needless.items():
+        if given and not options.control:
+            parser.error(f"{option} needs --control")
+    if options.exit_with_parent and sys.platform == "win32":
+        print(
+            f"{parser.prog}: --exit-with-parent does nothing on Windows: end the server by POST /stop", file=sys.stderr
+        )
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import re
 from collections.abc import Collection
@@ -35,6 +36,33 @@ def split_command(line: str) -> list[str]:
     if keyword.upper() == "AUTH":
         arguments[:1] = [mechanism.upper() for mechanism in arguments[:1]]
     return [keyword.upper(), *arguments]
+
+
+def hide_secrets(line: str, secrets: Collection[str]) -> str:
+    """Mask secrets in a line where no secret belongs.
+
+    A number that a command takes is what it is.  In a line of no known command, such as ``PASSsecret``, a secret is
+    found within a word, and in base64.
+    """
+    keyword, *arguments = line.split(" ")
+    known = keyword.upper() in KEYWORDS
+    most = _NUMBERS.get(keyword.upper(), 0)
+    if not secrets or (known and len(arguments) <= most and all(map(str.isdigit, arguments))):
+        return line
+    pattern = "|".join(map(re.escape, sorted(secrets, key=len, reverse=True)))
+    if known:
+        return re.sub(rf"(?<!\S)({pattern})(?!\S)", "***", line)
+    words = ["***" if _is_base64_of(secrets, word) else word for word in line.split(" ")]
+    return re.sub(pattern, "***", " ".join(words), flags=re.IGNORECASE)  # the keyword is shown in upper case
+
+
+def _is_base64_of(secrets: Collection[str], word: str) -> bool:
+    """Return whether a word is the base64 of something with a secret in it."""
+    try:
+        octets = base64.b64decode(word)
+    except ValueError:
+        return False
+    return any(secret.encode("utf-8", "replace") in octets for secret in secrets)
 
 
 def read_command(command: str) -> list[str]:

@@ -207,7 +207,9 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
     def _check_host(self) -> None:
         """See that no web page asks, by a name that its owner has led to this address (DNS rebinding) or by a form."""
         given = self.headers.get_all("Host") or []
-        host = given[0].lower() if len(given) == 1 else ""
+        if len(given) != 1 or not given[0]:
+            raise RequestError(403, "send the header Host, once")
+        host = given[0].lower()
         name = re.sub(r":\d+\Z", "", host)
         if name not in self.server.hosts and not _is_address(name.removeprefix("[").removesuffix("]")):
             raise RequestError(403, f"the host {host!r} is not known here: allow it with --allow-host")
@@ -223,7 +225,11 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         if "Transfer-Encoding" in self.headers:
             raise RequestError(411, "send the body in one piece, with its Content-Length")
-        length = self.headers.get("Content-Length", "0")
+        if "Content-Encoding" in self.headers:
+            raise RequestError(415, "send the body as it is, without Content-Encoding")
+        length, *others = set(self.headers.get_all("Content-Length", ["0"]))
+        if others:
+            raise RequestError(400, "there are two lengths of the body: send one Content-Length")
         if not (length.isascii() and length.isdigit()):
             raise RequestError(400, "Content-Length is no number")
         if len(length) > 18 or int(length) > MAX_BODY:

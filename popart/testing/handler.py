@@ -49,7 +49,8 @@ class StoredMailHandler(BaseHandler, SupportsClose):
         return _scram_credentials(self._authenticate(username, lambda _: True))
 
     def _authenticate(self, username: str, fits: Callable[[str], bool]) -> str:
-        self.record.username = username
+        known = username in self.mail.users
+        self.record.username = username if known else self.mail._hide_secrets(f"USER {username}")[5:]
         self.run_or_fail(["sign in"], lambda: None)
         secret = self.mail.users.get(username)
         if secret is None or not fits(secret):

@@ -15,6 +15,7 @@ from popart.testing.broken_answers import AnswerFaults
 from popart.testing.fault_list import is_seconds, is_whole
 from popart.testing.faults import Faults
 from popart.testing.server import MailServer
+from popart.testing.store import why_unusable
 from popart.testing.wrong_answers import SessionFaults
 
 FAULTS = sorted(
@@ -307,12 +308,16 @@ def find(method: str, path: str) -> tuple[Operation, tuple[str, ...]]:
                 text = f"{path} takes {' and '.join(operations)}, not {method}"
                 raise RequestError(405, text, allow=", ".join(operations))
             return operations[method], found.groups()
+    if path == "/":
+        raise RequestError(405, f"/ is the page, and takes GET, not {method}", allow="GET")
     raise RequestError(404, f"there is no {path} here")
 
 
 def _secret(what: str, value: object) -> str:
     if not (isinstance(value, str) and value):
         raise RequestError(400, f"a {what} must be a string that is not empty")
+    if why := why_unusable(value):
+        raise RequestError(400, f"a {what} must {why}")
     return value
 
 

@@ -47,7 +47,8 @@ class RecordingSession(Session):
         """Split a line, without its secrets."""
         if self.in_exchange:
             return ["***"]
-        words = split_command(_SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace")))
+        text = _SECRET.sub(r"\1***", line.decode("utf-8", "backslashreplace"))
+        words = split_command(self.client.mail._hide_secrets(text))
         if words[0] in KEYWORDS:
             self._hides_unknown = words[0] == "AUTH" and len(words) > 1 and self.state is State.AUTHORIZATION
         elif self._hides_unknown and self.state is State.AUTHORIZATION:

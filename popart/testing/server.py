@@ -70,8 +70,9 @@ class MailServer(MailStore):
 
     :raises OSError: when entered: the port is not free.
     :raises ImportError: when entered: *tls* without trustme, *scram* without scramp.
-    :raises ValueError: *client_certificates* without *tls*, an empty name, password or token, a token of nobody among
-        *users*, or, when entered, a value of *server_options* that `popart.Server` does not take.
+    :raises ValueError: *client_certificates* without *tls*, a name, password or token that no client can send, such as
+        an empty one, a token of nobody among *users*, or, when entered, a value of *server_options* that
+        `popart.Server` does not take.
     """
 
     host: str

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from email.message import Message
 from typing import Any
 
+from popart.command_lines import FORBIDDEN
+from popart.testing.command_words import hide_secrets
 from popart.testing.epoch import Epoch
 from popart.testing.faults import Faults
 from popart.testing.maildrop import Maildrop
@@ -35,11 +37,14 @@ class MailStore(Faults):
     def __init__(self, users: Mapping[str, str], tokens: Mapping[str, str], offers: Collection[str]) -> None:
         super().__init__()
         for name, password in users.items():
-            if not (name and password):
-                raise ValueError(f"user {name!r} could never sign in: names and passwords must not be empty")
+            why = why_unusable(name) or why_unusable(password)
+            if why:
+                raise ValueError(f"user {name!r} could never sign in: names and passwords must {why}")
         for name, token in tokens.items():
             if name not in users or not token:
                 raise ValueError(f"the token of {name!r} could never sign in: it must be a user's, and not empty")
+            if why := why_unusable(token):
+                raise ValueError(f"the token of {name!r} could never sign in: it must {why}")
         self.users = dict(users)
         self.tokens = dict(tokens)
         self._offers = offers
@@ -54,8 +59,8 @@ class MailStore(Faults):
     def commands(self) -> list[tuple[str, ...]]:
         """What clients sent, in order: ``("alice", "RETR", "1")``.  First the name that the connection had given
         before, or ``""``, then the words of the line: the keyword and AUTH's mechanism in upper case, ``***`` for a
-        password, a digest, or a response of AUTH.  A response on a line of its own is ``("", "***")``, also one that is
-        sent although AUTH was refused."""
+        password, a digest, or a response of AUTH, and for a user's password or token where it stands by mistake.  A
+        response on a line of its own is ``("", "***")``, also one that is sent although AUTH was refused."""
         return self._epoch.commands
 
     @property
@@ -158,6 +163,10 @@ class MailStore(Faults):
 
     # What the sessions call.
 
+    def _hide_secrets(self, line: str) -> str:
+        """Mask what a client has sent by mistake.  A user's name is no secret, even if it is a password too."""
+        return hide_secrets(line, {*self.users.values(), *self.tokens.values()} - {*self.users, ""})
+
     def _begin_session(self) -> SessionRecord:
         with self._sessions_changed:
             epoch = self._epoch
@@ -190,6 +199,17 @@ class MailStore(Faults):
 
     def _tell(self, record: SessionRecord, entry: Entry) -> None:
         """Learn of each line of a conversation, in its connection's thread."""
+
+
+def why_unusable(secret: object) -> str:
+    """Return what a name, a password or a token must do that this one does not, or "" if a client can send it."""
+    if not isinstance(secret, str):
+        return "be str"
+    if not secret:
+        return "not be empty"
+    if FORBIDDEN.search(secret):
+        return "have no NUL, CR or LF"
+    return "" if secret.encode("utf-8", "ignore").decode() == secret else "be text that UTF-8 can encode"
 
 
 def _append(records: list[Any], record: object, most: int | None) -> None:

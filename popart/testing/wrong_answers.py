@@ -16,6 +16,9 @@ COMMAND_OF = {"SASL": "AUTH", "TOP": "TOP", "UIDL": "UIDL", "USER": "USER"}
 
 CAPABILITIES = {*COMMAND_OF, "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE", "EXPIRE", "IMPLEMENTATION"}
 
+MOST_OCTETS = 10**18
+"""What fits into 64 bits, and times 10,000 messages into a line of 512 octets."""
+
 WRONG_IDS = ("repeat", "change", "malformed")
 
 _STAT = re.compile(rb"\+OK ([0-9]+) ([0-9]+)\r\n")
@@ -31,10 +34,12 @@ class SessionFaults(FaultList):
         but at least 0.  The messages themselves are whole.  So are the sums in the texts of the answers to PASS and
         LIST, which no client reads.
 
-        :raises ValueError: *by* is 0, or no whole number.
+        :raises ValueError: *by* is 0, no whole number, or beyond 10**18.
         """
         if not isinstance(by, int) or isinstance(by, bool) or not by:
             raise ValueError(f"by must be a number of octets other than 0, not {by!r}")
+        if abs(by) > MOST_OCTETS:
+            raise ValueError("by must be at most 10**18: a line of an answer holds no more")
 
         def change(words: Sequence[str], reply: Reply) -> Reply:
             if words[0] == "STAT":
