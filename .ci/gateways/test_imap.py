@@ -186,6 +186,20 @@ def test_marked_but_not_removed(backend: Dovecot, door: Door, gateway: Gateway) 
         client.quit()
 
 
+def test_a_store_that_only_claims_to_work(backend: Dovecot, gateway: Gateway) -> None:
+    """Dovecot answers STORE with OK though it cannot write: QUIT is refused, and nothing is deleted."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 3)
+        with backend.read_only(), pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    assert "did not mark all messages" in gateway.log()
+    assert backend.mail() == SMALL
+    with gateway.client() as client:
+        assert fetch_all(client) == SMALL
+        client.quit()
+
+
 def test_without_uidplus(backend: Dovecot, directory: Path, tmp_path: Path) -> None:
     """A server without UID EXPUNGE keeps the messages.  They are marked, and listed no more."""
     (directory / "old").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import imaplib
 import importlib
 import time
 from email.utils import formatdate
@@ -35,6 +36,18 @@ def test_nil_within_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
         handler._fetch(7, 100, 100)
     monkeypatch.setattr(handler, "_uid_command", lambda *command: [b'1 (UID 7 BODY[]<100> "")'])
     assert handler._fetch(7, 100, 100) == b""
+
+
+def test_marks_of_other_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may also tell of messages that nobody asked for (RFC 3501 section 7): their flags do not matter."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    handler = importlib.import_module("imap_gateway").IMAPHandler(lambda: None)
+    monkeypatch.setattr(
+        handler, "_command", lambda command: [rb"2 (UID 8 FLAGS (\Seen))", rb"1 (UID 7 FLAGS (\Deleted))"]
+    )
+    handler._expect_marks([7])
+    with pytest.raises(imaplib.IMAP4.error, match="did not mark all"):
+        handler._expect_marks([7, 8])
 
 
 @pytest.mark.parametrize(
