@@ -176,13 +176,11 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
                 octets: bytes = answer[1]
                 return octets
             # What is empty or very short may come without a literal.
-            # After the end comes "": NIL there means that the message is gone.
+            # Where nothing is left comes "": NIL means that the message is gone.
             if isinstance(answer, bytes) and (
-                found := re.search(rb'BODY\[\]\S* (?:NIL|"(.*)")', answer)
+                found := re.search(rb'BODY\[\]\S* "(.*)"', answer)
             ):
-                if found[1] is None and offset:
-                    break
-                return re.sub(rb"\\(.)", rb"\1", found[1] or b"")
+                return re.sub(rb"\\(.)", rb"\1", found[1])
         raise popart.ReportableError(
             "the message is gone, another program has deleted it"
         )
