@@ -9,7 +9,8 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,19 @@ service imap-login {{
         uids = self._directory / "mail" / "dovecot-uidlist"
         uids.write_text("3 V12345 N1\n")
         self._own(uids)
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Let Dovecot read the mail, but change nothing of it."""
+        directories = [self._directory / "mail" / name for name in ("", "new", "cur")]
+        modes = [directory.stat().st_mode for directory in directories]
+        for directory in directories:
+            directory.chmod(0o555)
+        try:
+            yield
+        finally:
+            for directory, mode in zip(directories, modes, strict=True):
+                directory.chmod(mode)
 
     def arguments(self, port: int) -> list[str]:
         return ["127.0.0.1", "--imap-port", str(port), "--imap-plain"]

@@ -41,8 +41,10 @@ class Gateway:
         self._process = process
         self._log = log
         assert process.stdout is not None
-        while (line := process.stdout.readline()).startswith("SMTP on port "):
-            pass
+        line = process.stdout.readline()
+        if line.startswith("SMTP on port "):
+            self.smtp_port = int(line.split()[-1])
+            line = process.stdout.readline()
         assert line.startswith("POP3 on port "), line + self.log()
         self.port = int(line.split()[-1])
 

@@ -93,6 +93,15 @@ def test_a_message_that_vanished(store: Any, gateway: Gateway) -> None:
         client.quit()
 
 
+def test_an_empty_message(store: Any, gateway: Gateway) -> None:
+    """It is there, and empty."""
+    deliver(store, b"")
+    with gateway.client() as client:
+        assert client.list()[1] == [b"1 0"]
+        assert client.retr(1)[1] == []
+        client.quit()
+
+
 def test_a_database_that_is_locked(store: Any, gateway: Gateway, tmp_path: Path) -> None:
     """If the commit takes too long, QUIT is refused, and nothing is deleted then or later."""
     deliver(store, *SMALL)

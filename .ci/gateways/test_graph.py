@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import poplib
+from dataclasses import dataclass
 from email.utils import formatdate
+from typing import Any
 
 import pytest
 from backends import Graph
-from conftest import Gateway
+from conftest import EXAMPLES, Gateway
 from door import Door
 from test_each_gateway import LARGE, SMALL, delete, fetch, fetch_all
+
+import popart
 
 pytestmark = pytest.mark.parametrize("backend", ["graph"], indirect=True)
 
@@ -75,6 +80,66 @@ def test_a_wait_that_no_client_would_bear(backend: Graph, gateway: Gateway) -> N
             client.retr(1)
         assert fetch_all(client) == SMALL
         client.quit()
+
+
+@dataclass
+class Clock:
+    """A clock in place of ``time``, which nobody waits for."""
+
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    clock = Clock()
+    monkeypatch.setattr(importlib.import_module("graph_gateway"), "time", clock)
+    return clock
+
+
+@pytest.fixture
+def handler(backend: Graph, clock: Clock) -> Any:
+    """A handler without a server, for which alice has signed in."""
+    module = importlib.import_module("graph_gateway")
+    address = f"http://127.0.0.1:{backend.port}"
+    credentials = {"grant_type": "client_credentials", "client_secret": "client-secret"}
+    api = module.API(f"{address}/v1.0", f"{address}/tenant/oauth2/v2.0/token", credentials)
+    handler = module.GraphHandler(api, importlib.import_module("gateway").Users("alice:secret"))
+    handler.authenticate_pass("alice", "secret")
+    return handler
+
+
+def test_patience_begins_anew(backend: Graph, clock: Clock, handler: Any) -> None:
+    """A large maildrop is listed and emptied, although all waits together are longer than one may be."""
+    backend.deliver(*MANY)
+    fake = backend.fake
+    for skip in ("top=500", *[f"skip={start}" for start in range(3, 45, 3)]):
+        fake.fail(rf"GET .*{skip}$", 429, Retry_After="3")
+    assert len(handler.list_messages()) == len(MANY)
+    assert clock.now == 3 * 15
+    # Of the second batch, one message is moved in the second round, and one in the third.
+    for number in (7, 28, 29, 29, 44):
+        fake.fail(rf"batch .*{number:04d}%2B", 429, Retry_After="15")
+    handler.delete_messages(range(1, len(MANY) + 1))
+    assert not fake.faults and backend.mail() == []
+    assert clock.now == 3 * 15 + 4 * 15
+
+
+def test_patience_ends(backend: Graph, clock: Clock, handler: Any) -> None:
+    """If nothing moves for 20 seconds, QUIT is refused, and all that moved before comes back."""
+    backend.deliver(*MANY)
+    handler.list_messages()
+    backend.fake.fail(r"batch .*/inbox/.*0044%2B", 429, times=100, Retry_After="3")
+    with pytest.raises(popart.ReportableError, match="busy"):
+        handler.delete_messages(range(1, len(MANY) + 1))
+    assert 15 <= clock.now <= 20
+    assert backend.mail() == MANY
 
 
 def test_pages_that_go_round(backend: Graph, gateway: Gateway) -> None:

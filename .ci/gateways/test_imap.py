@@ -144,7 +144,7 @@ def test_a_message_that_vanished(backend: Dovecot, gateway: Gateway) -> None:
         with other_program(backend) as imap:
             imap.store("1,3", "+FLAGS", r"(\Deleted)")
             imap.expunge()
-        with pytest.raises(poplib.error_proto, match="-ERR"):
+        with pytest.raises(poplib.error_proto, match="-ERR the message is gone"):
             client.retr(3)
         assert fetch(client, 4) == SMALL[3]
         delete(client, 3, 4)
@@ -183,6 +183,20 @@ def test_marked_but_not_removed(backend: Dovecot, door: Door, gateway: Gateway) 
     door.open()
     with gateway.client() as client:
         assert fetch_all(client) == [SMALL[1], SMALL[3], SMALL[4]]
+        client.quit()
+
+
+def test_a_store_that_only_claims_to_work(backend: Dovecot, gateway: Gateway) -> None:
+    """Dovecot answers STORE with OK though it cannot write: QUIT is refused, and nothing is deleted."""
+    backend.deliver(*SMALL)
+    with gateway.client() as client:
+        delete(client, 1, 3)
+        with backend.read_only(), pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/TEMP\]"):
+            client.quit()
+    assert "did not mark all messages" in gateway.log()
+    assert backend.mail() == SMALL
+    with gateway.client() as client:
+        assert fetch_all(client) == SMALL
         client.quit()
 
 

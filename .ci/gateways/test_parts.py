@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import imaplib
 import importlib
 import time
 from email.utils import formatdate
@@ -13,28 +14,40 @@ import popart
 
 
 def test_short_answers_without_a_literal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece may come as a quoted string or as NIL (RFC 3501 section 4.3): RFC 3501 allows it where it is short."""
+    """A piece may come as a quoted string (RFC 3501 section 4.3), where it is short."""
     monkeypatch.syspath_prepend(EXAMPLES)
     module = importlib.import_module("imap_gateway")
     handler = module.IMAPHandler(lambda: None)
     for answer, octets in (
         (rb'1 (UID 7 BODY[]<0> "a \"b\" \\")', b'a "b" \\'),
         (b'1 (UID 7 BODY[]<0> "")', b""),
-        (b"1 (UID 7 BODY[]<0> NIL)", b""),
     ):
         monkeypatch.setattr(handler, "_uid_command", lambda *command, answer=answer: [answer])
         assert handler._fetch(7, 0, 100) == octets
 
 
-def test_nil_within_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the end of a message comes an empty string.  NIL there says that the message is gone."""
+@pytest.mark.parametrize("offset", [0, 100])
+def test_nil(monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
+    """An empty string is the end of a message.  NIL says that the message is gone."""
     monkeypatch.syspath_prepend(EXAMPLES)
     handler = importlib.import_module("imap_gateway").IMAPHandler(lambda: None)
-    monkeypatch.setattr(handler, "_uid_command", lambda *command: [b"1 (UID 7 BODY[]<100> NIL)"])
+    monkeypatch.setattr(handler, "_uid_command", lambda *command: [b"1 (UID 7 BODY[]<%d> NIL)" % offset])
     with pytest.raises(popart.ReportableError, match="gone"):
-        handler._fetch(7, 100, 100)
-    monkeypatch.setattr(handler, "_uid_command", lambda *command: [b'1 (UID 7 BODY[]<100> "")'])
-    assert handler._fetch(7, 100, 100) == b""
+        handler._fetch(7, offset, 100)
+    monkeypatch.setattr(handler, "_uid_command", lambda *command: [b'1 (UID 7 BODY[]<%d> "")' % offset])
+    assert handler._fetch(7, offset, 100) == b""
+
+
+def test_marks_of_other_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may also tell of messages that nobody asked for (RFC 3501 section 7): their flags do not matter."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    handler = importlib.import_module("imap_gateway").IMAPHandler(lambda: None)
+    monkeypatch.setattr(
+        handler, "_command", lambda command: [rb"2 (UID 8 FLAGS (\Seen))", rb"1 (UID 7 FLAGS (\Deleted))"]
+    )
+    handler._expect_marks([7])
+    with pytest.raises(imaplib.IMAP4.error, match="did not mark all"):
+        handler._expect_marks([7, 8])
 
 
 @pytest.mark.parametrize(

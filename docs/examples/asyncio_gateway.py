@@ -76,14 +76,14 @@ class Store:
             return [(row[0], row[1], row[2]) async for row in cursor]
 
     async def read(self, message: int, offset: int, count: int) -> bytes | None:
-        # SQL counts from 1.
+        # SQL counts from 1.  For SQLite, a part of an empty message is NULL.
         query = "SELECT substr(octets, ?, ?) FROM message WHERE id = ?"
         async with (
             self._connect() as db,
             db.execute(query, (offset + 1, count, message)) as cursor,
         ):
             row = await cursor.fetchone()
-        return None if row is None else row[0]
+        return None if row is None else row[0] or b""
 
     async def delete(self, messages: list[int]) -> None:
         async with self._connect() as db:

@@ -60,10 +60,12 @@ class Users:
             name: password
             for name, _, password in (pair.partition(":") for pair in pairs.split())
         }
-        if not (self._passwords and all(self._passwords.values())):
+        if not (
+            self._passwords and all(self._passwords) and all(self._passwords.values())
+        ):
             raise ValueError(
-                "Each user needs a password: set POP3_USERS to names and passwords, "
-                "such as 'alice:secret bob:hunter2'."
+                "Each user needs a name and a password: set POP3_USERS to names and "
+                "passwords, such as 'alice:secret bob:hunter2'."
             )
 
     def __contains__(self, username: str) -> bool:

@@ -39,7 +39,9 @@ from gateway import (
 import popart
 
 PATIENCE = 20.0
-"""Seconds after which a command waits no longer, if the API wants it to come later."""
+"""Seconds after which a command waits no longer, if the API wants it to come later.
+They begin anew with each page that comes and each message that is moved: otherwise a
+large maildrop could never be listed, or emptied."""
 
 BATCH = 20
 """Requests that one $batch takes."""
@@ -158,20 +160,21 @@ class API:
             raise
         return answer
 
-    def ask_json(self, path: str, body: object, deadline: float) -> Any:
+    def ask_json(
+        self, path: str, body: object = None, deadline: float | None = None
+    ) -> Any:
         with self.ask(path, body, deadline) as answer:
             return json.load(answer)
 
     def pages(self, path: str) -> Iterator[Any]:
         """Yield the items of a list that comes in pages."""
-        deadline = time.monotonic() + PATIENCE
         following: str | None = path
         seen = set()
         while following:
             if following in seen:
                 raise ValueError("the pages of the list go round in a circle")
             seen.add(following)
-            page = self.ask_json(following, None, deadline)
+            page = self.ask_json(following)
             yield from page["value"]
             address = page.get("@odata.nextLink")
             if address is not None and not address.startswith(f"{self.address}/"):
@@ -258,14 +261,17 @@ class GraphHandler(OwnUsersHandler):
     ) -> None:
         """Move messages, and tell in *asked* which ones may be in the target now: an
         answer may be lost, and a refusal says nothing about an earlier try."""
-        deadline = time.monotonic() + PATIENCE
         for start in range(0, len(identifiers), BATCH):
             left = list(identifiers[start : start + BATCH])
             asked += left
+            deadline = time.monotonic() + PATIENCE
             while left:
                 requests = [self._make_move(item, source, target) for item in left]
                 answer = self._api.ask_json("/$batch", {"requests": requests}, deadline)
+                before = len(left)
                 left, pauses = sort_answers(left, answer["responses"])
+                if len(left) < before:
+                    deadline = time.monotonic() + PATIENCE
                 if left:
                     wait(pauses, deadline)
 

@@ -121,15 +121,20 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
         self._uid_validity = uid_validity
 
     def _uid_command(self, *command: str) -> list[Any]:
-        """Run a UID command, and if the connection is lost, run it again on a new one.
+        return self._command(lambda imap: imap.uid(*command))
 
-        That is safe: a UID never stands for another message, as long as UIDVALIDITY is
-        the same.
+    def _command(
+        self, command: Callable[[imaplib.IMAP4], tuple[str, list[Any]]]
+    ) -> list[Any]:
+        """Run a command, and if the connection is lost, run it again on a new one.
+
+        With UIDs that is safe: one never stands for another message, as long as
+        UIDVALIDITY is the same.
         """
 
         def ask() -> list[Any]:
             try:
-                return expect_ok(self._connected().uid(*command))
+                return expect_ok(command(self._connected()))
             except (imaplib.IMAP4.abort, OSError):
                 if self._imap is not None:
                     drop(self._imap)
@@ -150,7 +155,7 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
                 re.search(rb"\b%b (\d+)" % item, answer or b"")
                 for item in (b"UID", b"RFC822.SIZE")
             )
-            if uid and size and not re.search(rb"(?i)\\Deleted\b", answer):
+            if uid and size and not is_marked(answer):
                 sizes[int(uid[1])] = int(size[1])
         self._uids = sorted(sizes)
         validity = self._uid_validity.decode()
@@ -171,13 +176,11 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
                 octets: bytes = answer[1]
                 return octets
             # What is empty or very short may come without a literal.
-            # After the end comes "": NIL there means that the message is gone.
+            # Where nothing is left comes "": NIL means that the message is gone.
             if isinstance(answer, bytes) and (
-                found := re.search(rb'BODY\[\]\S* (?:NIL|"(.*)")', answer)
+                found := re.search(rb'BODY\[\]\S* "(.*)"', answer)
             ):
-                if found[1] is None and offset:
-                    break
-                return re.sub(rb"\\(.)", rb"\1", found[1] or b"")
+                return re.sub(rb"\\(.)", rb"\1", found[1])
         raise popart.ReportableError(
             "the message is gone, another program has deleted it"
         )
@@ -195,6 +198,7 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
         uids = [self._uids[number - 1] for number in numbers]
         try:
             self._mark(uids, "+FLAGS.SILENT")
+            self._expect_marks(uids)
         except Exception:
             # If the server is gone for good, nobody can take back what it has marked.
             try:
@@ -214,6 +218,17 @@ class IMAPHandler(GatewayHandler, popart.SupportsTokens, popart.SupportsClose):
         for some in batches(uids):
             self._uid_command("STORE", some, how, r"(\Deleted)")
 
+    def _expect_marks(self, uids: Sequence[int]) -> None:
+        """Raise unless all that are still there are marked: Dovecot answers STORE with
+        OK also if it cannot write.  It shows the marks all the same, up to a NOOP."""
+        self._command(lambda imap: imap.noop())
+        wanted = set(uids)
+        for some in batches(uids):
+            for answer in self._uid_command("FETCH", some, "(FLAGS)"):
+                uid = re.search(rb"\bUID (\d+)", answer or b"")
+                if uid and int(uid[1]) in wanted and not is_marked(answer):
+                    raise imaplib.IMAP4.error("the server did not mark all messages")
+
     def close(self) -> None:
         if self._imap is not None:
             with suppress(imaplib.IMAP4.error, OSError):
@@ -227,6 +242,10 @@ def batches(uids: Sequence[int]) -> Iterator[str]:
     between would be in them, too."""
     for start in range(0, len(uids), BATCH):
         yield ",".join(map(str, uids[start : start + BATCH]))
+
+
+def is_marked(answer: bytes) -> bool:
+    return re.search(rb"(?i)\\Deleted\b", answer) is not None
 
 
 def expect_ok(answer: tuple[str, list[Any]]) -> list[Any]:

@@ -13,6 +13,7 @@ loopback, everybody who reaches the port can send to it.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import secrets
 import threading
@@ -102,17 +103,31 @@ class POP3Handler(OwnUsersHandler):
         )
 
 
+class PortController(Controller):
+    """A controller that also knows its port if that is any free one."""
+
+    def _trigger_server(self) -> None:
+        assert isinstance(self.server, asyncio.Server)
+        self.port = self.server.sockets[0].getsockname()[1]
+        super()._trigger_server()  # type: ignore[no-untyped-call]
+
+
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--smtp-port", type=int, default=2525, help="the port to listen on for mail"
+        "--smtp-port",
+        type=int,
+        default=2525,
+        help="the port to listen on for mail; 0 is any free one",
     )
     options = parser.parse_args()
     mail, users = Mail(), read_users("alice:secret")
-    controller = Controller(SMTPHandler(mail, users), options.host, options.smtp_port)
+    controller = PortController(
+        SMTPHandler(mail, users), options.host, options.smtp_port
+    )
     controller.start()
     try:
-        print("SMTP on port", options.smtp_port, flush=True)
+        print("SMTP on port", controller.port, flush=True)
         serve(options, lambda peer: POP3Handler(mail, users))
     finally:
         controller.stop()
