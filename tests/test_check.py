@@ -28,7 +28,7 @@ from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
 from tests.test_docs import django_site  # noqa: F401
 from tests.test_readme import code_blocks
-from tests.wrong_handlers import MESSAGES, WRONG, Rewrites, Right, Store, Wrong
+from tests.wrong_handlers import MESSAGES, MESSAGES_OF_BOB, WRONG, Drop, Rewrites, Right, Store, Wrong
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
@@ -131,6 +131,22 @@ def test_a_maildrop_that_is_written_anew_is_right(store: Store, handler: type[Ri
     assert check(handler, store, delete=True, fails=True).findings == []
 
 
+class SizesOfZero(Right):
+    """Knows no sizes."""
+
+    def list_messages(self) -> list[tuple[int, str]]:
+        return [(0, unique_id) for unique_id, _ in self.messages]
+
+
+@pytest.mark.parametrize("handler", [Right, SizesOfZero], ids=lambda handler: handler.__name__)
+def test_two_users_may_have_the_same_mail(store: Store, handler: type[Right]) -> None:
+    """If the second user has nothing but copies of the first one's mail, that is a note."""
+    store.drops["bob"] = Drop()
+    report = check(handler, store, other=("bob", "hunter2"), delete=True)
+    assert report.findings == []
+    assert [note for note in report.notes if note.startswith("bob has no message that alice has not")]
+
+
 CHECK = """
 import json, sys
 import popart, popart.sign_in
@@ -230,7 +246,7 @@ def test_nothing_is_found_in_the_mail_server_for_tests(monkeypatch: pytest.Monke
     mail, users = smtp_in.Mail(), smtp_in.Users("alice:secret bob:hunter2")
     for message in MESSAGES:
         mail.deliver("alice", popart.wire_form(message))
-    mail.deliver("bob", popart.wire_form(MESSAGES[0]))
+    mail.deliver("bob", MESSAGES_OF_BOB[0])
     report = check_handler(
         lambda peer: smtp_in.POP3Handler(mail, users),
         user="alice",
@@ -280,7 +296,7 @@ def test_nothing_is_found_in_the_test_kit() -> None:
     server = MailServer(users={"alice": "secret", "bob": "hunter2"}, scram=True)
     for message in [*ALL, b"\r\nno header", b"Subject: no body", b""]:
         server.deliver("alice", message)
-    server.deliver("bob", MESSAGES[0])
+    server.deliver("bob", MESSAGES_OF_BOB[0])
 
     @contextmanager
     def break_backend() -> Iterator[None]:

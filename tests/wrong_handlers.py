@@ -24,11 +24,14 @@ MESSAGES = [
 ]
 
 
+MESSAGES_OF_BOB = [b"Subject: for bob %d\r\n\r\n" % number for number in range(5)]
+
+
 class Drop:
     """A user's mail, with its ids, and its lock."""
 
-    def __init__(self) -> None:
-        self.messages = {secrets.token_hex(8): octets for octets in MESSAGES}
+    def __init__(self, messages: Sequence[bytes] = MESSAGES) -> None:
+        self.messages = {secrets.token_hex(8): octets for octets in messages}
         self.locked = False
 
 
@@ -37,7 +40,7 @@ class Store:
 
     def __init__(self) -> None:
         self.users = {"alice": "secret", "bob": "hunter2"}
-        self.drops = {"alice": Drop(), "bob": Drop()}
+        self.drops = {"alice": Drop(), "bob": Drop(MESSAGES_OF_BOB)}
         self.guard = threading.Lock()
         self.go_on = threading.Event()
         """What a handler that blocks waits for: the test sets it at its end."""
@@ -929,6 +932,65 @@ class OneMaildropForAll(Right):
     def lock_maildrop(self) -> None:
         super().lock_maildrop()
         self.messages = list(self.store.drops["alice"].messages.items())
+
+
+@wrong("Message 1 of bob has the octets of a message of alice", other=("bob", "hunter2"))
+class CachesByNumber(Right):
+    """All sessions share a cache in which messages have their numbers alone."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        cache = self.store.seen.setdefault("cache", {})
+        return io.BytesIO(cache.setdefault(number, self.messages[number - 1][1]))
+
+
+@wrong("Message 1 of bob has the octets of a message of alice", other=("bob", "hunter2"))
+class ReadsMailOfOne(Right):
+    """Whoever has signed in reads the messages of alice."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        return io.BytesIO(list(self.store.drops["alice"].messages.values())[number - 1])
+
+
+@wrong("of a user has another content or size while another user has a maildrop open", other=("bob", "hunter2"))
+class ReadsMailOfTheFirst(Right):
+    """All sessions read the messages of the user whose session began first."""
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        self.store.seen.setdefault("users", []).append(self.username)
+
+    def unlock_maildrop(self) -> None:
+        self.store.seen["users"].remove(self.username)
+        super().unlock_maildrop()
+
+    def list_messages(self) -> Iterable[tuple[int, str]]:
+        return [(0, unique_id) for unique_id, _ in self.messages]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        drop = self.store.drops[self.store.seen["users"][0]]
+        return io.BytesIO(list(drop.messages.values())[number - 1])
+
+
+@wrong("of a user is gone once another user has deleted messages", delete=True, other=("bob", "hunter2"))
+class DeletesMailOfAll(Right):
+    """A deletion empties the maildrops of the other users."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        super().delete_messages(numbers)
+        for name, drop in self.store.drops.items():
+            if name != self.username:
+                drop.messages.clear()
+
+
+@wrong("of a user has another content or size once another", delete=True, other=("bob", "hunter2"))
+class DeletesFromTheMailOfAll(Right):
+    """A deletion cuts off the messages of the other users."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        super().delete_messages(numbers)
+        for name, drop in self.store.drops.items():
+            if name != self.username:
+                drop.messages.update({unique_id: text[:9] for unique_id, text in drop.messages.items()})
 
 
 @wrong("unlock_maildrop raised RuntimeError")

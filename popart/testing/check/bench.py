@@ -51,6 +51,16 @@ class Snapshot:
     digests: dict[str, bytes] = field(default_factory=dict)
     """Of the messages that were read, by their ids."""
 
+    exact: set[str] = field(default_factory=set)
+    """The ids of the messages whose sizes were found to be right."""
+
+    def add(self, number: int, message: bytes) -> None:
+        """Add a message that was read."""
+        unique_id = self.ids[number - 1]
+        self.digests[unique_id] = digest(message)
+        if int(self.sizes[number - 1]) == len(message):
+            self.exact.add(unique_id)
+
     def differing(self, later: Snapshot) -> list[int]:
         """Return the numbers of the messages that have another size or content in a later snapshot."""
         sizes = dict(zip(later.ids, later.sizes, strict=True))
@@ -124,11 +134,11 @@ class Visitor(Client):
     def look_into(self, most: int) -> Snapshot:
         """List the maildrop, and read those of its first *most* messages that can be read."""
         found = self.look()
-        for number, unique_id in enumerate(found.ids[:most], 1):
+        for number in range(1, min(len(found.ids), most) + 1):
             if self._bench.is_late:
                 break
             try:
-                found.digests[unique_id] = digest(self.data(f"RETR {number}"))
+                found.add(number, self.data(f"RETR {number}"))
             except StopError:
                 if not self.is_answered("NOOP"):
                     break
@@ -146,6 +156,9 @@ class Bench:
         self.credentials: Credentials = options.credentials
         self.first: Snapshot = Snapshot()
         """The maildrop as the first session saw it."""
+
+        self.second: Snapshot = Snapshot()
+        """That of the second user, as it was alone."""
 
         self.small_sizes: int = 0
         """Messages that are longer than announced."""

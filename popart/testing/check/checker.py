@@ -16,6 +16,7 @@ from popart.testing.check.output import Output
 from popart.testing.check.reading import check_again, check_pieces, check_reading
 from popart.testing.check.recorder import Recorder
 from popart.testing.check.report import Report
+from popart.testing.check.second_user import check_second_maildrop
 from popart.testing.check.signing_in import check_output, check_retry, check_sign_in
 
 
@@ -75,5 +76,6 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
         bench.run("printing", check_output)
         bench.run("deleting as the back end fails", check_failing_deletion)
         bench.run("deleting", check_deletion)
+        bench.run("looking at the mail of the second user", check_second_maildrop)
         bench.run("signing in with wrong secrets", lambda bench: check_sign_in(bench, marker))
     return bench.report

@@ -78,17 +78,16 @@ def _note_numbers(bench: Bench) -> None:
 def _read_from(bench: Bench, visitor: Visitor, number: int) -> int:
     """Read the messages from *number* on, and return the number of the next one, where a session has ended."""
     sizes = visitor.listing("LIST")
-    ids = visitor.listing("UIDL") if bench.first.ids else [""] * len(sizes)
     for index in range(number - 1, len(sizes)):
         if bench.is_late:
             bench.report.note(f"Only {index} of {len(sizes)} messages have been read: it took too long.")
             break
-        if not _read_message(bench, visitor, index + 1, int(sizes[index]), ids[index]):
+        if not _read_message(bench, visitor, index + 1, int(sizes[index])):
             return index + 2
     return len(bench.first.sizes) + 1
 
 
-def _read_message(bench: Bench, visitor: Visitor, number: int, size: int, unique_id: str) -> bool:
+def _read_message(bench: Bench, visitor: Visitor, number: int, size: int) -> bool:
     """Read one message, and return whether the session goes on."""
     events = bench.report.events
     try:
@@ -101,7 +100,8 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: int, unique
                 "Open a reader of its own for each call of get_message_reader, at the beginning of the message",
             )
             return visitor.is_answered("NOOP")
-        bench.first.digests[unique_id] = digest(message)
+        if bench.first.ids:
+            bench.first.add(number, message)
         bench.small_sizes += size < len(message)
         for lines in (0, 1, WHOLE) if number <= SAMPLE else (0, WHOLE):
             if visitor.data(f"TOP {number} {lines}") != top(message, lines):
