@@ -28,7 +28,7 @@ from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
 from tests.test_docs import django_site  # noqa: F401
 from tests.test_readme import code_blocks
-from tests.wrong_handlers import MESSAGES, MESSAGES_OF_BOB, WRONG, Drop, Rewrites, Right, Store, Wrong
+from tests.wrong_handlers import MESSAGES, MESSAGES_OF_BOB, WRONG, Drop, Rewrites, Right, Store, Tokens, Wrong
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
@@ -145,6 +145,29 @@ def test_two_users_may_have_the_same_mail(store: Store, handler: type[Right]) ->
     report = check(handler, store, other=("bob", "hunter2"), delete=True)
     assert report.findings == []
     assert [note for note in report.notes if note.startswith("bob has no message that alice has not")]
+
+
+def test_one_user_may_act_as_another_one(store: Store) -> None:
+    """If one of two users may act as the other, but not the other way round, that is a note."""
+
+    class ActsAsBob(Right):
+        def authorize(self, username: str, identity: str) -> None:
+            if (username, identity) != ("alice", "bob"):
+                raise popart.ReportableError("nobody may act for another user")
+            self.username = identity
+
+    report = check(ActsAsBob, store, other=("bob", "hunter2"))
+    assert report.findings == []
+    assert [note for note in report.notes if note.startswith("alice may act as the other user")]
+
+
+@pytest.mark.parametrize(
+    "options", [{"other": ("bob", "ya29.second"), "token": "ya29.token"}, {"other": ("bob", "secret")}], ids=str
+)
+def test_the_secrets_of_two_users_are_right(store: Store, options: dict[str, Any]) -> None:
+    """Two users may sign in by tokens, and they may have the same password."""
+    store.users["bob"] = "secret"
+    assert check(Tokens, store, **options).findings == []
 
 
 CHECK = """

@@ -1118,6 +1118,56 @@ class UserOfTheFirstAttempt(Right):
         super().authenticate_pass(self.first, password)
 
 
+@wrong("does not get its mail by the right one", other=("bob", "hunter2"))
+class UserOfTheFirstKnown(Right):
+    """The name of the first attempt is kept, if there is such a user."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if not self.username and username in self.store.users:
+            self.username = username
+        if self.store.users.get(username) != password:
+            raise popart.ReportableError("wrong name or password")
+
+
+@wrong("Another user's secret is taken: that of bob, for alice", other=("bob", "hunter2"))
+class PasswordOfAnyUser(AnyPassword):
+    """A password need only be that of some user."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, password)
+        if password not in self.store.users.values():
+            raise popart.ReportableError("wrong name or password")
+
+
+class Tokens(Right):
+    """It takes tokens."""
+
+    tokens = {"alice": "ya29.token", "bob": "ya29.second"}
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        if self.tokens.get(username) != token:
+            raise popart.ReportableError("this token is not valid here")
+        self.username = username
+
+
+@wrong("Another user's secret is taken", token="ya29.token", other=("bob", "ya29.second"))
+class TokenOfAnyUser(Tokens):
+    """A token need only be that of some user."""
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        if username not in self.tokens or token not in self.tokens.values():
+            raise popart.ReportableError("this token is not valid here")
+        self.username = username
+
+
+@wrong("alice may act as bob, and bob as alice", other=("bob", "hunter2"))
+class ActsAsAnybody(Right):
+    """Each user may act as any other."""
+
+    def authorize(self, username: str, identity: str) -> None:
+        self.username = identity
+
+
 @wrong("authenticate_pass raised TypeError")
 class PasswordOfASCII(AnyPassword):
     """The comparison fails for a password that is not ASCII."""
@@ -1165,15 +1215,6 @@ class RefusalTellsUsers(Right):
         if username not in self.store.users:
             raise popart.ReportableError("no such user")
         super().authenticate_pass(username, password)
-
-
-class Tokens(Right):
-    """It takes tokens."""
-
-    def authenticate_token(self, username: str, token: str) -> None:
-        if token != "ya29.token" or username != "alice":
-            raise popart.ReportableError("this token is not valid here")
-        self.username = username
 
 
 @wrong("An unknown user is let in", token="ya29.token")

@@ -154,6 +154,12 @@ class Bench:
         self.report: Report = recorder.report
         self.options = options
         self.credentials: Credentials = options.credentials
+        self.takes_user: bool = False
+        """True if USER and PASS are offered."""
+
+        self.mechanisms: list[str] = []
+        """Those of AUTH that are offered."""
+
         self.first: Snapshot = Snapshot()
         """The maildrop as the first session saw it."""
 

@@ -17,7 +17,7 @@ from popart.testing.check.reading import check_again, check_pieces, check_readin
 from popart.testing.check.recorder import Recorder
 from popart.testing.check.report import Report
 from popart.testing.check.second_user import check_second_maildrop
-from popart.testing.check.signing_in import check_output, check_retry, check_sign_in
+from popart.testing.check.signing_in import check_output, check_retry, check_sign_in, check_two_secrets
 
 
 def check_handler(
@@ -78,4 +78,5 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
         bench.run("deleting", check_deletion)
         bench.run("looking at the mail of the second user", check_second_maildrop)
         bench.run("signing in with wrong secrets", lambda bench: check_sign_in(bench, marker))
+        bench.run("signing in with the secrets of two users", check_two_secrets)
     return bench.report

@@ -6,6 +6,7 @@ import base64
 import re
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from popart import system
@@ -142,23 +143,14 @@ class Client:
 
     # Signing in.
 
-    def choose_way(self, *, token: bool, apop: bool) -> str:
-        """Return how to sign in.
-
-        :raises CheckError: the server offers no way that is known here.
-        """
+    def offers(self) -> tuple[bool, list[str]]:
+        """Return whether USER is offered, and the mechanisms of AUTH."""
         offers = [line.split(" ") for line in self.data("CAPA").decode().splitlines()]
-        mechanisms = [name for words in offers if words[0] == "SASL" for name in words[1:]]
-        if apop:
-            return "APOP"
-        if token:
-            wanted = [name for name in mechanisms if name in ("XOAUTH2", "OAUTHBEARER")]
-        else:
-            wanted = ["PASS"] * (["USER"] in offers) + [name for name in mechanisms if name == "SCRAM-SHA-256"]
-        if not wanted:
-            secret = "tokens" if token else "passwords"
-            raise CheckError(f"the handler takes no {secret}; of SASL it offers: {' '.join(mechanisms) or 'nothing'}")
-        return wanted[0]
+        return ["USER"] in offers, [name for words in offers if words[0] == "SASL" for name in words[1:]]
+
+    def sign_in_as(self, as_whom: Credentials, identity: str) -> str:
+        """Try to sign in by AUTH PLAIN and act as another user, and return the answer."""
+        return self.ask(f"AUTH PLAIN {_encode(chr(0).join((identity, as_whom.user, as_whom.secret)))}")
 
     def sign_in(self, as_whom: Credentials) -> str:
         """Try to sign in, and return the last line of the answer."""
@@ -191,6 +183,23 @@ class Client:
                 return self.ask("*")
             answer = self.ask(_encode(scram.get_client_final()) if step == "first" else "")
         return answer
+
+
+def choose_way(takes_user: bool, mechanisms: Sequence[str], *, token: bool, apop: bool) -> str:
+    """Return how to sign in.
+
+    :raises CheckError: the server offers no way that is known here.
+    """
+    if apop:
+        return "APOP"
+    if token:
+        wanted = [name for name in mechanisms if name in ("XOAUTH2", "OAUTHBEARER")]
+    else:
+        wanted = ["PASS"] * takes_user + [name for name in mechanisms if name == "SCRAM-SHA-256"]
+    if not wanted:
+        secret = "tokens" if token else "passwords"
+        raise CheckError(f"the handler takes no {secret}; of SASL it offers: {' '.join(mechanisms) or 'nothing'}")
+    return wanted[0]
 
 
 def _encode(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from popart.testing.check.bench import Bench, Visitor, digest
-from popart.testing.check.client import StopError
+from popart.testing.check.client import StopError, choose_way
 from popart.testing.check.report import CheckError, count
 
 SAMPLE = 10
@@ -19,8 +19,10 @@ def check_reading(bench: Bench) -> None:
     """Read the whole maildrop, and see whether LIST, UIDL, RETR and TOP agree."""
     with bench.serving():
         with bench.visitor() as visitor:
-            way = visitor.choose_way(token=bench.options.is_token, apop=bench.options.apop)
-            bench.credentials = replace(bench.credentials, way=way)
+            bench.takes_user, bench.mechanisms = visitor.offers()
+        options = bench.options
+        way = choose_way(bench.takes_user, bench.mechanisms, token=options.is_token, apop=options.apop)
+        bench.credentials = replace(bench.credentials, way=way)
         _sign_in_first(bench)
         if bench.stopped:
             return

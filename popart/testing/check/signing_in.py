@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from dataclasses import replace
+from itertools import permutations
 
-from popart.testing.check.bench import Bench
+from popart.testing.check.bench import Bench, Snapshot, Visitor
 from popart.testing.check.client import Credentials, StopError
+from popart.testing.check.second_user import second_user
 
 _SECRETS = {"PASS": "password", "APOP": "digest", "SCRAM-SHA-256": "password"}
 
@@ -90,24 +92,68 @@ def check_retry(bench: Bench, marker: str) -> None:
     """Come with a wrong name and secret, and then, on the same connection, with the right ones."""
     if bench.options.any_secret:
         return
-    right = bench.credentials
+    other = bench.options.other
+    names = [f"nobody-{secrets.token_hex(4)}"] + ([] if other is None else [other.user])
     with bench.serving():
         with bench.session() as visitor:
-            ids = visitor.listing("UIDL")
-            visitor.quit()
-        with bench.visitor() as visitor:
-            wrong = visitor.sign_in(replace(right, user=f"nobody-{secrets.token_hex(4)}", secret=marker))
-            if not wrong.startswith("-ERR [AUTH]"):
-                return  # that is found elsewhere
-            answer = visitor.sign_in(right)
-            if not answer.startswith("+OK") or not set(ids) <= set(visitor.listing("UIDL")):
-                bench.report.find(
-                    "retry",
-                    "A client that has tried a wrong name first does not get its mail by the right one: " + answer,
-                    "users who mistype have to start their program anew, or see the mail of somebody else",
-                    "Keep of an attempt only what was right, and forget the rest",
-                )
+            before = visitor.look_into(1)
             visitor.part()
+        for name in names:
+            with bench.visitor() as visitor:
+                wrong = visitor.sign_in(replace(bench.credentials, user=name, secret=marker))
+                if not wrong.startswith("-ERR [AUTH]"):
+                    return  # that is found elsewhere
+                _retry(bench, visitor, before)
+                visitor.part()
+
+
+def _retry(bench: Bench, visitor: Visitor, before: Snapshot) -> None:
+    answer = visitor.sign_in(bench.credentials)
+    now = visitor.look_into(1) if answer.startswith("+OK") else Snapshot()
+    if not answer.startswith("+OK") or not set(before.ids) <= set(now.ids) or before.differing(now):
+        bench.report.find(
+            "retry",
+            "A client that has tried a wrong name first does not get its mail by the right one: " + answer,
+            "users who mistype have to start their program anew, or see the mail of somebody else",
+            "Keep of an attempt only what was right, and forget the rest",
+        )
+
+
+def check_two_secrets(bench: Bench) -> None:
+    """Come with the secret of the other of two users, and as the other by an authorization identity."""
+    other = bench.options.other
+    if other is None or bench.options.any_secret:
+        return
+    users = bench.credentials, second_user(bench, other)
+    with bench.serving():
+        if users[0].secret != users[1].secret:
+            for own, foreign in permutations(users):
+                _try(
+                    bench, own.with_secret(foreign.secret), "Another user's secret is taken", f"that of {foreign.user}"
+                )
+        if bench.credentials.way == "PASS" and "PLAIN" in bench.mechanisms:
+            taken = [own.user for own, foreign in permutations(users) if _acts_as(bench, own, foreign.user)]
+            _explain_identities(bench, taken)
+
+
+def _acts_as(bench: Bench, own: Credentials, identity: str) -> bool:
+    """Return whether a user may act as another one (RFC 4616)."""
+    with bench.visitor() as visitor:
+        answer = visitor.sign_in_as(own, identity)
+        visitor.part()
+    return answer.startswith("+OK")
+
+
+def _explain_identities(bench: Bench, taken: list[str]) -> None:
+    if len(taken) == 1:
+        bench.report.note(f"{taken[0]} may act as the other user, by AUTH PLAIN: see that authorize means it so.")
+    elif taken:
+        bench.report.find(
+            "authorize",
+            f"{taken[0]} may act as {taken[1]}, and {taken[1]} as {taken[0]}, by AUTH PLAIN",
+            "each user reads, and deletes, what belongs to another one",
+            "Let authorize raise ReportableError, unless this very user may act as that one",
+        )
 
 
 def check_output(bench: Bench) -> None:
