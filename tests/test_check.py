@@ -76,6 +76,14 @@ def test_each_wrong_handler_is_found(wrong: Wrong, store: Store, capfd: pytest.C
     assert [finding for finding in report.findings if not re.fullmatch(r"(?s).+, so .+\. [A-Z].+\.\)?", finding)] == []
 
 
+@pytest.mark.parametrize("name", ["LockReleasedByTheRefused", "LockReleasedByTheRefusedEarly"])
+def test_a_lock_that_is_lost_is_found_once(store: Store, name: str) -> None:
+    """What follows from a lock that does not hold is no finding of its own."""
+    (handler,) = (wrong.handler for wrong in WRONG if wrong.handler.__name__ == name)
+    (finding,) = check(handler, store, other=("bob", "hunter2")).findings
+    assert "once a refused session is over" in finding
+
+
 def test_no_finding_shows_the_secret(store: Store) -> None:
     """A report may be kept by a CI for all to read: it says how a wrong password differs from the right one, and shows
     neither, whatever the handler takes."""
@@ -443,6 +451,47 @@ def test_a_hook_needs_deletion(store: Store) -> None:
         check(Right, store, fails=True)
 
 
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"user": ""}, "is empty"),
+        ({"user": "ali\nce"}, "line end"),
+        ({"password": ""}, "is empty"),
+        ({"password": "sec\0ret"}, "NUL"),
+        ({"token": "ya29\n"}, "line end"),
+        ({"other": ("bob", "")}, "is empty"),
+        ({"other": ("alice", "secret")}, "must be another one than alice"),
+        ({"patience": 0.0}, "patience must be more than 0"),
+        ({"patience": -1.0}, "patience must be more than 0"),
+        ({"patience": float("nan")}, "patience must be more than 0"),
+        ({"patience": float("inf")}, "at most 86400 seconds"),
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_be_meant_so_is_an_error(options: dict[str, Any], says: str) -> None:
+    """Names and secrets by which nobody can sign in, the same user twice, and no patience are ValueErrors."""
+    with pytest.raises(ValueError, match=says):
+        check_handler(lambda peer: None, **{"user": "alice", "password": "secret", **options})
+
+
+@pytest.mark.parametrize("factory", [Store, lambda: None, lambda peer, store: None, lambda *, peer: None])
+def test_a_factory_that_does_not_take_the_peer_is_found(factory: Any) -> None:
+    """A class or function that cannot be called with the client's address has a finding that says so."""
+    (finding,) = check_handler(factory, user="alice", password="secret").findings
+    assert "Give it one parameter, the peer" in finding
+
+
+@pytest.mark.parametrize("factory", [lambda *peers: None, lambda peer, store=None: None, dict])
+def test_a_factory_that_takes_the_peer_is_called(factory: Any) -> None:
+    """A factory may have other parameters, and need not have a signature that can be read."""
+    try:
+        report = check_handler(factory, user="alice", password="secret")
+    except CheckError as error:
+        assert "turns the check away" in str(error)
+    else:
+        assert "Give it one parameter" not in str(report)
+
+
 # The command.
 
 FACTORIES = """
@@ -489,6 +538,8 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         (["right", "--password", "x", "--other", "bob"], 2, "not NAME:SECRET"),
         (["right", "--password", "x", "--break-backend", "factories:hook"], 2, "--break-backend needs --delete"),
         (["right", "--password", "x", "--break-backend", "hook"], 2, "not MODULE:NAME: hook"),
+        (["right", "--password", "x", "--other", "alice:x"], 2, "must be another one than alice"),
+        (["right", "--password", "x", "--patience", "nan"], 2, "patience must be more than 0"),
     ],
     ids=str,
 )

@@ -910,6 +910,18 @@ class LockReleasedByTheRefused(Right):
             self.drop.locked = False
 
 
+@wrong("once a refused session is over")
+class LockReleasedByTheRefusedEarly(Right):
+    """A session that is refused has released the lock of the other in lock_maildrop already."""
+
+    def lock_maildrop(self) -> None:
+        try:
+            super().lock_maildrop()
+        except popart.ReportableError:
+            self.drop.locked = False
+            raise
+
+
 @wrong("while the maildrop of another user is open", other=("bob", "hunter2"))
 class OneLockForAll(Right):
     """All users share one lock."""

@@ -170,7 +170,7 @@ class Bench:
         """Messages that are longer than announced."""
 
         self.has_lock: bool = True
-        """False once a second session was let in."""
+        """False once a second session was let in that should have been refused."""
 
         self.stopped: bool = False
         """True if no more can be checked."""

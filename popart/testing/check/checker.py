@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,6 +19,8 @@ from popart.testing.check.recorder import Recorder
 from popart.testing.check.report import Report
 from popart.testing.check.second_user import check_second_maildrop
 from popart.testing.check.signing_in import check_output, check_retry, check_sign_in, check_two_secrets
+
+_DAY = 86_400
 
 
 def check_handler(
@@ -43,10 +46,18 @@ def check_handler(
     QUIT.  A call of the handler that takes more than *patience* seconds is a fault, and ends the check.
 
     :raises CheckError: the handler cannot be checked, as the sign-in is refused.
-    :raises ValueError: *break_backend* without *delete*.
+    :raises ValueError: *break_backend* without *delete*, *other* that is *user*, *patience* that is not more than 0 and
+        at most a day, or a name or secret that is empty or has a line end, or NUL, in it.
     """
     if break_backend is not None and not delete:
         raise ValueError("break_backend needs delete=True")
+    if other is not None and other[0] == user:
+        raise ValueError(f"the second user must be another one than {user}")
+    if not 0 < patience <= _DAY:
+        raise ValueError(f"patience must be more than 0 and at most {_DAY} seconds: {patience}")
+    for text in (user, password, token, *(other or ())):
+        if text is not None and (not text or set(text) & set("\0\r\n")):
+            raise ValueError("a name or a secret is empty, or has a line end or NUL in it, so that nobody can sign in")
     marker = secrets.token_hex(8)
     secret = token or password
     options = Options(
@@ -66,6 +77,14 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
     """Ask all.  *marker* is a wrong secret."""
     recorder = Recorder(on_new_connection, Report())
     bench = Bench(recorder, Output(recorder, marker, options.credentials.secret), options)
+    if not _takes_one(on_new_connection):
+        bench.report.find(
+            "no peer",
+            "on_new_connection cannot be called with one argument, the address of the client",
+            "every client is turned away",
+            "Give it one parameter, the peer; if it is a class without one, give a function that makes the object",
+        )
+        return bench.report
     with bench.output.replaced():
         bench.run("reading all messages", check_reading)
         bench.run("holding a second session", check_again)
@@ -80,3 +99,15 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
         bench.run("signing in with wrong secrets", lambda bench: check_sign_in(bench, marker))
         bench.run("signing in with the secrets of two users", check_two_secrets)
     return bench.report
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # what is written in C need not have one
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        return False
+    return True
