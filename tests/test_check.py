@@ -28,7 +28,19 @@ from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
 from tests.test_docs import django_site  # noqa: F401
 from tests.test_readme import code_blocks
-from tests.wrong_handlers import MESSAGES, MESSAGES_OF_BOB, WRONG, Drop, Rewrites, Right, Store, Tokens, Wrong
+from tests.wrong_handlers import (
+    MESSAGES,
+    MESSAGES_OF_BOB,
+    WRONG,
+    Drop,
+    Reader,
+    Reading,
+    Rewrites,
+    Right,
+    Store,
+    Tokens,
+    Wrong,
+)
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
@@ -176,6 +188,35 @@ def test_the_secrets_of_two_users_are_right(store: Store, options: dict[str, Any
     """Two users may sign in by tokens, and they may have the same password."""
     store.users["bob"] = "secret"
     assert check(Tokens, store, **options).findings == []
+
+
+class ReadsSlowly(Reading):
+    """A reader takes its time for each small piece."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> bytes:
+            assert n is not None
+            if n < 60_000:
+                self.handler.store.go_on.wait(0.06)
+            return super().read(n)
+
+
+def test_many_calls_may_take_longer_than_one(store: Store) -> None:
+    """An answer may need many calls: none of them is slow because all together are."""
+    store.drops["alice"].messages = {"long": MESSAGES[2]}
+    report = check(ReadsSlowly, store, patience=1.0)
+    assert report.findings == []
+    assert [note for note in report.notes if "took too long" in note] == []
+
+
+def test_an_answer_that_takes_very_long_is_noted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If all together takes too long, and no call does, the report says what has not been checked."""
+    monkeypatch.setattr("popart.testing.check.client.LONGEST", 1.0)
+    monkeypatch.setattr("popart.testing.check.client.ANSWER_SHARE", 0)
+    store.drops["alice"].messages = {"long": MESSAGES[2]}
+    report = check(ReadsSlowly, store)
+    assert report.findings == []
+    assert [note for note in report.notes if "though no call of the handler took too long" in note]
 
 
 CHECK = """

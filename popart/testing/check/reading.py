@@ -11,6 +11,9 @@ from popart.testing.check.report import CheckError, count
 SAMPLE = 10
 """Messages of which more is asked than of the others."""
 
+PIECES = 20
+"""Pieces in which a long message is read.  More would take long where each call does."""
+
 WHOLE = 99_999_999
 """Lines.  Some clients fetch messages by TOP with this number."""
 
@@ -80,16 +83,17 @@ def _note_numbers(bench: Bench) -> None:
 def _read_from(bench: Bench, visitor: Visitor, number: int) -> int:
     """Read the messages from *number* on, and return the number of the next one, where a session has ended."""
     sizes = visitor.listing("LIST")
+    ids = visitor.listing("UIDL") if bench.first.ids else [""] * len(sizes)
     for index in range(number - 1, len(sizes)):
         if bench.is_late:
             bench.report.note(f"Only {index} of {len(sizes)} messages have been read: it took too long.")
             break
-        if not _read_message(bench, visitor, index + 1, int(sizes[index])):
+        if not _read_message(bench, visitor, index + 1, sizes[index], ids[index]):
             return index + 2
     return len(bench.first.sizes) + 1
 
 
-def _read_message(bench: Bench, visitor: Visitor, number: int, size: int) -> bool:
+def _read_message(bench: Bench, visitor: Visitor, number: int, size: str, unique_id: str) -> bool:
     """Read one message, and return whether the session goes on."""
     events = bench.report.events
     try:
@@ -102,9 +106,8 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: int) -> boo
                 "Open a reader of its own for each call of get_message_reader, at the beginning of the message",
             )
             return visitor.is_answered("NOOP")
-        if bench.first.ids:
-            bench.first.add(number, message)
-        bench.small_sizes += size < len(message)
+        bench.first.add(unique_id, size, message)
+        bench.small_sizes += int(size) < len(message)
         for lines in (0, 1, WHOLE) if number <= SAMPLE else (0, WHOLE):
             if visitor.data(f"TOP {number} {lines}") != top(message, lines):
                 bench.report.find(
@@ -223,8 +226,7 @@ def check_pieces(bench: Bench) -> None:
     """Read messages in small pieces, and break off."""
     recorder = bench.recorder
     with bench.serving(), bench.session() as visitor:
-        sizes = visitor.listing("LIST")
-        for number, size in enumerate(sizes[:SAMPLE], 1):
+        for number in range(1, len(visitor.listing("LIST")[:SAMPLE]) + 1):
             if bench.is_late:
                 break
             try:
@@ -232,7 +234,7 @@ def check_pieces(bench: Bench) -> None:
                 visitor.data(f"TOP {number} 0")
             except StopError:
                 return  # it has been found when all was read
-            recorder.piece, recorder.excused = max(7, int(size) // 100), True
+            recorder.piece, recorder.excused = max(7, len(whole) // PIECES), True
             try:
                 pieces = visitor.data(f"RETR {number}")
                 visitor.data(f"TOP {number} 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +33,7 @@ class Recorder:
         """Those that are not over."""
 
         self._make = on_new_connection
-        self._running: dict[int, str] = {}
+        self._running: dict[int, tuple[str, float]] = {}
 
     def __call__(self, peer: Any) -> Any:
         with self.calling("on_new_connection", []):
@@ -58,7 +59,7 @@ class Recorder:
     def calling(self, method: str, raised: list[BaseException]) -> Iterator[None]:
         """Watch a call.  What it raises goes on, and is added to *raised*."""
         thread = threading.get_ident()
-        self._running[thread] = method
+        self._running[thread] = method, time.monotonic()
         try:
             yield
         except BaseException as error:
@@ -76,13 +77,14 @@ class Recorder:
         else:
             explain()
 
-    def running(self) -> list[str]:
-        """Return the methods that have not returned."""
-        return list(self._running.values())
+    def slow(self, seconds: float) -> list[str]:
+        """Return the methods that have been running for longer than that."""
+        now = time.monotonic()
+        return [method for method, start in list(self._running.values()) if now - start > seconds]
 
     def method_here(self) -> str | None:
         """Return the method that runs in this thread."""
-        return self._running.get(threading.get_ident())
+        return self._running.get(threading.get_ident(), (None, 0.0))[0]
 
 
 class Gate:
