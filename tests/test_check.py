@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import re
@@ -37,6 +38,7 @@ from tests.wrong_handlers import (
     Reading,
     Rewrites,
     Right,
+    Speaking,
     Store,
     Tokens,
     Wrong,
@@ -190,6 +192,23 @@ def test_the_secrets_of_two_users_are_right(store: Store, options: dict[str, Any
     assert check(Tokens, store, **options).findings == []
 
 
+class Endless(Reading):
+    """A reader has no end."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> bytes:
+            return b"" if self.handler.store.go_on.is_set() else super().read(n) or b"and so on"
+
+
+def test_an_answer_without_an_end_is_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that goes on for ever has a finding, although each call returns."""
+    monkeypatch.setattr("popart.testing.check.client.LONGEST", 1.0)
+    monkeypatch.setattr("popart.testing.check.client.ANSWER_SHARE", 0)
+    monkeypatch.setattr("popart.testing.check.client.ENDLESS", 100_000)
+    (finding,) = check(Endless, store).findings
+    assert "it has no end" in finding
+
+
 class ReadsSlowly(Reading):
     """A reader takes its time for each small piece."""
 
@@ -217,6 +236,55 @@ def test_an_answer_that_takes_very_long_is_noted(store: Store, monkeypatch: pyte
     report = check(ReadsSlowly, store)
     assert report.findings == []
     assert [note for note in report.notes if "though no call of the handler took too long" in note]
+
+
+class Able(Tokens, Speaking):
+    """Has abilities, and refuses some of them in words."""
+
+    def get_expire(self) -> int | None:
+        return None if self.messages else 30
+
+    def get_login_delay(self) -> int:
+        return 0
+
+    def set_language(self, tag: str) -> None:
+        raise popart.ReportableError("not today")
+
+    def enable_utf8(self) -> None:
+        raise popart.ReportableError("not today")
+
+    def get_scram_credentials(self, username: str) -> popart.ScramCredentials:
+        raise popart.ReportableError("wrong name or password")
+
+    def get_top_reader(self, number: int, lines: int) -> popart.MessageReader:
+        return io.BytesIO(self.messages[number - 1][1])
+
+
+@pytest.mark.parametrize("handler", [Able, Speaking, Tokens], ids=lambda handler: handler.__name__)
+def test_nothing_is_found_in_abilities(store: Store, handler: type[Right]) -> None:
+    """A handler may have abilities, and may refuse what a client asks of them in words."""
+    assert check(handler, store).findings == []
+
+
+class Remote(Right):
+    """Asks for a token far away, and has a mechanism of its own."""
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        raise ConnectionError("no route to host")
+
+    def get_mechanisms(self) -> dict[str, Any]:
+        return {"X-OWN": lambda: iter(())}
+
+
+def test_ways_that_have_not_been_tried_are_noted(store: Store) -> None:
+    """What is offered beside the way of the check, and cannot be tried as a whole, is a note: what a token is compared
+    with may be away."""
+    report = check(Remote, store)
+    assert report.findings == []
+    notes = "\n".join(report.notes)
+    assert "X-OWN is a mechanism of your own, and has not been tried" in notes
+    assert "XOAUTH2 is offered, and has been tried with a wrong token alone: see --token." in notes
+    assert "(authenticate_token raised ConnectionError: no route to host)" in notes
 
 
 CHECK = """

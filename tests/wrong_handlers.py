@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -529,6 +530,14 @@ class TopOfOneLine(Tops):
     def top_of(self, octets: bytes, lines: int) -> bytes:
         header, blank, body = octets.partition(b"\r\n\r\n")
         return header + blank + b"".join(body.splitlines(keepends=True)[: min(lines, 1)])
+
+
+@wrong("TOP 2 199 differs from RETR 2")
+class TopOfTwentyLines(Tops):
+    """TOP never gives more than 20 lines, but for the whole message."""
+
+    def top_of(self, octets: bytes, lines: int) -> bytes:
+        return octets if lines > 1000 else b"".join(octets.splitlines(keepends=True)[:20])
 
 
 @wrong("get_message_reader raised IndexError")
@@ -1265,6 +1274,149 @@ class ScramOfAnybody(Right):
         return self.credentials
 
 
+@wrong("A wrong token is taken: by XOAUTH2")
+class AnyTokenBesidePasswords(Right):
+    """A password is compared, and a token is not."""
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        self.authenticate_pass(username, self.store.users.get(username, ""))
+
+
+@wrong("A wrong password is taken: by PASS", token="ya29.token")
+class AnyPasswordBesideTokens(Tokens):
+    """A token is compared, and a password is not."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, self.store.users.get(username, ""))
+
+
+@wrong("An unknown user is let in: by SCRAM-SHA-256")
+class ScramOfAnybodyBesidePasswords(Right):
+    """A password is compared, and SCRAM has the same credentials for all names."""
+
+    credentials = popart.scram_credentials("secret", iterations=4096)
+
+    def get_scram_credentials(self, username: str) -> popart.ScramCredentials:
+        self.username = "alice"
+        return self.credentials
+
+
+@wrong("An unknown user is let in: the password of another one, for %")
+class UserByPattern(Right):
+    """A name is looked up by LIKE, so that ``%`` is anybody."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        pattern = username.replace("%", ".*")
+        for name, secret in self.store.users.items():
+            if re.fullmatch(pattern, name) and secret == password:
+                self.username = name
+                return
+        raise popart.ReportableError("wrong name or password")
+
+
+class LockOfTheName(Right):
+    """The lock has the name as it was written, and the mail that of the user."""
+
+    def find(self, username: str) -> str:
+        raise NotImplementedError
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(self.find(username), password)
+        self.name = username
+
+    def lock_maildrop(self) -> None:
+        with self.store.guard:
+            if self.name in self.store.seen:
+                raise popart.ReportableError("another session has the maildrop")
+            self.store.seen[self.name] = True
+        self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None:
+        del self.store.seen[self.name]
+
+
+@wrong("name as a path, './alice', has the same maildrop without its lock")
+class UserIsAPath(LockOfTheName):
+    """The name is a path, of which there are many to the same directory."""
+
+    def find(self, username: str) -> str:
+        return username.removeprefix("./")
+
+
+@wrong("name with a slash at its end, 'alice/', has the same maildrop without its lock")
+class UserIsADirectory(LockOfTheName):
+    """The same, with a slash."""
+
+    def find(self, username: str) -> str:
+        return username.rstrip("/")
+
+
+# Abilities.
+
+
+@wrong("get_expire raised KeyError")
+class ExpireRaises(Right):
+    """How long mail is kept is not known."""
+
+    def get_expire(self) -> int | None:
+        raise KeyError("expire")
+
+
+@wrong("the days to keep mail must be an integer: str")
+class ExpireOfText(Right):
+    """How long mail is kept is text."""
+
+    def get_expire(self) -> Any:
+        return "never"
+
+
+class Speaking(Right):
+    """It speaks German."""
+
+    def get_languages(self) -> Any:
+        return {"de": "Deutsch"}
+
+    def set_language(self, tag: str) -> None: ...
+
+
+@wrong("get_languages returned coroutine")
+class LanguagesAreAsync(Speaking):
+    """The languages are listed by a coroutine function."""
+
+    async def get_languages(self) -> Any:
+        return {"de": "Deutsch"}
+
+
+@wrong("set_language raised KeyError")
+class LanguageRaises(Speaking):
+    """A language is listed, and cannot be chosen."""
+
+    def set_language(self, tag: str) -> None:
+        raise KeyError(tag)
+
+
+@wrong("enable_utf8 raised NotImplementedError")
+class UTF8Raises(Right):
+    """UTF8 is not done yet."""
+
+    def enable_utf8(self) -> None:
+        raise NotImplementedError
+
+
+@wrong("octets of message 1, and its reader gave")
+class UTF8IsShorter(Right):
+    """A client of UTF8 gets shorter messages, with the sizes of the others."""
+
+    utf8 = False
+
+    def enable_utf8(self) -> None:
+        self.utf8 = True
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        octets = self.messages[number - 1][1]
+        return io.BytesIO(octets[:9] if self.utf8 else octets)
+
+
 # Coroutines.
 
 
@@ -1359,6 +1511,24 @@ class ErrorsRaise(Right):
 
     def handle_session_error(self, error: BaseException) -> None:
         raise AttributeError("'NoneType' object has no attribute 'error'")
+
+
+@wrong("handle_session_error raised LookupError")
+class LimitErrorsRaise(Right):
+    """What is told of a client that reached a limit fails."""
+
+    def handle_session_error(self, error: BaseException) -> None:
+        if isinstance(error, popart.LimitError):
+            raise LookupError("no such error")
+
+
+@wrong("handle_session_error raised LookupError")
+class HandlerErrorsRaise(Right):
+    """What is told of the handler's own faults fails."""
+
+    def handle_session_error(self, error: BaseException) -> None:
+        if isinstance(error, popart.HandlerError):
+            raise LookupError("no such error")
 
 
 @wrong("handle_session_error has not returned", patience=2.0)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from popart.handler import Handler
+from popart.testing.check.abilities import check_abilities, check_errors
 from popart.testing.check.bench import Bench, Options
 from popart.testing.check.client import Credentials
 from popart.testing.check.deleting import check_deletion, check_failing_deletion
@@ -18,7 +19,13 @@ from popart.testing.check.reading import check_again, check_pieces, check_readin
 from popart.testing.check.recorder import Recorder
 from popart.testing.check.report import Report
 from popart.testing.check.second_user import check_second_maildrop
-from popart.testing.check.signing_in import check_output, check_retry, check_sign_in, check_two_secrets
+from popart.testing.check.signing_in import (
+    check_other_ways,
+    check_output,
+    check_retry,
+    check_sign_in,
+    check_two_secrets,
+)
 
 _DAY = 86_400
 
@@ -93,10 +100,13 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
         bench.run("trying the lock", check_lock)
         bench.run("ending sessions", check_ends)
         bench.run("printing", check_output)
+        bench.run("asking for abilities", check_abilities)
+        bench.run("telling of errors", check_errors)
         bench.run("deleting as the back end fails", check_failing_deletion)
         bench.run("deleting", check_deletion)
         bench.run("looking at the mail of the second user", check_second_maildrop)
         bench.run("signing in with wrong secrets", lambda bench: check_sign_in(bench, marker))
+        bench.run("signing in by other ways", lambda bench: check_other_ways(bench, marker))
         bench.run("signing in with the secrets of two users", check_two_secrets)
     return bench.report
 

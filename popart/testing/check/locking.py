@@ -118,6 +118,8 @@ def _try_strangers(bench: Bench) -> None:
         visitor.sign_in(Credentials(f"nobody-{secrets.token_hex(4)}", secrets.token_hex(8), bench.credentials.way))
         visitor.part()
     _try_name(bench, user.swapcase(), "in another case")
+    _try_name(bench, f"./{user}", "as a path")
+    _try_name(bench, f"{user}/", "with a slash at its end")
     if bench.credentials.way == "PASS":  # the other ways do not all carry a blank there
         _try_name(bench, f"{user} ", "with a blank at its end")
 

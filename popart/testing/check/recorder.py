@@ -29,6 +29,9 @@ class Recorder:
         """True while methods have reason to fail: their failures are kept in `failures`, and are no findings."""
 
         self.failures: list[str] = []
+        self.spoiled: bool = False
+        """True while readers return None."""
+
         self.sessions: list[WatchedHandler] = []
         """Those that are not over."""
 
@@ -64,11 +67,23 @@ class Recorder:
             yield
         except BaseException as error:
             raised.append(error)
-            if not isinstance(error, ReportableError):
+            if self.spoiled and method == "handle_session_error":
+                explain_raise(self.report, method, error)
+            elif not isinstance(error, ReportableError):
                 self.fail(f"{method} raised {show(error)}", partial(explain_raise, self.report, method, error))
             raise
         finally:
             del self._running[thread]
+
+    @contextmanager
+    def spoiling(self) -> Iterator[None]:
+        """Let readers return None, so that handlers are told of a `HandlerError`, which must not fail."""
+        self.spoiled = self.excused = True
+        try:
+            yield
+        finally:
+            self.spoiled = self.excused = False
+            self.failures.clear()
 
     def fail(self, what: str, explain: Callable[[], None]) -> None:
         """Keep a failure, or find it."""
@@ -184,6 +199,8 @@ class _WatchedReader:
 
     def read(self, n: int) -> Any:
         recorder = self._session.recorder
+        if recorder.spoiled:
+            return None
         wanted = min(n, recorder.piece or n)
         chunk = self._session.watch("read", lambda: self._reader.read(wanted))
         if isinstance(chunk, bytes) and len(chunk) > wanted:
