@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,24 @@ import popart
 from popart.testing import MailServer
 from popart.testing.check import CheckError, Report, check_handler
 from popart.testing.check.__main__ import main
-from popart.testing.check.client import BlockedError, Client, Credentials
 from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
 from tests.test_docs import django_site  # noqa: F401
 from tests.test_readme import code_blocks
-from tests.wrong_handlers import MESSAGES, WRONG, Rewrites, Right, Store, Wrong
+from tests.wrong_handlers import (
+    MESSAGES,
+    MESSAGES_OF_BOB,
+    WRONG,
+    Drop,
+    Reader,
+    Reading,
+    Rewrites,
+    Right,
+    Speaking,
+    Store,
+    Tokens,
+    Wrong,
+)
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
@@ -75,6 +88,14 @@ def test_each_wrong_handler_is_found(wrong: Wrong, store: Store, capfd: pytest.C
     capfd.readouterr()  # what the handler has printed
     assert [finding for finding in report.findings if wrong.says in finding], f"{wrong.handler.__doc__}\n{report}"
     assert [finding for finding in report.findings if not re.fullmatch(r"(?s).+, so .+\. [A-Z].+\.\)?", finding)] == []
+
+
+@pytest.mark.parametrize("name", ["LockReleasedByTheRefused", "LockReleasedByTheRefusedEarly"])
+def test_a_lock_that_is_lost_is_found_once(store: Store, name: str) -> None:
+    """What follows from a lock that does not hold is no finding of its own."""
+    (handler,) = (wrong.handler for wrong in WRONG if wrong.handler.__name__ == name)
+    (finding,) = check(handler, store, other=("bob", "hunter2")).findings
+    assert "once a refused session is over" in finding
 
 
 def test_no_finding_shows_the_secret(store: Store) -> None:
@@ -130,6 +151,140 @@ class Receives(Rewrites):
 def test_a_maildrop_that_is_written_anew_is_right(store: Store, handler: type[Right]) -> None:
     """A deletion may write the messages that stay anew, and in another order, and new mail may come with it."""
     assert check(handler, store, delete=True, fails=True).findings == []
+
+
+class SizesOfZero(Right):
+    """Knows no sizes."""
+
+    def list_messages(self) -> list[tuple[int, str]]:
+        return [(0, unique_id) for unique_id, _ in self.messages]
+
+
+@pytest.mark.parametrize("handler", [Right, SizesOfZero], ids=lambda handler: handler.__name__)
+def test_two_users_may_have_the_same_mail(store: Store, handler: type[Right]) -> None:
+    """If the second user has nothing but copies of the first one's mail, that is a note."""
+    store.drops["bob"] = Drop()
+    report = check(handler, store, other=("bob", "hunter2"), delete=True)
+    assert report.findings == []
+    assert [note for note in report.notes if note.startswith("bob has no message that alice has not")]
+
+
+def test_one_user_may_act_as_another_one(store: Store) -> None:
+    """If one of two users may act as the other, but not the other way round, that is a note."""
+
+    class ActsAsBob(Right):
+        def authorize(self, username: str, identity: str) -> None:
+            if (username, identity) != ("alice", "bob"):
+                raise popart.ReportableError("nobody may act for another user")
+            self.username = identity
+
+    report = check(ActsAsBob, store, other=("bob", "hunter2"))
+    assert report.findings == []
+    assert [note for note in report.notes if note.startswith("alice may act as the other user")]
+
+
+@pytest.mark.parametrize(
+    "options", [{"other": ("bob", "ya29.second"), "token": "ya29.token"}, {"other": ("bob", "secret")}], ids=str
+)
+def test_the_secrets_of_two_users_are_right(store: Store, options: dict[str, Any]) -> None:
+    """Two users may sign in by tokens, and they may have the same password."""
+    store.users["bob"] = "secret"
+    assert check(Tokens, store, **options).findings == []
+
+
+class Endless(Reading):
+    """A reader has no end."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> bytes:
+            return b"" if self.handler.store.go_on.is_set() else super().read(n) or b"and so on"
+
+
+def test_an_answer_without_an_end_is_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that goes on for ever has a finding, although each call returns."""
+    monkeypatch.setattr("popart.testing.check.client.LONGEST", 1.0)
+    monkeypatch.setattr("popart.testing.check.client.ANSWER_SHARE", 0)
+    monkeypatch.setattr("popart.testing.check.client.ENDLESS", 100_000)
+    (finding,) = check(Endless, store).findings
+    assert "it has no end" in finding
+
+
+class ReadsSlowly(Reading):
+    """A reader takes its time for each small piece."""
+
+    class reader(Reader):
+        def read(self, n: int | None = -1, /) -> bytes:
+            assert n is not None
+            if n < 60_000:
+                self.handler.store.go_on.wait(0.06)
+            return super().read(n)
+
+
+def test_many_calls_may_take_longer_than_one(store: Store) -> None:
+    """An answer may need many calls: none of them is slow because all together are."""
+    store.drops["alice"].messages = {"long": MESSAGES[2]}
+    report = check(ReadsSlowly, store, patience=1.0)
+    assert report.findings == []
+    assert [note for note in report.notes if "took too long" in note] == []
+
+
+def test_an_answer_that_takes_very_long_is_noted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If all together takes too long, and no call does, the report says what has not been checked."""
+    monkeypatch.setattr("popart.testing.check.client.LONGEST", 1.0)
+    monkeypatch.setattr("popart.testing.check.client.ANSWER_SHARE", 0)
+    store.drops["alice"].messages = {"long": MESSAGES[2]}
+    report = check(ReadsSlowly, store)
+    assert report.findings == []
+    assert [note for note in report.notes if "though no call of the handler took too long" in note]
+
+
+class Able(Tokens, Speaking):
+    """Has abilities, and refuses some of them in words."""
+
+    def get_expire(self) -> int | None:
+        return None if self.messages else 30
+
+    def get_login_delay(self) -> int:
+        return 0
+
+    def set_language(self, tag: str) -> None:
+        raise popart.ReportableError("not today")
+
+    def enable_utf8(self) -> None:
+        raise popart.ReportableError("not today")
+
+    def get_scram_credentials(self, username: str) -> popart.ScramCredentials:
+        raise popart.ReportableError("wrong name or password")
+
+    def get_top_reader(self, number: int, lines: int) -> popart.MessageReader:
+        return io.BytesIO(self.messages[number - 1][1])
+
+
+@pytest.mark.parametrize("handler", [Able, Speaking, Tokens], ids=lambda handler: handler.__name__)
+def test_nothing_is_found_in_abilities(store: Store, handler: type[Right]) -> None:
+    """A handler may have abilities, and may refuse what a client asks of them in words."""
+    assert check(handler, store).findings == []
+
+
+class Remote(Right):
+    """Asks for a token far away, and has a mechanism of its own."""
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        raise ConnectionError("no route to host")
+
+    def get_mechanisms(self) -> dict[str, Any]:
+        return {"X-OWN": lambda: iter(())}
+
+
+def test_ways_that_have_not_been_tried_are_noted(store: Store) -> None:
+    """What is offered beside the way of the check, and cannot be tried as a whole, is a note: what a token is compared
+    with may be away."""
+    report = check(Remote, store)
+    assert report.findings == []
+    notes = "\n".join(report.notes)
+    assert "X-OWN is a mechanism of your own, and has not been tried" in notes
+    assert "XOAUTH2 is offered, and has been tried with a wrong token alone: see --token." in notes
+    assert "(authenticate_token raised ConnectionError: no route to host)" in notes
 
 
 CHECK = """
@@ -231,7 +386,7 @@ def test_nothing_is_found_in_the_mail_server_for_tests(monkeypatch: pytest.Monke
     mail, users = smtp_in.Mail(), smtp_in.Users("alice:secret bob:hunter2")
     for message in MESSAGES:
         mail.deliver("alice", popart.wire_form(message))
-    mail.deliver("bob", popart.wire_form(MESSAGES[0]))
+    mail.deliver("bob", MESSAGES_OF_BOB[0])
     report = check_handler(
         lambda peer: smtp_in.POP3Handler(mail, users),
         user="alice",
@@ -281,7 +436,7 @@ def test_nothing_is_found_in_the_test_kit() -> None:
     server = MailServer(users={"alice": "secret", "bob": "hunter2"}, scram=True)
     for message in [*ALL, b"\r\nno header", b"Subject: no body", b""]:
         server.deliver("alice", message)
-    server.deliver("bob", MESSAGES[0])
+    server.deliver("bob", MESSAGES_OF_BOB[0])
 
     @contextmanager
     def break_backend() -> Iterator[None]:
@@ -375,18 +530,6 @@ def test_many_messages_are_read_for_a_while(store: Store, monkeypatch: pytest.Mo
     assert [note for note in report.notes if "Only 0 of 5 messages" in note]
 
 
-def test_a_message_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer is only called endless once it is longer than announced: a large message may be slow."""
-    monkeypatch.setattr("popart.testing.check.client.ANSWER_SHARE", -1)
-    with MailServer() as server:
-        server.deliver("alice", MESSAGES[0])
-        with closing(Client(server.port, PATIENCE)) as client:
-            assert client.sign_in(Credentials("alice", "secret", "PASS")).startswith("+OK")
-            assert client.data("RETR 1") == MESSAGES[0]
-            with pytest.raises(BlockedError, match="the answer to TOP 1 9 has no end"):
-                client.data("TOP 1 9")
-
-
 def test_a_hook_that_does_nothing_is_noted(store: Store) -> None:
     """If nothing fails while the back end should fail, the report says so."""
 
@@ -415,6 +558,47 @@ def test_a_hook_needs_deletion(store: Store) -> None:
     """A back end that fails amid a deletion says nothing if nothing is deleted."""
     with pytest.raises(ValueError, match="break_backend needs delete=True"):
         check(Right, store, fails=True)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"user": ""}, "is empty"),
+        ({"user": "ali\nce"}, "line end"),
+        ({"password": ""}, "is empty"),
+        ({"password": "sec\0ret"}, "NUL"),
+        ({"token": "ya29\n"}, "line end"),
+        ({"other": ("bob", "")}, "is empty"),
+        ({"other": ("alice", "secret")}, "must be another one than alice"),
+        ({"patience": 0.0}, "patience must be more than 0"),
+        ({"patience": -1.0}, "patience must be more than 0"),
+        ({"patience": float("nan")}, "patience must be more than 0"),
+        ({"patience": float("inf")}, "at most 86400 seconds"),
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_be_meant_so_is_an_error(options: dict[str, Any], says: str) -> None:
+    """Names and secrets by which nobody can sign in, the same user twice, and no patience are ValueErrors."""
+    with pytest.raises(ValueError, match=says):
+        check_handler(lambda peer: None, **{"user": "alice", "password": "secret", **options})
+
+
+@pytest.mark.parametrize("factory", [Store, lambda: None, lambda peer, store: None, lambda *, peer: None])
+def test_a_factory_that_does_not_take_the_peer_is_found(factory: Any) -> None:
+    """A class or function that cannot be called with the client's address has a finding that says so."""
+    (finding,) = check_handler(factory, user="alice", password="secret").findings
+    assert "Give it one parameter, the peer" in finding
+
+
+@pytest.mark.parametrize("factory", [lambda *peers: None, lambda peer, store=None: None, dict])
+def test_a_factory_that_takes_the_peer_is_called(factory: Any) -> None:
+    """A factory may have other parameters, and need not have a signature that can be read."""
+    try:
+        report = check_handler(factory, user="alice", password="secret")
+    except CheckError as error:
+        assert "turns the check away" in str(error)
+    else:
+        assert "Give it one parameter" not in str(report)
 
 
 # The command.
@@ -463,6 +647,8 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         (["right", "--password", "x", "--other", "bob"], 2, "not NAME:SECRET"),
         (["right", "--password", "x", "--break-backend", "factories:hook"], 2, "--break-backend needs --delete"),
         (["right", "--password", "x", "--break-backend", "hook"], 2, "not MODULE:NAME: hook"),
+        (["right", "--password", "x", "--other", "alice:x"], 2, "must be another one than alice"),
+        (["right", "--password", "x", "--patience", "nan"], 2, "patience must be more than 0"),
     ],
     ids=str,
 )

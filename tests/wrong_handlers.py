@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,11 +25,14 @@ MESSAGES = [
 ]
 
 
+MESSAGES_OF_BOB = [b"Subject: for bob %d\r\n\r\n" % number for number in range(5)]
+
+
 class Drop:
     """A user's mail, with its ids, and its lock."""
 
-    def __init__(self) -> None:
-        self.messages = {secrets.token_hex(8): octets for octets in MESSAGES}
+    def __init__(self, messages: Sequence[bytes] = MESSAGES) -> None:
+        self.messages = {secrets.token_hex(8): octets for octets in messages}
         self.locked = False
 
 
@@ -37,7 +41,7 @@ class Store:
 
     def __init__(self) -> None:
         self.users = {"alice": "secret", "bob": "hunter2"}
-        self.drops = {"alice": Drop(), "bob": Drop()}
+        self.drops = {"alice": Drop(), "bob": Drop(MESSAGES_OF_BOB)}
         self.guard = threading.Lock()
         self.go_on = threading.Event()
         """What a handler that blocks waits for: the test sets it at its end."""
@@ -528,6 +532,14 @@ class TopOfOneLine(Tops):
         return header + blank + b"".join(body.splitlines(keepends=True)[: min(lines, 1)])
 
 
+@wrong("TOP 2 199 differs from RETR 2")
+class TopOfTwentyLines(Tops):
+    """TOP never gives more than 20 lines, but for the whole message."""
+
+    def top_of(self, octets: bytes, lines: int) -> bytes:
+        return octets if lines > 1000 else b"".join(octets.splitlines(keepends=True)[:20])
+
+
 @wrong("get_message_reader raised IndexError")
 class ReadsFromZero(Right):
     """The readers count from 0."""
@@ -907,6 +919,18 @@ class LockReleasedByTheRefused(Right):
             self.drop.locked = False
 
 
+@wrong("once a refused session is over")
+class LockReleasedByTheRefusedEarly(Right):
+    """A session that is refused has released the lock of the other in lock_maildrop already."""
+
+    def lock_maildrop(self) -> None:
+        try:
+            super().lock_maildrop()
+        except popart.ReportableError:
+            self.drop.locked = False
+            raise
+
+
 @wrong("while the maildrop of another user is open", other=("bob", "hunter2"))
 class OneLockForAll(Right):
     """All users share one lock."""
@@ -929,6 +953,65 @@ class OneMaildropForAll(Right):
     def lock_maildrop(self) -> None:
         super().lock_maildrop()
         self.messages = list(self.store.drops["alice"].messages.items())
+
+
+@wrong("Message 1 of bob has the octets of a message of alice", other=("bob", "hunter2"))
+class CachesByNumber(Right):
+    """All sessions share a cache in which messages have their numbers alone."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        cache = self.store.seen.setdefault("cache", {})
+        return io.BytesIO(cache.setdefault(number, self.messages[number - 1][1]))
+
+
+@wrong("Message 1 of bob has the octets of a message of alice", other=("bob", "hunter2"))
+class ReadsMailOfOne(Right):
+    """Whoever has signed in reads the messages of alice."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        return io.BytesIO(list(self.store.drops["alice"].messages.values())[number - 1])
+
+
+@wrong("of a user has another content or size while another user has a maildrop open", other=("bob", "hunter2"))
+class ReadsMailOfTheFirst(Right):
+    """All sessions read the messages of the user whose session began first."""
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        self.store.seen.setdefault("users", []).append(self.username)
+
+    def unlock_maildrop(self) -> None:
+        self.store.seen["users"].remove(self.username)
+        super().unlock_maildrop()
+
+    def list_messages(self) -> Iterable[tuple[int, str]]:
+        return [(0, unique_id) for unique_id, _ in self.messages]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        drop = self.store.drops[self.store.seen["users"][0]]
+        return io.BytesIO(list(drop.messages.values())[number - 1])
+
+
+@wrong("of a user is gone once another user has deleted messages", delete=True, other=("bob", "hunter2"))
+class DeletesMailOfAll(Right):
+    """A deletion empties the maildrops of the other users."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        super().delete_messages(numbers)
+        for name, drop in self.store.drops.items():
+            if name != self.username:
+                drop.messages.clear()
+
+
+@wrong("of a user has another content or size once another", delete=True, other=("bob", "hunter2"))
+class DeletesFromTheMailOfAll(Right):
+    """A deletion cuts off the messages of the other users."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        super().delete_messages(numbers)
+        for name, drop in self.store.drops.items():
+            if name != self.username:
+                drop.messages.update({unique_id: text[:9] for unique_id, text in drop.messages.items()})
 
 
 @wrong("unlock_maildrop raised RuntimeError")
@@ -1056,6 +1139,56 @@ class UserOfTheFirstAttempt(Right):
         super().authenticate_pass(self.first, password)
 
 
+@wrong("does not get its mail by the right one", other=("bob", "hunter2"))
+class UserOfTheFirstKnown(Right):
+    """The name of the first attempt is kept, if there is such a user."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        if not self.username and username in self.store.users:
+            self.username = username
+        if self.store.users.get(username) != password:
+            raise popart.ReportableError("wrong name or password")
+
+
+@wrong("Another user's secret is taken: that of bob, for alice", other=("bob", "hunter2"))
+class PasswordOfAnyUser(AnyPassword):
+    """A password need only be that of some user."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, password)
+        if password not in self.store.users.values():
+            raise popart.ReportableError("wrong name or password")
+
+
+class Tokens(Right):
+    """It takes tokens."""
+
+    tokens = {"alice": "ya29.token", "bob": "ya29.second"}
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        if self.tokens.get(username) != token:
+            raise popart.ReportableError("this token is not valid here")
+        self.username = username
+
+
+@wrong("Another user's secret is taken", token="ya29.token", other=("bob", "ya29.second"))
+class TokenOfAnyUser(Tokens):
+    """A token need only be that of some user."""
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        if username not in self.tokens or token not in self.tokens.values():
+            raise popart.ReportableError("this token is not valid here")
+        self.username = username
+
+
+@wrong("alice may act as bob, and bob as alice", other=("bob", "hunter2"))
+class ActsAsAnybody(Right):
+    """Each user may act as any other."""
+
+    def authorize(self, username: str, identity: str) -> None:
+        self.username = identity
+
+
 @wrong("authenticate_pass raised TypeError")
 class PasswordOfASCII(AnyPassword):
     """The comparison fails for a password that is not ASCII."""
@@ -1105,15 +1238,6 @@ class RefusalTellsUsers(Right):
         super().authenticate_pass(username, password)
 
 
-class Tokens(Right):
-    """It takes tokens."""
-
-    def authenticate_token(self, username: str, token: str) -> None:
-        if token != "ya29.token" or username != "alice":
-            raise popart.ReportableError("this token is not valid here")
-        self.username = username
-
-
 @wrong("An unknown user is let in", token="ya29.token")
 class TokenOfAnybody(Tokens):
     """A token is checked, but not whose it is."""
@@ -1148,6 +1272,149 @@ class ScramOfAnybody(Right):
     def get_scram_credentials(self, username: str) -> popart.ScramCredentials:
         self.username = "alice"
         return self.credentials
+
+
+@wrong("A wrong token is taken: by XOAUTH2")
+class AnyTokenBesidePasswords(Right):
+    """A password is compared, and a token is not."""
+
+    def authenticate_token(self, username: str, token: str) -> None:
+        self.authenticate_pass(username, self.store.users.get(username, ""))
+
+
+@wrong("A wrong password is taken: by PASS", token="ya29.token")
+class AnyPasswordBesideTokens(Tokens):
+    """A token is compared, and a password is not."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, self.store.users.get(username, ""))
+
+
+@wrong("An unknown user is let in: by SCRAM-SHA-256")
+class ScramOfAnybodyBesidePasswords(Right):
+    """A password is compared, and SCRAM has the same credentials for all names."""
+
+    credentials = popart.scram_credentials("secret", iterations=4096)
+
+    def get_scram_credentials(self, username: str) -> popart.ScramCredentials:
+        self.username = "alice"
+        return self.credentials
+
+
+@wrong("An unknown user is let in: the password of another one, for %")
+class UserByPattern(Right):
+    """A name is looked up by LIKE, so that ``%`` is anybody."""
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        pattern = username.replace("%", ".*")
+        for name, secret in self.store.users.items():
+            if re.fullmatch(pattern, name) and secret == password:
+                self.username = name
+                return
+        raise popart.ReportableError("wrong name or password")
+
+
+class LockOfTheName(Right):
+    """The lock has the name as it was written, and the mail that of the user."""
+
+    def find(self, username: str) -> str:
+        raise NotImplementedError
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(self.find(username), password)
+        self.name = username
+
+    def lock_maildrop(self) -> None:
+        with self.store.guard:
+            if self.name in self.store.seen:
+                raise popart.ReportableError("another session has the maildrop")
+            self.store.seen[self.name] = True
+        self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None:
+        del self.store.seen[self.name]
+
+
+@wrong("name as a path, './alice', has the same maildrop without its lock")
+class UserIsAPath(LockOfTheName):
+    """The name is a path, of which there are many to the same directory."""
+
+    def find(self, username: str) -> str:
+        return username.removeprefix("./")
+
+
+@wrong("name with a slash at its end, 'alice/', has the same maildrop without its lock")
+class UserIsADirectory(LockOfTheName):
+    """The same, with a slash."""
+
+    def find(self, username: str) -> str:
+        return username.rstrip("/")
+
+
+# Abilities.
+
+
+@wrong("get_expire raised KeyError")
+class ExpireRaises(Right):
+    """How long mail is kept is not known."""
+
+    def get_expire(self) -> int | None:
+        raise KeyError("expire")
+
+
+@wrong("the days to keep mail must be an integer: str")
+class ExpireOfText(Right):
+    """How long mail is kept is text."""
+
+    def get_expire(self) -> Any:
+        return "never"
+
+
+class Speaking(Right):
+    """It speaks German."""
+
+    def get_languages(self) -> Any:
+        return {"de": "Deutsch"}
+
+    def set_language(self, tag: str) -> None: ...
+
+
+@wrong("get_languages returned coroutine")
+class LanguagesAreAsync(Speaking):
+    """The languages are listed by a coroutine function."""
+
+    async def get_languages(self) -> Any:
+        return {"de": "Deutsch"}
+
+
+@wrong("set_language raised KeyError")
+class LanguageRaises(Speaking):
+    """A language is listed, and cannot be chosen."""
+
+    def set_language(self, tag: str) -> None:
+        raise KeyError(tag)
+
+
+@wrong("enable_utf8 raised NotImplementedError")
+class UTF8Raises(Right):
+    """UTF8 is not done yet."""
+
+    def enable_utf8(self) -> None:
+        raise NotImplementedError
+
+
+@wrong("octets of message 1, and its reader gave")
+class UTF8IsShorter(Right):
+    """A client of UTF8 gets shorter messages, with the sizes of the others."""
+
+    utf8 = False
+
+    def enable_utf8(self) -> None:
+        self.utf8 = True
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        octets = self.messages[number - 1][1]
+        return io.BytesIO(octets[:9] if self.utf8 else octets)
 
 
 # Coroutines.
@@ -1244,6 +1511,24 @@ class ErrorsRaise(Right):
 
     def handle_session_error(self, error: BaseException) -> None:
         raise AttributeError("'NoneType' object has no attribute 'error'")
+
+
+@wrong("handle_session_error raised LookupError")
+class LimitErrorsRaise(Right):
+    """What is told of a client that reached a limit fails."""
+
+    def handle_session_error(self, error: BaseException) -> None:
+        if isinstance(error, popart.LimitError):
+            raise LookupError("no such error")
+
+
+@wrong("handle_session_error raised LookupError")
+class HandlerErrorsRaise(Right):
+    """What is told of the handler's own faults fails."""
+
+    def handle_session_error(self, error: BaseException) -> None:
+        if isinstance(error, popart.HandlerError):
+            raise LookupError("no such error")
 
 
 @wrong("handle_session_error has not returned", patience=2.0)

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     factory = chosen.pop("factory")
     try:
         report = check_handler(factory, **chosen)
+    except ValueError as error:
+        parser.error(f"{error}")
     except CheckError as error:
         print(f"{error}.", file=sys.stderr)
         return 2

@@ -10,7 +10,15 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from popart.server import Server
-from popart.testing.check.client import BlockedError, Client, Credentials, LockedError, StopError
+from popart.testing.check.client import (
+    BlockedError,
+    Client,
+    Credentials,
+    LateError,
+    LockedError,
+    StopError,
+    longest_wait,
+)
 from popart.testing.check.explanations import explain_block
 from popart.testing.check.output import Output
 from popart.testing.check.recorder import Recorder, WatchedHandler
@@ -51,6 +59,15 @@ class Snapshot:
     digests: dict[str, bytes] = field(default_factory=dict)
     """Of the messages that were read, by their ids."""
 
+    exact: set[str] = field(default_factory=set)
+    """The ids of the messages whose sizes were found to be right."""
+
+    def add(self, unique_id: str, size: str, message: bytes) -> None:
+        """Add a message that was read."""
+        self.digests[unique_id] = digest(message)
+        if int(size) == len(message):
+            self.exact.add(unique_id)
+
     def differing(self, later: Snapshot) -> list[int]:
         """Return the numbers of the messages that have another size or content in a later snapshot."""
         sizes = dict(zip(later.ids, later.sizes, strict=True))
@@ -73,15 +90,15 @@ class Visitor(Client):
     """A client, and the session of the handler that it talks to."""
 
     def __init__(self, bench: Bench) -> None:
-        super().__init__(bench.port, bench.options.patience)
+        super().__init__(bench.port, bench.options.patience, bench.is_blocked)
         sessions = bench.recorder.sessions
         self.session: WatchedHandler | None = sessions[-1] if sessions else None
         self._bench = bench
 
     def wait_until_over(self) -> None:
         """Wait until the handler has been called for the last time."""
-        if self.session is not None and not self.session.over.wait(self._bench.options.patience):
-            raise BlockedError("the session does not end")
+        if self.session is not None:
+            self._bench.wait(self.session.over.wait, "the session does not end")
 
     def leave(self) -> None:
         """Leave without a word, and wait for the end of the session."""
@@ -124,11 +141,11 @@ class Visitor(Client):
     def look_into(self, most: int) -> Snapshot:
         """List the maildrop, and read those of its first *most* messages that can be read."""
         found = self.look()
-        for number, unique_id in enumerate(found.ids[:most], 1):
+        for number, (unique_id, size) in enumerate(zip(found.ids[:most], found.sizes[:most], strict=True), 1):
             if self._bench.is_late:
                 break
             try:
-                found.digests[unique_id] = digest(self.data(f"RETR {number}"))
+                found.add(unique_id, size, self.data(f"RETR {number}"))
             except StopError:
                 if not self.is_answered("NOOP"):
                     break
@@ -144,14 +161,23 @@ class Bench:
         self.report: Report = recorder.report
         self.options = options
         self.credentials: Credentials = options.credentials
+        self.takes_user: bool = False
+        """True if USER and PASS are offered."""
+
+        self.mechanisms: list[str] = []
+        """Those of AUTH that are offered."""
+
         self.first: Snapshot = Snapshot()
         """The maildrop as the first session saw it."""
+
+        self.second: Snapshot = Snapshot()
+        """That of the second user, as it was alone."""
 
         self.small_sizes: int = 0
         """Messages that are longer than announced."""
 
         self.has_lock: bool = True
-        """False once a second session was let in."""
+        """False once a second session was let in that should have been refused."""
 
         self.stopped: bool = False
         """True if no more can be checked."""
@@ -175,7 +201,7 @@ class Bench:
             threading.Thread(target=self._server.server_close, daemon=True).start()
             raise
         except BaseException:
-            with suppress(BlockedError):
+            with suppress(BlockedError, LateError):
                 self.close_server()
             raise
         self.close_server()
@@ -186,11 +212,31 @@ class Bench:
 
         :raises BlockedError: it waits for a handler that blocks.
         """
-        closer = threading.Thread(target=self._server.server_close, daemon=True)
-        closer.start()
-        closer.join(self.options.patience)
-        if closer.is_alive():
-            raise BlockedError("the server cannot close")
+        closed = threading.Event()
+
+        def close() -> None:
+            self._server.server_close()
+            closed.set()
+
+        threading.Thread(target=close, daemon=True).start()
+        self.wait(closed.wait, "the server does not close")
+
+    def is_blocked(self) -> bool:
+        """Return whether a call of the handler takes longer than it may."""
+        return bool(self.recorder.slow(self.options.patience))
+
+    def wait(self, wait_for: Callable[[float], bool], missing: str) -> None:
+        """Wait for an event.  *missing* says what is waited for.
+
+        :raises BlockedError: a call of the handler is slow.
+        :raises LateError: none is, and yet it takes too long.
+        """
+        deadline = time.monotonic() + longest_wait(self.options.patience)
+        while not wait_for(self.options.patience / 10):
+            if self.is_blocked():
+                raise BlockedError(missing)
+            if time.monotonic() > deadline:
+                raise LateError(missing)
 
     @contextmanager
     def nobody_reads_output(self) -> Iterator[None]:
@@ -276,6 +322,11 @@ class Bench:
             self.stopped = True
         except LockedError:
             self.stopped = True
+        except LateError as stop:
+            self.report.note(
+                f"While {what}, {stop} within {longest_wait(self.options.patience):g} seconds, though no call of the "
+                "handler took too long: the rest of that has not been checked."
+            )
         except StopError as stop:
             if self.report.events == events:
                 self.report.add(
@@ -297,11 +348,11 @@ class Bench:
         if stop.explained:
             return
         stop.explained = True
-        blocked = self.recorder.running()
+        blocked = self.recorder.slow(self.options.patience)
         for method in blocked:
             explain_block(self.report, method, self.options.patience)
         if not blocked:
-            self.report.add("slow", f"{stop}", "a client gives up", "Look what is slow")
+            self.report.add("slow", f"{stop}", "a client gives up", "Look what is slow, or has no end")
 
 
 def digest(message: bytes) -> bytes:

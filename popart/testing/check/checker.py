@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from popart.handler import Handler
+from popart.testing.check.abilities import check_abilities, check_errors
 from popart.testing.check.bench import Bench, Options
 from popart.testing.check.client import Credentials
 from popart.testing.check.deleting import check_deletion, check_failing_deletion
@@ -16,7 +18,16 @@ from popart.testing.check.output import Output
 from popart.testing.check.reading import check_again, check_pieces, check_reading
 from popart.testing.check.recorder import Recorder
 from popart.testing.check.report import Report
-from popart.testing.check.signing_in import check_output, check_retry, check_sign_in
+from popart.testing.check.second_user import check_second_maildrop
+from popart.testing.check.signing_in import (
+    check_other_ways,
+    check_output,
+    check_retry,
+    check_sign_in,
+    check_two_secrets,
+)
+
+_DAY = 86_400
 
 
 def check_handler(
@@ -42,10 +53,10 @@ def check_handler(
     QUIT.  A call of the handler that takes more than *patience* seconds is a fault, and ends the check.
 
     :raises CheckError: the handler cannot be checked, as the sign-in is refused.
-    :raises ValueError: *break_backend* without *delete*.
+    :raises ValueError: *break_backend* without *delete*, *other* that is *user*, *patience* that is not more than 0 and
+        at most a day, or a name or secret that is empty or has a line end, or NUL, in it.
     """
-    if break_backend is not None and not delete:
-        raise ValueError("break_backend needs delete=True")
+    _check_secrets([user, password, token, *(other or ())])
     marker = secrets.token_hex(8)
     secret = token or password
     options = Options(
@@ -58,13 +69,37 @@ def check_handler(
         break_backend=break_backend,
         patience=patience,
     )
+    _check_options(options)
     return _check(on_new_connection, options, marker)
+
+
+def _check_secrets(given: Sequence[str | None]) -> None:
+    for text in given:
+        if text is not None and (not text or set(text) & set("\0\r\n")):
+            raise ValueError("a name or a secret is empty, or has a line end or NUL in it, so that nobody can sign in")
+
+
+def _check_options(options: Options) -> None:
+    if options.break_backend is not None and not options.delete:
+        raise ValueError("break_backend needs delete=True")
+    if options.other is not None and options.other.user == options.credentials.user:
+        raise ValueError(f"the second user must be another one than {options.other.user}")
+    if not 0 < options.patience <= _DAY:
+        raise ValueError(f"patience must be more than 0 and at most {_DAY} seconds: {options.patience}")
 
 
 def _check(on_new_connection: Callable[[Any], Handler | None], options: Options, marker: str) -> Report:
     """Ask all.  *marker* is a wrong secret."""
     recorder = Recorder(on_new_connection, Report())
     bench = Bench(recorder, Output(recorder, marker, options.credentials.secret), options)
+    if not _takes_one(on_new_connection):
+        bench.report.add(
+            "no peer",
+            "on_new_connection cannot be called with one argument, the address of the client",
+            "every client is turned away",
+            "Give it one parameter, the peer; if it is a class without one, give a function that makes the object",
+        )
+        return bench.report
     with bench.output.replaced():
         bench.run("reading all messages", check_reading)
         bench.run("holding a second session", check_again)
@@ -73,7 +108,24 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
         bench.run("trying the lock", check_lock)
         bench.run("ending sessions", check_ends)
         bench.run("printing", check_output)
+        bench.run("asking for abilities", check_abilities)
+        bench.run("telling of errors", check_errors)
         bench.run("deleting as the back end fails", check_failing_deletion)
         bench.run("deleting", check_deletion)
+        bench.run("looking at the mail of the second user", check_second_maildrop)
         bench.run("signing in with wrong secrets", lambda bench: check_sign_in(bench, marker))
+        bench.run("signing in by other ways", lambda bench: check_other_ways(bench, marker))
+        bench.run("signing in with the secrets of two users", check_two_secrets)
     return bench.report
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # what is written in C need not have one
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        return False
+    return True

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 import socket
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from popart import system
 from popart.sasl import apop_digest
 from popart.testing.check.report import CheckError
 
+LONGEST = 60.0
+"""Seconds that a client waits for an answer while no single call of the handler is slow."""
+
 ANSWER_SHARE = 6
-"""How often its patience a client has for an answer that does come, line by line, and is longer than announced."""
+"""How often its patience it waits at least."""
+
+ENDLESS = 64 * 1024 * 1024
+"""Octets.  A longer answer that has not ended in that time is taken to have no end."""
+
+_GLANCES = 10
+"""How often within its patience a client looks whether a call is slow."""
 
 
 class StopError(Exception):
     """The client cannot go on with what it does.  The text says what has happened."""
 
 
+class LateError(Exception):
+    """All together takes too long, and no single call is to blame."""
+
+
 class BlockedError(Exception):
-    """The server has not answered in time."""
+    """A call of the handler has not returned in time, or its answer has no end."""
 
     explained: bool = False
     """True once it has been found which method blocks."""
@@ -50,21 +63,70 @@ class Credentials:
         return replace(self, user=user)
 
 
-class Client:
-    """A client whose every wait ends after *patience* seconds with a `BlockedError`."""
+def longest_wait(patience: float) -> float:
+    """Return the seconds that anything may take while no single call is slow."""
+    return max(LONGEST, ANSWER_SHARE * patience)
 
-    def __init__(self, port: int, patience: float) -> None:
+
+class Client:
+    """A client whose every wait ends: with a `BlockedError` if a call is slow, or with a `LateError` some time later.
+
+    One answer may need many calls of the handler, each of which may take *patience* seconds.  *is_blocked* returns
+    whether one has taken longer.
+    """
+
+    def __init__(self, port: int, patience: float, is_blocked: Callable[[], bool]) -> None:
         self._patience = patience
-        self._sock = socket.create_connection(("127.0.0.1", port), timeout=patience)
-        self._file = self._sock.makefile("rb")
+        self._is_blocked = is_blocked
+        self._sock = socket.create_connection(("127.0.0.1", port), timeout=LONGEST)
+        self._sock.settimeout(patience / _GLANCES)
+        self._buffer = bytearray()
+        self._received = 0
+        self._deadline = self._begin_answer()
         try:
             self.greeting: str = self.line()
         except BaseException:
             self.close()
             raise
 
+    def _begin_answer(self) -> float:
+        self._received = 0
+        return time.monotonic() + longest_wait(self._patience)
+
+    def _receive(self, missing: str) -> bytes:
+        """Receive some octets, or nothing at the end of the connection.  *missing* says what is waited for."""
+        while True:
+            if time.monotonic() > self._deadline:
+                if self._received > ENDLESS:
+                    raise BlockedError(f"{missing} after {self._received} octets: it has no end")
+                raise LateError(missing)
+            try:
+                chunk = self._sock.recv(65_536)
+            except TimeoutError:
+                if self._is_blocked():
+                    raise BlockedError(missing) from None
+                continue
+            except OSError:
+                return b""
+            self._received += len(chunk)
+            return chunk
+
+    def _read_line(self, missing: str) -> bytes:
+        """Return a line with its end, or what there is of it where the connection has ended."""
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            self._buffer += self._receive(missing)
+            if searched == len(self._buffer):
+                break
+        size = end + 1 or searched
+        line = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return line
+
     def send(self, command: str) -> None:
         """Send a line."""
+        self._deadline = self._begin_answer()
         try:
             self._sock.sendall(command.encode() + b"\r\n")
         except TimeoutError:
@@ -74,12 +136,7 @@ class Client:
 
     def line(self, after: str = "connecting") -> str:
         """Read a line, and return it without its end."""
-        try:
-            line = self._file.readline()
-        except TimeoutError:
-            raise BlockedError(f"no answer after {hide(after)}") from None
-        except OSError:
-            line = b""
+        line = self._read_line(f"there is no answer after {hide(after)}")
         if not line.endswith(b"\n"):
             raise StopError(f"the connection ended after {hide(after)}")
         return line.decode().rstrip("\r\n")
@@ -98,28 +155,15 @@ class Client:
 
     def data(self, command: str) -> bytes:
         """Send a command with a multi-line answer, and return its octets without the stuffed dots."""
-        found = re.match(r"\+OK (\d+) octets", self.ok(command))
-        left = int(found[1]) if found else 0
-        deadline = math.inf
+        self.ok(command)
         lines: list[bytes] = []
         while True:
-            try:
-                line = self._file.readline()
-            except TimeoutError:
-                raise BlockedError(f"no more of the answer to {command}") from None
-            except OSError:
-                line = b""
+            line = self._read_line(f"the answer to {command} is not complete")
             if line == b".\r\n":
                 return b"".join(lines)
             if not line:
                 raise StopError(f"the connection was reset in the middle of the answer to {command}")
-            line = line.removeprefix(b".")
-            left -= len(line)
-            if left < 0 and deadline == math.inf:  # a large message may take its time until then
-                deadline = time.monotonic() + ANSWER_SHARE * self._patience
-            if time.monotonic() > deadline:
-                raise BlockedError(f"the answer to {command} has no end")
-            lines.append(line)
+            lines.append(line[1:] if line.startswith(b".") else line)
 
     def listing(self, command: str) -> list[str]:
         """Send LIST or UIDL, and return what it says of each message, message 1 first."""
@@ -127,44 +171,28 @@ class Client:
 
     def close(self) -> None:
         """Leave without a word."""
-        self._file.close()
         self._sock.close()
 
     def reset(self) -> None:
         """Leave by a reset."""
-        self._file.close()
         system.reset_when_closed(self._sock)
         self._sock.close()
 
     def wait_for_end(self) -> None:
         """Read until the server has closed the connection."""
-        try:
-            while self._file.read1(65_536):
-                pass
-        except TimeoutError:
-            raise BlockedError("the connection does not end") from None
-        except OSError:
+        while self._receive("the connection does not end"):
             pass
 
     # Signing in.
 
-    def choose_way(self, *, token: bool, apop: bool) -> str:
-        """Return how to sign in.
-
-        :raises CheckError: the server offers no way that is known here.
-        """
+    def offers(self) -> tuple[bool, list[str]]:
+        """Return whether USER is offered, and the mechanisms of AUTH."""
         offers = [line.split(" ") for line in self.data("CAPA").decode().splitlines()]
-        mechanisms = [name for words in offers if words[0] == "SASL" for name in words[1:]]
-        if apop:
-            return "APOP"
-        if token:
-            wanted = [name for name in mechanisms if name in ("XOAUTH2", "OAUTHBEARER")]
-        else:
-            wanted = ["PASS"] * (["USER"] in offers) + [name for name in mechanisms if name == "SCRAM-SHA-256"]
-        if not wanted:
-            secret = "tokens" if token else "passwords"
-            raise CheckError(f"the handler takes no {secret}; of SASL it offers: {' '.join(mechanisms) or 'nothing'}")
-        return wanted[0]
+        return ["USER"] in offers, [name for words in offers if words[0] == "SASL" for name in words[1:]]
+
+    def sign_in_as(self, as_whom: Credentials, identity: str) -> str:
+        """Try to sign in by AUTH PLAIN and act as another user, and return the answer."""
+        return self.ask(f"AUTH PLAIN {_encode(chr(0).join((identity, as_whom.user, as_whom.secret)))}")
 
     def sign_in(self, as_whom: Credentials) -> str:
         """Try to sign in, and return the last line of the answer."""
@@ -197,6 +225,23 @@ class Client:
                 return self.ask("*")
             answer = self.ask(_encode(scram.get_client_final()) if step == "first" else "")
         return answer
+
+
+def choose_way(takes_user: bool, mechanisms: Sequence[str], *, token: bool, apop: bool) -> str:
+    """Return how to sign in.
+
+    :raises CheckError: the server offers no way that is known here.
+    """
+    if apop:
+        return "APOP"
+    if token:
+        wanted = [name for name in mechanisms if name in ("XOAUTH2", "OAUTHBEARER")]
+    else:
+        wanted = ["PASS"] * takes_user + [name for name in mechanisms if name == "SCRAM-SHA-256"]
+    if not wanted:
+        secret = "tokens" if token else "passwords"
+        raise CheckError(f"the handler takes no {secret}; of SASL it offers: {' '.join(mechanisms) or 'nothing'}")
+    return wanted[0]
 
 
 def _encode(text: str) -> str:

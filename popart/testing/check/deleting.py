@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from popart.testing.check.bench import Bench, Snapshot, Visitor
-from popart.testing.check.client import BlockedError, StopError
+from popart.testing.check.client import StopError
 from popart.testing.check.locking import expect_refusal
 from popart.testing.check.report import count
 
@@ -141,8 +141,7 @@ def _quit(bench: Bench, visitor: Visitor) -> str:
     assert visitor.session is not None
     with visitor.session.held("unlock_maildrop") as gate:
         visitor.send("QUIT")
-        if not gate.reached.wait(bench.options.patience):
-            raise BlockedError("no answer after QUIT")
+        bench.wait(gate.reached.wait, "there is no answer after QUIT")
         expect_refusal(
             bench,
             "after delete_messages and before unlock_maildrop",

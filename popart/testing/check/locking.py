@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from popart.testing.check.bench import Bench, Snapshot, Visitor, digest
+from popart.testing.check.bench import Bench, Visitor
 from popart.testing.check.client import BlockedError, Credentials
-from popart.testing.check.report import CheckError
+from popart.testing.check.second_user import look_alone, try_second_user
 
 SILENCE = 0.5
 """Seconds after which a silent client is logged out, so that it can be seen what happens then."""
@@ -22,7 +21,7 @@ def check_lock(bench: Bench) -> None:
     """Let others come while a session has the maildrop."""
     events, other = bench.report.events, bench.options.other
     if other is not None:
-        _expect_sign_in(bench, other)
+        look_alone(bench, other)
     with bench.serving(), bench.session() as holder:
         before = holder.read(1)
         _try_second(bench)
@@ -34,7 +33,7 @@ def check_lock(bench: Bench) -> None:
             expect_refusal(bench, "once a refused session is over")
         _try_strangers(bench)
         if other is not None:
-            _try_other_user(bench, other)
+            try_second_user(bench, other)
             expect_refusal(bench, "once the session of another user is over")
         else:
             bench.report.note("One user cannot show whether users share a lock, or mail: see --other.")
@@ -48,15 +47,6 @@ def check_lock(bench: Bench) -> None:
         holder.quit()
     if bench.has_lock and bench.report.events == events:
         _release_late(bench)
-
-
-def _expect_sign_in(bench: Bench, other: Credentials) -> None:
-    """See that another user can sign in while nobody else is there."""
-    with bench.serving(), bench.visitor() as visitor:
-        answer = visitor.sign_in(replace(other, way=bench.credentials.way))
-        visitor.part()
-    if not answer.startswith("+OK"):
-        raise CheckError(f"the check cannot sign in as {other.user}: {answer}")
 
 
 def _try_second(bench: Bench) -> None:
@@ -116,6 +106,7 @@ def expect_refusal(bench: Bench, when: str, suffers: str = _TWO_CLIENTS) -> None
                 suffers,
                 _RELEASE,
             )
+            bench.has_lock = False  # what else others can do without a lock is no fault of its own
         visitor.part()
 
 
@@ -128,6 +119,8 @@ def _try_strangers(bench: Bench) -> None:
         visitor.sign_in(Credentials(f"nobody-{secrets.token_hex(4)}", secrets.token_hex(8), bench.credentials.way))
         visitor.part()
     _try_name(bench, user.swapcase(), "in another case")
+    _try_name(bench, f"./{user}", "as a path")
+    _try_name(bench, f"{user}/", "with a slash at its end")
     if bench.credentials.way == "PASS":  # the other ways do not all carry a blank there
         _try_name(bench, f"{user} ", "with a blank at its end")
 
@@ -148,33 +141,6 @@ def _try_name(bench: Bench, name: str, how: str) -> None:
                     "Take the name as it is stored, or look up all by the stored name once somebody has signed in",
                 )
         visitor.part()
-
-
-def _try_other_user(bench: Bench, other: Credentials) -> None:
-    """Sign in as another user."""
-    with bench.visitor() as visitor:
-        answer = visitor.sign_in(replace(other, way=bench.credentials.way))
-        if not answer.startswith("+OK"):
-            bench.report.add(
-                "one lock",
-                f"A user cannot sign in while the maildrop of another user is open: the answer is {answer}",
-                "users wait for each other, and one client that stays connected keeps all the others from their mail",
-                "Take a lock of its own for each user",
-            )
-        elif bench.first.ids and _sees(visitor, bench.first):
-            bench.report.add(
-                "one maildrop",
-                "Two users see the same messages",
-                "a user reads, and deletes, what belongs to another one",
-                "List the messages of the user who has signed in",
-            )
-        visitor.part()
-
-
-def _sees(visitor: Visitor, maildrop: Snapshot) -> bool:
-    """Return whether a session has this maildrop: the same ids, and the same first message."""
-    ids = visitor.listing("UIDL")
-    return ids == maildrop.ids and digest(visitor.read(1)) == maildrop.digests.get(ids[0])
 
 
 def _release_late(bench: Bench) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from popart.testing.check.bench import Bench, Visitor, digest
-from popart.testing.check.client import StopError
+from popart.testing.check.client import StopError, choose_way
 from popart.testing.check.report import CheckError, count
 
 SAMPLE = 10
 """Messages of which more is asked than of the others."""
+
+MANY = 500
+"""Lines of a long message that TOP is asked for."""
+
+PIECES = 20
+"""Pieces in which a long message is read.  More would take long where each call does."""
 
 WHOLE = 99_999_999
 """Lines.  Some clients fetch messages by TOP with this number."""
@@ -19,8 +25,10 @@ def check_reading(bench: Bench) -> None:
     """Read the whole maildrop, and see whether LIST, UIDL, RETR and TOP agree."""
     with bench.serving():
         with bench.visitor() as visitor:
-            way = visitor.choose_way(token=bench.options.is_token, apop=bench.options.apop)
-            bench.credentials = replace(bench.credentials, way=way)
+            bench.takes_user, bench.mechanisms = visitor.offers()
+        options = bench.options
+        way = choose_way(bench.takes_user, bench.mechanisms, token=options.is_token, apop=options.apop)
+        bench.credentials = replace(bench.credentials, way=way)
         _sign_in_first(bench)
         if bench.stopped:
             return
@@ -83,12 +91,12 @@ def _read_from(bench: Bench, visitor: Visitor, number: int) -> int:
         if bench.is_late:
             bench.report.note(f"Only {index} of {len(sizes)} messages have been read: it took too long.")
             break
-        if not _read_message(bench, visitor, index + 1, int(sizes[index]), ids[index]):
+        if not _read_message(bench, visitor, index + 1, sizes[index], ids[index]):
             return index + 2
     return len(bench.first.sizes) + 1
 
 
-def _read_message(bench: Bench, visitor: Visitor, number: int, size: int, unique_id: str) -> bool:
+def _read_message(bench: Bench, visitor: Visitor, number: int, size: str, unique_id: str) -> bool:
     """Read one message, and return whether the session goes on."""
     events = bench.report.events
     try:
@@ -101,12 +109,12 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: int, unique
                 "Open a reader of its own for each call of get_message_reader, at the beginning of the message",
             )
             return visitor.is_answered("NOOP")
-        bench.first.digests[unique_id] = digest(message)
-        bench.small_sizes += size < len(message)
-        for lines in (0, 1, WHOLE) if number <= SAMPLE else (0, WHOLE):
+        bench.first.add(unique_id, size, message)
+        bench.small_sizes += int(size) < len(message)
+        for lines in _numbers_of_lines(message) if number <= SAMPLE else (0, WHOLE):
             if visitor.data(f"TOP {number} {lines}") != top(message, lines):
                 bench.report.add(
-                    ("top", lines),
+                    ("top", lines if lines in (0, 1, WHOLE) else "some"),
                     f"TOP {number} {lines} differs from RETR {number}",
                     "clients that show headers first, or fetch by TOP, get a message with parts missing or double",
                     "Let get_top_reader give the header, the blank line and the first lines, or more",
@@ -121,6 +129,12 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: int, unique
             )
         return visitor.is_answered("NOOP")
     return True
+
+
+def _numbers_of_lines(message: bytes) -> list[int]:
+    """Return how many lines TOP is asked for: with one that is nearly all of a message, or more than a screen has."""
+    body = message.count(b"\r\n") - top(message, 0).count(b"\r\n")
+    return sorted({0, 1, max(1, min(body - 1, MANY)), WHOLE})
 
 
 def _read_again(bench: Bench, visitor: Visitor, number: int) -> bytes:
@@ -221,8 +235,7 @@ def check_pieces(bench: Bench) -> None:
     """Read messages in small pieces, and break off."""
     recorder = bench.recorder
     with bench.serving(), bench.session() as visitor:
-        sizes = visitor.listing("LIST")
-        for number, size in enumerate(sizes[:SAMPLE], 1):
+        for number in range(1, len(visitor.listing("LIST")[:SAMPLE]) + 1):
             if bench.is_late:
                 break
             try:
@@ -230,7 +243,7 @@ def check_pieces(bench: Bench) -> None:
                 visitor.data(f"TOP {number} 0")
             except StopError:
                 return  # it has been found when all was read
-            recorder.piece, recorder.excused = max(7, int(size) // 100), True
+            recorder.piece, recorder.excused = max(7, len(whole) // PIECES), True
             try:
                 pieces = visitor.data(f"RETR {number}")
                 visitor.data(f"TOP {number} 0")

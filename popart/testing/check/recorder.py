@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,11 +29,14 @@ class Recorder:
         """True while methods have reason to fail: their failures are kept in `failures`, and are no findings."""
 
         self.failures: list[str] = []
+        self.spoiled: bool = False
+        """True while readers return None."""
+
         self.sessions: list[WatchedHandler] = []
         """Those that are not over."""
 
         self._make = on_new_connection
-        self._running: dict[int, str] = {}
+        self._running: dict[int, tuple[str, float]] = {}
 
     def __call__(self, peer: Any) -> Any:
         with self.calling("on_new_connection", []):
@@ -58,16 +62,28 @@ class Recorder:
     def calling(self, method: str, raised: list[BaseException]) -> Iterator[None]:
         """Watch a call.  What it raises goes on, and is added to *raised*."""
         thread = threading.get_ident()
-        self._running[thread] = method
+        self._running[thread] = method, time.monotonic()
         try:
             yield
         except BaseException as error:
             raised.append(error)
-            if not isinstance(error, ReportableError):
+            if self.spoiled and method == "handle_session_error":
+                explain_raise(self.report, method, error)
+            elif not isinstance(error, ReportableError):
                 self.fail(f"{method} raised {show(error)}", partial(explain_raise, self.report, method, error))
             raise
         finally:
             del self._running[thread]
+
+    @contextmanager
+    def spoiling(self) -> Iterator[None]:
+        """Let readers return None, so that handlers are told of a `HandlerError`, which must not fail."""
+        self.spoiled = self.excused = True
+        try:
+            yield
+        finally:
+            self.spoiled = self.excused = False
+            self.failures.clear()
 
     def fail(self, what: str, explain: Callable[[], None]) -> None:
         """Keep a failure, or report it."""
@@ -76,13 +92,14 @@ class Recorder:
         else:
             explain()
 
-    def running(self) -> list[str]:
-        """Return the methods that have not returned."""
-        return list(self._running.values())
+    def slow(self, seconds: float) -> list[str]:
+        """Return the methods that have been running for longer than that."""
+        now = time.monotonic()
+        return [method for method, start in list(self._running.values()) if now - start > seconds]
 
     def method_here(self) -> str | None:
         """Return the method that runs in this thread."""
-        return self._running.get(threading.get_ident())
+        return self._running.get(threading.get_ident(), (None, 0.0))[0]
 
 
 class Gate:
@@ -182,6 +199,8 @@ class _WatchedReader:
 
     def read(self, n: int) -> Any:
         recorder = self._session.recorder
+        if recorder.spoiled:
+            return None
         wanted = min(n, recorder.piece or n)
         chunk = self._session.watch("read", lambda: self._reader.read(wanted))
         if isinstance(chunk, bytes) and len(chunk) > wanted:

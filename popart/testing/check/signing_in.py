@@ -5,10 +5,14 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from dataclasses import replace
+from itertools import permutations
 
-from popart.testing.check.bench import Bench
+from popart.sasl import BUILT_IN
+from popart.testing.check.bench import Bench, Snapshot, Visitor
 from popart.testing.check.client import Credentials, StopError
+from popart.testing.check.second_user import second_user
 
+_TOKENS = ("XOAUTH2", "OAUTHBEARER")
 _SECRETS = {"PASS": "password", "APOP": "digest", "SCRAM-SHA-256": "password"}
 
 
@@ -26,7 +30,8 @@ def check_sign_in(bench: Bench, marker: str) -> None:
             for name, wrong in _wrong(right, marker, what).items()
         ]
         stranger = _try(bench, right.with_user(nobody), "An unknown user is let in", f"the {what} of another one")
-        _try(bench, right.with_user("'OR''='"), "An unknown user is let in", f"the {what} of another one")
+        for pattern in ("'OR''='", "%", "*"):
+            _try(bench, right.with_user(pattern), "An unknown user is let in", f"the {what} of another one")
         bench.last_end = "a refused sign-in"
         with bench.session() as visitor:
             visitor.quit()
@@ -63,7 +68,7 @@ def _wrong(right: Credentials, marker: str, what: str) -> dict[str, str]:
     }
     if right.way == "PASS":
         found |= {f"a {what} that is not ASCII": "pässwörd", f"a {what} of 900 characters": "x" * 900}
-    if right.way in ("XOAUTH2", "OAUTHBEARER"):
+    if right.way in _TOKENS:
         found = {name: wrong for name, wrong in found.items() if wrong.isprintable() and " " not in wrong}
     return {name: wrong for name, wrong in found.items() if wrong.strip() and wrong != secret}
 
@@ -75,39 +80,136 @@ def _try(bench: Bench, wrong: Credentials, what: str, secret: str) -> str:
         answer = visitor.sign_in(wrong)
         visitor.part()
     if answer.startswith("+OK"):
-        bench.report.add(
-            what,
-            f"{what}: {secret}, for {wrong.user}",
-            "anybody can read and delete the user's mail",
-            "Compare the whole secret with that of this very user, by hmac.compare_digest, and raise ReportableError",
-        )
+        _explain_taken(bench, what, f"{secret}, for {wrong.user}")
     elif not answer.startswith("-ERR [AUTH]") and bench.report.events == events:
         raise StopError(f"a wrong sign-in was answered {answer}")
     return answer
+
+
+def _explain_taken(bench: Bench, what: str, how: str) -> None:
+    bench.report.add(
+        what,
+        f"{what}: {how}",
+        "anybody can read and delete the user's mail",
+        "Compare the whole secret with that of this very user, by hmac.compare_digest, and raise ReportableError",
+    )
+
+
+def check_other_ways(bench: Bench, marker: str) -> None:
+    """Come with wrong secrets by the ways that the check does not sign in by."""
+    if bench.options.any_secret:
+        return
+    right = bench.credentials
+    for name in bench.mechanisms:
+        if name not in BUILT_IN:
+            bench.report.note(f"{name} is a mechanism of your own, and has not been tried: test it yourself.")
+    tokens = [name for name in _TOKENS if name in bench.mechanisms and right.way not in _TOKENS][:1]
+    passwords = ["PASS"] * bench.takes_user + ["SCRAM-SHA-256"] * ("SCRAM-SHA-256" in bench.mechanisms)
+    with bench.serving():
+        for way in [*tokens, *passwords]:
+            if way != right.way:
+                _try_other_way(bench, replace(right, way=way), marker)
+
+
+def _try_other_way(bench: Bench, right: Credentials, marker: str) -> None:
+    """Come with a wrong secret by another way, and with the right one, if it is known, as an unknown user."""
+    what = "token" if right.way in _TOKENS else "password"
+    known = what == "password" and not bench.options.is_token
+    tries = {f"A wrong {what} is taken": right.with_secret(marker)}
+    if known:
+        tries["An unknown user is let in"] = right.with_user(f"nobody-{secrets.token_hex(4)}")
+    else:
+        way = "USER" if right.way == "PASS" else right.way
+        bench.report.note(f"{way} is offered, and has been tried with a wrong {what} alone: see --{what}.")
+    for kind, wrong in tries.items():
+        answer, failures = _try_excused(bench, wrong)
+        if answer.startswith("+OK"):
+            _explain_taken(bench, kind, f"by {right.way}, for {wrong.user}")
+        elif not answer.startswith("-ERR [AUTH]"):
+            why = "".join(f" ({failure})" for failure in failures[:1])
+            bench.report.note(f"A wrong {what}, by {right.way}, was answered {answer}{why}.")
+
+
+def _try_excused(bench: Bench, wrong: Credentials) -> tuple[str, list[str]]:
+    """Sign in, and return the answer and what failed: what a token is compared with may be far away, and not there."""
+    recorder = bench.recorder
+    recorder.excused = True
+    try:
+        with bench.visitor() as visitor:
+            answer = visitor.sign_in(wrong)
+            visitor.part()
+        return answer, [*recorder.failures]
+    finally:
+        recorder.excused = False
+        recorder.failures.clear()
 
 
 def check_retry(bench: Bench, marker: str) -> None:
     """Come with a wrong name and secret, and then, on the same connection, with the right ones."""
     if bench.options.any_secret:
         return
-    right = bench.credentials
+    other = bench.options.other
+    names = [f"nobody-{secrets.token_hex(4)}"] + ([] if other is None else [other.user])
     with bench.serving():
         with bench.session() as visitor:
-            ids = visitor.listing("UIDL")
-            visitor.quit()
-        with bench.visitor() as visitor:
-            wrong = visitor.sign_in(replace(right, user=f"nobody-{secrets.token_hex(4)}", secret=marker))
-            if not wrong.startswith("-ERR [AUTH]"):
-                return  # that is found elsewhere
-            answer = visitor.sign_in(right)
-            if not answer.startswith("+OK") or not set(ids) <= set(visitor.listing("UIDL")):
-                bench.report.add(
-                    "retry",
-                    "A client that has tried a wrong name first does not get its mail by the right one: " + answer,
-                    "users who mistype have to start their program anew, or see the mail of somebody else",
-                    "Keep of an attempt only what was right, and forget the rest",
-                )
+            before = visitor.look_into(1)
             visitor.part()
+        for name in names:
+            with bench.visitor() as visitor:
+                wrong = visitor.sign_in(replace(bench.credentials, user=name, secret=marker))
+                if not wrong.startswith("-ERR [AUTH]"):
+                    return  # that is found elsewhere
+                _retry(bench, visitor, before)
+                visitor.part()
+
+
+def _retry(bench: Bench, visitor: Visitor, before: Snapshot) -> None:
+    answer = visitor.sign_in(bench.credentials)
+    now = visitor.look_into(1) if answer.startswith("+OK") else Snapshot()
+    if not answer.startswith("+OK") or not set(before.ids) <= set(now.ids) or before.differing(now):
+        bench.report.add(
+            "retry",
+            "A client that has tried a wrong name first does not get its mail by the right one: " + answer,
+            "users who mistype have to start their program anew, or see the mail of somebody else",
+            "Keep of an attempt only what was right, and forget the rest",
+        )
+
+
+def check_two_secrets(bench: Bench) -> None:
+    """Come with the secret of the other of two users, and as the other by an authorization identity."""
+    other = bench.options.other
+    if other is None or bench.options.any_secret:
+        return
+    users = bench.credentials, second_user(bench, other)
+    with bench.serving():
+        if users[0].secret != users[1].secret:
+            for own, foreign in permutations(users):
+                _try(
+                    bench, own.with_secret(foreign.secret), "Another user's secret is taken", f"that of {foreign.user}"
+                )
+        if bench.credentials.way == "PASS" and "PLAIN" in bench.mechanisms:
+            taken = [own.user for own, foreign in permutations(users) if _acts_as(bench, own, foreign.user)]
+            _explain_identities(bench, taken)
+
+
+def _acts_as(bench: Bench, own: Credentials, identity: str) -> bool:
+    """Return whether a user may act as another one (RFC 4616)."""
+    with bench.visitor() as visitor:
+        answer = visitor.sign_in_as(own, identity)
+        visitor.part()
+    return answer.startswith("+OK")
+
+
+def _explain_identities(bench: Bench, taken: list[str]) -> None:
+    if len(taken) == 1:
+        bench.report.note(f"{taken[0]} may act as the other user, by AUTH PLAIN: see that authorize means it so.")
+    elif taken:
+        bench.report.add(
+            "authorize",
+            f"{taken[0]} may act as {taken[1]}, and {taken[1]} as {taken[0]}, by AUTH PLAIN",
+            "each user reads, and deletes, what belongs to another one",
+            "Let authorize raise ReportableError, unless this very user may act as that one",
+        )
 
 
 def check_output(bench: Bench) -> None:
