@@ -53,8 +53,7 @@ def check_handler(
     QUIT.  A call of the handler that takes more than *patience* seconds is a fault, and ends the check.
 
     :raises CheckError: the handler cannot be checked, as the sign-in is refused.
-    :raises ValueError: *break_backend* without *delete*, *other* that is *user*, *patience* that is not more than 0 and
-        at most a day, or a name or secret that is empty or has a line end, or NUL, in it.
+    :raises ValueError: an option can do nothing, such as a secret that is empty, or *break_backend* without *delete*.
     """
     _check_secrets([user, password, token, *(other or ())])
     marker = secrets.token_hex(8)
