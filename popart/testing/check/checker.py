@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -53,18 +53,9 @@ def check_handler(
     QUIT.  A call of the handler that takes more than *patience* seconds is a fault, and ends the check.
 
     :raises CheckError: the handler cannot be checked, as the sign-in is refused.
-    :raises ValueError: *break_backend* without *delete*, *other* that is *user*, *patience* that is not more than 0 and
-        at most a day, or a name or secret that is empty or has a line end, or NUL, in it.
+    :raises ValueError: an option can do nothing, such as a secret that is empty, or *break_backend* without *delete*.
     """
-    if break_backend is not None and not delete:
-        raise ValueError("break_backend needs delete=True")
-    if other is not None and other[0] == user:
-        raise ValueError(f"the second user must be another one than {user}")
-    if not 0 < patience <= _DAY:
-        raise ValueError(f"patience must be more than 0 and at most {_DAY} seconds: {patience}")
-    for text in (user, password, token, *(other or ())):
-        if text is not None and (not text or set(text) & set("\0\r\n")):
-            raise ValueError("a name or a secret is empty, or has a line end or NUL in it, so that nobody can sign in")
+    _check_secrets([user, password, token, *(other or ())])
     marker = secrets.token_hex(8)
     secret = token or password
     options = Options(
@@ -77,7 +68,23 @@ def check_handler(
         break_backend=break_backend,
         patience=patience,
     )
+    _check_options(options)
     return _check(on_new_connection, options, marker)
+
+
+def _check_secrets(given: Sequence[str | None]) -> None:
+    for text in given:
+        if text is not None and (not text or set(text) & set("\0\r\n")):
+            raise ValueError("a name or a secret is empty, or has a line end or NUL in it, so that nobody can sign in")
+
+
+def _check_options(options: Options) -> None:
+    if options.break_backend is not None and not options.delete:
+        raise ValueError("break_backend needs delete=True")
+    if options.other is not None and options.other.user == options.credentials.user:
+        raise ValueError(f"the second user must be another one than {options.other.user}")
+    if not 0 < options.patience <= _DAY:
+        raise ValueError(f"patience must be more than 0 and at most {_DAY} seconds: {options.patience}")
 
 
 def _check(on_new_connection: Callable[[Any], Handler | None], options: Options, marker: str) -> Report:
