@@ -608,6 +608,7 @@ def test_a_maildrop_in_which_nothing_can_be_wrong(ask: Callable[[MailServer], No
                     if command != b"STAT":
                         client.lines()
                 assert len(server.pending_faults) == 2 - count
+            server.wait_for_session_end(sessions=count)  # until then it has the lock
 
 
 @pytest.mark.parametrize(
