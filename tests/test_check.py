@@ -153,6 +153,25 @@ def test_a_maildrop_that_is_written_anew_is_right(store: Store, handler: type[Ri
     assert check(handler, store, delete=True, fails=True).findings == []
 
 
+def test_a_lock_may_be_released_a_moment_late(store: Store) -> None:
+    """A database releases the lock of a connection that has broken only when it notices."""
+    timers: list[threading.Timer] = []
+
+    class LocksByConnection(Right):
+        def unlock_maildrop(self) -> None:
+            if self.store.broken:
+                timers.append(threading.Timer(0.2, super().unlock_maildrop))
+                timers[-1].start()
+            else:
+                super().unlock_maildrop()
+
+    report = check(LocksByConnection, store, delete=True, fails=True)
+    assert report.findings == []
+    for timer in timers:
+        timer.join()
+    assert timers
+
+
 class SizesOfZero(Right):
     """Knows no sizes."""
 

@@ -190,7 +190,8 @@ def check_alone(world: World) -> None:
         for name in ("checked", "other"):
             postgres.add_user(connection, name, PASSWORD, cost=2)
             for number in range(5):
-                postgres.deliver(connection, name, b"Subject: %d\n\n" % number + b"a line\n" * 10_000 * number)
+                text = f"Subject: {name} {number}\n\n".encode() + b"a line\n" * 10_000 * number
+                postgres.deliver(connection, name, text)
 
         @contextlib.contextmanager
         def break_backend() -> Iterator[None]:
