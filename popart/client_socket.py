@@ -19,7 +19,8 @@ from popart.command_deadlines import TAKEN_SIZE, TOO_SLOW, Place, deadline_in, m
 from popart.errors import ClientGoneError, ClientTimeoutError, SessionError
 from popart.fairness import Pace
 from popart.replies import cut
-from popart.tls import RECORD_SIZE, TLS
+from popart.tls_handshake import shake_hands
+from popart.tls_records import RECORD_SIZE, TLS
 
 READ_SIZE = 4096
 """Octets to ask of a socket at a time.  It is small because each waiting thread holds a buffer of this size."""
@@ -90,17 +91,14 @@ class Stream:
     # Reading.
 
     def shake_hands(self, context: ssl.SSLContext, deadline: float) -> None:
-        """Make the connection TLS.  Its session tickets go out with the greeting.
+        """Make the connection TLS.
 
         :raises ssl.SSLError: the handshake failed; the client is told why.
         :raises ConnectionAbortedError: it has ended.
         """
         tls = TLS(context)
         try:
-            while not tls.shake_hands(self.receive(deadline)):
-                self.write(tls.outgoing(), deadline)
-            if tls.version != "TLSv1.3":  # the client waits for the end of the handshake
-                self.write(tls.outgoing(), deadline)
+            shake_hands(tls, lambda: self.receive(deadline), lambda octets: self.write(octets, deadline))
             self._early = tls.decrypt(b"")
         except ssl.SSLError:
             self._send_alert(tls)

@@ -96,6 +96,10 @@ class Place:
         """`login_deadline`, or infinity once the client has signed in."""
         return math.inf if self.signed_in() else self.login_deadline
 
+    def command_limit(self, timeout: float) -> tuple[float, float]:
+        """Return the arguments of `until` for the next command: a client that still reads replies may take longer."""
+        return min(deadline_in(timeout), self.login_limit), timeout if self.signed_in() else 0.0
+
     def until(self, deadline: float, period: float = 0.0, *, idle: bool = False) -> Place:
         """Read from the client, or write to it, in a ``with`` block; the watchdog ends a wait for input at *deadline*.
 

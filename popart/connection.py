@@ -196,9 +196,7 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _next_commands(self, lines: LineReader) -> list[bytes]:
         """Wait for command lines; return none when the server closes."""
-        timeout = self.server.command_timeout
-        deadline = min(deadline_in(timeout), self._place.login_limit)
-        period = timeout if self._place.signed_in() else 0.0
+        deadline, period = self._place.command_limit(self.server.command_timeout)
         while not (commands := lines.feed(self._stream.read(deadline, period))):
             if self._closing.begun:
                 return []

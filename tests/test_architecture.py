@@ -17,8 +17,9 @@ SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in R
 
 FLOORS = [
     {"addresses", "errors", "fairness", "message_framing", "session_settings", "signal_handlers", "system",
-     "tls"},
-    {"command_deadlines", "command_lines", "handler", "options", "processor", "proxy_header", "replies"},
+     "tls_records"},
+    {"command_deadlines", "command_lines", "handler", "options", "processor", "proxy_header", "replies",
+     "tls_handshake"},
     {"client_socket", "connection_limits", "handler_calls", "workers"},
     {"accepting", "capabilities", "error_replies", "languages", "maildrop_lock", "monitor", "reply_sending", "sasl",
      "unique_ids"},

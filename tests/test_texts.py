@@ -20,7 +20,8 @@ from popart.proxy_header import ProxyError, read_header
 from popart.server import Server
 from popart.session import Session
 from popart.system import reset_when_closed
-from popart.tls import TLS
+from popart.tls_handshake import shake_hands
+from popart.tls_records import TLS
 
 from .conftest import (
     PATIENCE,
@@ -499,5 +500,5 @@ def test_proxy_headers(octets: bytes, text: str) -> None:
 def test_end_within_a_handshake(server_context: ssl.SSLContext) -> None:
     """What it is told of a client that vanished."""
     with pytest.raises(ConnectionAbortedError) as failure:
-        TLS(server_context).shake_hands(b"")
+        shake_hands(TLS(server_context), bytes, lambda octets: None)
     assert str(failure.value) == "the connection ended within the handshake"

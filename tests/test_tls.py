@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import popart
+from popart import tls_handshake
 from popart.client_socket import Stream
 from popart.command_deadlines import Closing, Place
 from popart.fairness import Pace, Pacer
 from popart.server import Server
-from popart.tls import TLS
+from popart.tls_records import TLS
 from tests.conftest import (
     PATIENCE,
     Client,
@@ -368,12 +369,13 @@ def test_octets_behind_close_notify(server_context: ssl.SSLContext, client_conte
     server = TLS(server_context)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
-    shaken = False
-    while not shaken:
+
+    def receive() -> bytes:
         with suppress(ssl.SSLWantReadError):
             client.do_handshake()
-        shaken = server.shake_hands(outgoing.read())
-        incoming.write(server.outgoing())
+        return outgoing.read()
+
+    tls_handshake.shake_hands(server, receive, incoming.write)
     client.write(b"NOOP\r\n")
     with suppress(ssl.SSLWantReadError):
         client.unwrap()
