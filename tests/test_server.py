@@ -670,6 +670,62 @@ def test_a_connection_as_the_spare_threads_leave() -> None:
     workers.join()
 
 
+def test_a_connection_as_a_spare_thread_gives_up() -> None:
+    """A thread whose time to wait is over just as it is given a connection holds that connection."""
+    given = threading.Event()
+
+    class Queue(SimpleQueue[Any]):
+        def put(self, *arguments: Any) -> None:
+            super().put(*arguments)
+            given.set()
+
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            if timeout is not None and not given.is_set():
+                assert given.wait(PATIENCE)
+                raise Empty
+            return super().get(block, timeout)
+
+    served: list[int] = []
+    lock = threading.RLock()
+    workers = Workers(lambda place: served.append(place.client_address), lock, threading.Condition(lock), daemon=False)
+    workers._queue = Queue()
+    with socket.socket() as sock:
+        workers.take(Place(sock, 1, Closing()))
+        wait_until(lambda: workers._spare == 1)
+        workers.take(Place(sock, 2, Closing()))
+        wait_until(lambda: served == [1, 2])
+        workers.dismiss()
+        wait_until(lambda: workers.all_done)
+    workers.join()
+
+
+def test_a_signal_as_a_thread_holds_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a signal handler raises where the thread was started, closing waits for that thread all the same."""
+    held, go_on = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        assert held.wait(PATIENCE)
+        raise KeyboardInterrupt
+
+    def hold(place: Place) -> None:
+        held.set()
+        assert go_on.wait(PATIENCE)
+
+    lock = threading.RLock()
+    workers = Workers(hold, lock, threading.Condition(lock), daemon=False)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with socket.socket() as sock:
+        with pytest.raises(KeyboardInterrupt):
+            workers.take(Place(sock, 1, Closing()))
+        assert not workers.all_done
+        workers.dismiss()
+        go_on.set()
+        wait_until(lambda: workers.all_done)
+    workers.join()
+
+
 def test_closing_waits_for_the_last_steps_of_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that no longer counts as one at work may still run: it is joined all the same."""
     threads, last_steps, go_on = [], threading.Event(), threading.Event()
