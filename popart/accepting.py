@@ -18,14 +18,14 @@ from popart.connection_limits import Places
 from popart.signal_handlers import Interruptible, operation
 
 ACCEPT_PAUSE = 0.1
-"""Seconds to wait when no connection can be accepted, mostly because there are no descriptors.  Until then the
-connection stays in the queue, and the listening socket stays readable."""
+"""Seconds to wait when no connection can be accepted, usually for lack of descriptors.  Meanwhile the connection stays
+in the queue, and the listening socket stays readable."""
 
 MAX_ACCEPTED = 100
 """Connections to accept before the loop looks at anything else: clients may come without end."""
 
 SIGNAL_PAUSE = 0.05
-"""Seconds between two looks for a wish that a signal handler has left: it cannot take the lock to say so."""
+"""Seconds between two looks for a request that a signal handler has left: it cannot take the lock to notify."""
 
 LONGEST_WAIT = 0.5
 """Seconds that a thread waits for clients at a time.  If a signal comes in the moment before the wait, or to another
@@ -122,7 +122,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
     def _knock(self) -> None:
         """Wake the threads that wait for clients."""
-        for door in self._doors.copy():  # a single operation without the interpreter's lock too
+        for door in self._doors.copy():  # a single operation even without the interpreter's lock
             door.knock()
 
     def get_request(self) -> tuple[socket.socket, Any]:

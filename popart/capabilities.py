@@ -33,7 +33,7 @@ def capabilities(
         found.append("UTF8 USER")
     if languages:
         found.append("LANG")
-    # What differs from user to user is marked so until one has signed in.
+    # A value that differs from user to user has this mark until a user has signed in.
     mark = "" if signed_in else " USER"
     get_login_delay = ability(handler, SupportsLoginDelay, "get_login_delay")
     if get_login_delay is not None:

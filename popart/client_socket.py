@@ -32,7 +32,7 @@ RESET_WAIT_SECONDS = 2.0
 """Seconds that a reset waits, at most, for everything sent before to arrive."""
 
 RESET_WAIT_PAUSE = 0.005
-"""Seconds between two checks whether it has arrived."""
+"""Seconds between two checks whether everything sent has arrived."""
 
 BLIND_RESET_WAIT_SECONDS = 0.5
 """Seconds that a reset waits where the system does not tell.  On Windows a reset also discards what has arrived and was
@@ -111,7 +111,7 @@ class Stream:
             try:
                 return b"" if self._place.closing.begun else self.socket.recv(size)
             except OSError:
-                if self._place.closing.begun:  # what woke it, on some system
+                if self._place.closing.begun:  # on some systems, what woke the thread
                     return b""
                 raise
 
@@ -136,7 +136,7 @@ class Stream:
             self._pace.rest()
             found = self.receive(deadline, READ_SIZE, period)
         if self._place.closing.begun:
-            return b""  # what has come meanwhile is not begun
+            return b""  # a command that has come meanwhile does not begin
         if not found:
             raise ClientGoneError(LEFT)
         return found if self.tls is None else self._decrypt(self.tls, found)

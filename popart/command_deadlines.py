@@ -167,7 +167,7 @@ class Place:
     def watch(self, now: float) -> None:
         """Cut the connection if it is late.
 
-        Its own thread may begin another wait meanwhile: then that is measured from the next look.
+        Its own thread may begin another wait meanwhile, which is then measured from the next look.
         """
         deadline, (_, period) = self.deadline, self._wait
         if not self.waits or deadline == math.inf:
@@ -201,7 +201,7 @@ def makes_progress(sock: socket.socket, taken: int, share: float = 1.0) -> bool:
 class Watchdog:
     """One thread that watches the live connections until the server has closed and no connection is left.
 
-    *live* returns them; it is called with *lock*.  *pause* returns the seconds between two looks.
+    *live* returns them; the watchdog calls it while it holds *lock*.  *pause* returns the seconds between two looks.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Watchdog:
 
     def _keep_watch(self) -> None:
         while True:
-            # A lack of memory, for one, passes, and nobody else cuts and wakes connections.
+            # A lack of memory may pass, and nobody else cuts and wakes connections.
             with suppress(Exception):
                 return self._watch()
             time.sleep(CLOSING_PAUSE)

@@ -1,4 +1,4 @@
-"""Command lines: how the octets that arrive are cut into them, their longest, and what they may hold.
+"""Command lines: how arriving octets are cut into lines, how long a line may be, and what it may hold.
 
 Everything here is pure: bytes in, bytes out, no sockets and no handler.
 """
@@ -13,12 +13,12 @@ MAX_LINE = 1024
 """Octets of a command line that are accepted.  RFC 2449 section 4 wants 255; long names and passwords want more."""
 
 MAX_AUTH_LINE = 12_288
-"""Octets of a line of AUTH that are accepted, as RFC 4954 section 4 has it for SMTP: OAuth tokens are that long."""
+"""Octets of a line of AUTH that are accepted, as RFC 4954 section 4 says for SMTP: OAuth tokens are that long."""
 
 TLS_HANDSHAKE = b"\x16\x03"
-"""How a client begins that speaks TLS (RFC 8446 section 5.1)."""
+"""How a client that speaks TLS begins (RFC 8446 section 5.1)."""
 
-# A handler may well write names and passwords into another protocol that ends its lines so.
+# A handler may write names and passwords into another protocol, whose lines these octets end.
 FORBIDDEN = re.compile(r"[\0\r\n]")
 """What no name, password or token holds, nor any other argument."""
 

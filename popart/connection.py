@@ -68,7 +68,7 @@ class Connection(socketserver.StreamRequestHandler):
         self._place.signed_in = lambda: False  # a spare thread may keep the place
 
     def handle(self) -> None:
-        """Hold the whole connection."""
+        """Serve the connection from its first octet to its last."""
         system.send_small_writes_at_once(self.request)
         deadline = deadline_in(self.server.handshake_timeout)
         if self.server.proxy_protocol and not self._read_proxy_header(deadline):
@@ -112,7 +112,7 @@ class Connection(socketserver.StreamRequestHandler):
             if ability(handler, SupportsMonitoring, "command_finished") is not None:
                 self._monitor = Monitor(handler)
             return self.session_class(handler, self._make_settings())
-        except BaseException as error:  # a property's of the handler, for one
+        except BaseException as error:  # such as one from a property of the handler
             answer = explain(handler, error)
             tell_end(handler)
             self._turn_away(answer)
@@ -128,7 +128,7 @@ class Connection(socketserver.StreamRequestHandler):
             return expect_handler(handler)
         except ReportableError as refusal:
             return err(refusal.text, refusal.code)
-        except HandlerError:  # what is no handler may be closed by others only
+        except HandlerError:  # an object that is not a handler is not popart's to close
             raise
         except BaseException:
             tell_end(handler)
@@ -163,7 +163,7 @@ class Connection(socketserver.StreamRequestHandler):
         try:
             end = self._converse(session)
         except BaseException as error:
-            is_clients = isinstance(error, (ClientGoneError, ClientTimeoutError))  # or a MemoryError, for one
+            is_clients = isinstance(error, (ClientGoneError, ClientTimeoutError))  # and not, say, a MemoryError
             if not is_clients or (self._had_command and not self._closing.begun):
                 session.report(error)
             end = End.RESET_AT_ONCE if self._sender.incomplete else End.AT_ONCE
@@ -276,7 +276,7 @@ class Connection(socketserver.StreamRequestHandler):
 
 
 def refuse(request: socket.socket, text: str) -> None:
-    """Refuse the client without waiting for it.  The accepting thread must not wait, and this must not take a place."""
+    """Refuse the client without waiting.  The accepting thread must not wait, and the client must not take a place."""
     with contextlib.suppress(OSError):
         system.send_at_once(request, err(text, "SYS/TEMP").status)
         system.receive_at_once(request, READ_SIZE)  # unread input would turn the reply into a reset

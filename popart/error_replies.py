@@ -8,7 +8,7 @@ from popart.handler_calls import tell_error
 from popart.replies import Reply, err
 
 INTERNAL = err("internal error, please try again later", "SYS/TEMP")
-"""What a client reads of an exception that is none of its business."""
+"""What a client reads when an exception is none of its business."""
 
 
 def explain(handler: Handler, error: BaseException, *, utf8: bool = False) -> Reply:

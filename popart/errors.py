@@ -1,7 +1,7 @@
 """The exceptions that a handler raises, and those that ``handle_session_error`` gets.
 
-If a session ends badly, popart gives the handler an exception.  It is either the very object that one of the handler's
-own methods raised, or one of the `SessionError` classes below, which popart makes.  No exception made here holds a
+When something fails, popart gives the handler an exception.  It is either the very object that one of the handler's own
+methods raised, or one of the `SessionError` classes below, which popart makes.  No exception made here holds a
 password, a digest or any other octet that the client sent.
 """
 
@@ -18,9 +18,9 @@ class ReportableError(Exception):
 
     Raise it from any method of a handler.  Every other exception stays hidden behind a fixed text.
 
-    *text* is sent as one line of ASCII.  Line ends and other control octets become spaces, and other characters ``?``.
-    A text that does not fit into the 512 octets of a reply (RFC 1939 section 3) is cut off.  A client that said UTF8 or
-    LANG gets it in UTF-8 (RFC 6856).
+    *text* is sent as one line of ASCII.  Line ends and other control octets become spaces, and characters outside ASCII
+    become ``?``.  A text that does not fit into the 512 octets of a reply (RFC 1939 section 3) is cut off.  A client
+    that said UTF8 or LANG gets it in UTF-8 (RFC 6856).
 
     *code* is a response code without its brackets (RFC 2449 section 8): ``IN-USE``, ``LOGIN-DELAY``, ``AUTH``,
     ``UTF8``, ``SYS/TEMP`` for a failure that will pass and ``SYS/PERM`` for one that needs a human (RFC 3206).
@@ -48,7 +48,7 @@ class SessionError(Exception):
 
 
 class HandlerError(SessionError):
-    """The handler broke its contract: a bad id, a negative size, a message that ended before its size.
+    """The handler broke its contract: a bad id, a negative size, a message with fewer octets than its size.
 
     The text names the message, the value and the rule.
     """
@@ -57,7 +57,7 @@ class HandlerError(SessionError):
 class ClientGoneError(SessionError):
     """The client's connection ended, closed or reset, before QUIT was answered.
 
-    Nothing was deleted, unless that answer itself could not be sent.
+    Nothing was deleted, unless the answer to QUIT itself could not be sent.
     """
 
 
@@ -77,8 +77,8 @@ class BrokenMessageError(SessionError):
     """A message turned out to be broken after ``+OK`` was promised.
 
     Another exception tells the handler why.  This one only tells the connection what to do.  If *answer* is given and
-    no octet of the reply has left yet, it sends *answer* in place of the whole reply.  Otherwise it ends without the
-    final dot: by a reset or, without *reset*, like any other connection.
+    no octet of the reply has left yet, the connection sends *answer* in place of the whole reply.  Otherwise it ends
+    without the final dot: by a reset or, if *reset* is False, like any other connection.
     """
 
     def __init__(self, text: str, *, answer: bytes | None = None, reset: bool = True) -> None:

@@ -21,17 +21,17 @@ MESSAGE_STEPS = 6
 commands, and to read it from a file lets other threads run."""
 
 ALLOWANCE = 0.001
-"""Seconds of processor time that a session may use for pipelined commands before it counts as busy, once."""
+"""Seconds of processor time, in all, that a session may use for pipelined commands before it counts as busy."""
 
 TURN_ALLOWANCE = 0.0015
 """The same for commands that come one by one.  A client needs less to fetch its new mail.  What it needs to connect and
 to sign in is not counted: see `Pace.skip`."""
 
 REFUSED_TURN = 0.001
-"""Seconds that a command which is answered with ``-ERR`` counts, besides the time that it took."""
+"""Seconds that count for an answer ``-ERR``, besides the time that it took."""
 
 CROWD = 32
-"""Sessions that may be busy with commands that come one by one before these are paced.  So many take turns fast."""
+"""Sessions that may be busy with commands that come one by one before these are paced.  This many take turns fast."""
 
 TURN_SECONDS = 0.5
 """Seconds after its last command for which such a session counts as busy."""
@@ -50,7 +50,7 @@ class Pacer:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self.busy: int = 0
-        """Those that pipeline."""
+        """How many of them pipeline."""
 
         self._crowd: dict[Pace, float] = {}
         """Those whose commands come one by one, and until when each counts."""
@@ -122,7 +122,7 @@ class Pace:
         """Return how many seconds the session should pause before a command that came alone.
 
         All time since the last such command counts, also that of pipelined ones, which `pause` has counted already.
-        Otherwise 900 sessions that change between the two get twice as much done, and a good one beside them takes
+        Otherwise 900 sessions that alternate between the two get twice as much done, and a good one beside them takes
         70 to 170 ms instead of 3.
         """
         now = time.thread_time()

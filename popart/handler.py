@@ -4,24 +4,23 @@ popart speaks the protocol; a *handler* brings the mail.  ``Server`` asks its fa
 one handler per connection.  It calls that handler only from the connection's own thread, one method at a time.  It lets
 go of the handler when the session is over.  You must guard state that several handlers share.
 
-Derive it from `BaseHandler` if one call can list a whole maildrop, and from `Handler` if not.
+Derive your handler from `BaseHandler` if one call can list a whole maildrop, and from `Handler` if not.
 
 The order of calls in a session::
 
     set_banner                only with Server(apop=True), before the greeting
-    enable_utf8, set_language as the client asks; the second in any state
+    enable_utf8, set_language as the client asks; the first before sign-in only
     authenticate_pass, authenticate_apop, authenticate_token,
     authenticate_certificate or get_scram_credentials
                               each time the client tries to sign in
     get_mechanisms            for CAPA, in any state, and for AUTH
-    authorize                 after a right password, if the client asks to act as another
-                              user
+    authorize                 once the user is known, if the client asks to act as another
     lock_maildrop             once a sign-in has succeeded
     list_messages             or get_message_count, and get_message_size for each
     get_message_id, get_message_reader, get_top_reader
                               as the client asks
     get_languages, get_login_delay, get_expire
-                              as the client asks, in any state, the last after sign-in
+                              as the client asks, in any state; the last after sign-in only
     delete_messages           at QUIT, if something is marked as deleted
     unlock_maildrop           once for each lock_maildrop that returned, however the
                               session ends
@@ -35,20 +34,20 @@ other exception (SystemExit and KeyboardInterrupt too) with ``-ERR [SYS/TEMP]`` 
 the wrong kind with ``-ERR [SYS/PERM]``, and reports it as a `popart.HandlerError` in the same way.  A coroutine is such
 a result: no method may be an ``async def``.
 
-popart finds the optional abilities below by their methods.  A handler has an ability if it has all of its methods,
-whether from its class, from a property or from ``__getattr__``.  Two attributes say more about signing in:
+popart finds the optional abilities below by their methods.  A handler has an ability if it has all of the ability's
+methods, whether they come from a class, a property or ``__getattr__``.  Two attributes say more about signing in:
 
 ``allow_passwords = False``
     popart takes no password: it neither announces nor accepts USER, PASS, AUTH PLAIN or AUTH LOGIN.  A `BaseHandler`
-    finds out by itself.
+    sets it by itself: see `popart.BaseHandler.allow_passwords`.
 ``allow_sasl_login = True``
     AUTH LOGIN is offered, for old clients that know no other AUTH.
 
-Names, passwords and tokens are UTF-8, and hold no NUL, CR or LF, in every way to sign in, but for mechanisms that a
-handler brings along.
+In every way to sign in, names, passwords and tokens are UTF-8 and hold no NUL, CR or LF.  popart does
+not check what a client sends in a mechanism of the handler's own.
 
 A handler may block: only its own client waits.  popart cannot interrupt it, so give your backends their own timeouts.
-If the server closes, it waits for running calls.
+When the server closes, it waits for running calls.
 """
 
 from __future__ import annotations
@@ -74,14 +73,15 @@ class MessageReader(Protocol):
     def read(self, n: int, /) -> bytes:
         """Return up to *n* of the next octets.  Fewer is fine, more costs memory, and none (``b""``) means the end.
 
-        popart makes the first call before it sends ``+OK``, so if it raises, the client reads ``-ERR``.  If the first
-        call returns less than 32,768 octets, the same holds for the second.  If a later call raises, popart resets the
-        connection before the final dot, and the client knows that the message is cut off.
+        popart makes the first call before it sends ``+OK``.  If that call raises, the client reads ``-ERR``.  If the
+        first call returns fewer than 32,768 octets, the same holds for the second.  If a later call raises, popart
+        resets the connection before the final dot, and the client knows that the message is cut off.
 
-        popart believes an end only if the announced size has been reached, because many sources return ``b""`` when
-        their peer dies.  With fewer octets, counted as `popart.wire_size` does, the message is broken.  The client then
-        reads ``-ERR [SYS/PERM]`` and may go on.  If the first octets have left already, popart resets the connection.
-        The handler is told by a `HandlerError`.  If there are more octets than announced, popart sends all of them.
+        popart accepts an end only if the announced size has been reached, because many sources return ``b""`` when
+        their peer dies.  A message with fewer octets, as `popart.wire_size` counts them, is broken.  If none of it has
+        left yet, the client reads ``-ERR [SYS/PERM]`` and may go on.  Otherwise popart resets the connection.
+        `Handler.handle_session_error` gets a `HandlerError`.  If there are more octets than announced, popart sends all
+        of them.
         """
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class MessageReader(Protocol):
 
 @runtime_checkable
 class Handler(Protocol):
-    """One client's mail, for one connection.  Derive from it: a subclass that forgets a method cannot be built."""
+    """One client's mail, for one connection.  Derive from it: a subclass that lacks a method cannot be instantiated."""
 
     @abstractmethod
     def set_banner(self, banner: str) -> None:
@@ -106,9 +106,9 @@ class Handler(Protocol):
         AUTH PLAIN (RFC 4616) also calls this method.  If a handler says ``allow_sasl_login = True``, AUTH LOGIN does
         too.  If a handler says ``allow_passwords = False``, popart never calls it.
 
-        Neither argument is ever empty.  A password may hold spaces, also at its ends.  To refuse, raise
-        `ReportableError`, best with the same text for an unknown user and a wrong password.  Without a code of its own,
-        the client reads ``-ERR [AUTH]`` and may try again.  popart holds a refusal back for a while, and too many
+        Neither argument is ever empty.  A password may hold spaces, even at its ends.  To refuse, raise
+        `ReportableError`, preferably with the same text for an unknown user and a wrong password.  If it has no code,
+        the client reads ``-ERR [AUTH]`` and may try again.  popart delays the answer to a refusal, and too many
         refusals end the session.  This does not apply to refusals with the code SYS/TEMP or SYS/PERM: they say that the
         backend has failed, not the user.  A result other than None counts as an error, so neither ``return False`` nor
         a coroutine lets anybody in.
@@ -118,7 +118,7 @@ class Handler(Protocol):
     def authenticate_apop(self, username: str, hexdigest: str) -> None:
         """Return if *hexdigest* is right, otherwise raise (APOP, RFC 1939 section 7).
 
-        It is the MD5 digest of the banner followed by the user's secret, as 32 lower-case hexadecimal digits.
+        *hexdigest* is the MD5 digest of the banner followed by the user's secret, as 32 lower-case hexadecimal digits.
         `popart.apop_digest` computes it; compare with `hmac.compare_digest`.  Everything said about `authenticate_pass`
         holds here too.
         """
@@ -128,12 +128,12 @@ class Handler(Protocol):
         """Take the exclusive-access lock on the maildrop of the user who just signed in (RFC 1939 section 4).
 
         From here until `unlock_maildrop` no other session may change the maildrop.  If another session holds the lock,
-        raise `ReportableError`.  Without a code of its own, the client reads ``-ERR [IN-USE]`` and may sign in again.
+        raise `ReportableError`.  If that has no code, the client reads ``-ERR [IN-USE]`` and may sign in again.
         """
 
     @abstractmethod
     def get_message_count(self) -> int:
-        """Return how many messages the maildrop holds.
+        """Return how many messages the maildrop holds (STAT, RFC 1939 section 5).
 
         popart asks once, after `lock_maildrop`.  Messages are numbered from 1 to this count until the session ends.
         popart does not ask a handler that satisfies `SupportsListing`.
@@ -141,12 +141,12 @@ class Handler(Protocol):
 
     @abstractmethod
     def get_message_size(self, number: int) -> int:
-        """Return the octets of message *number* (1 or more) as they go over the wire (RFC 1939 section 11).
+        """Return the size in octets of message *number* (1 or more) as it goes over the wire (RFC 1939 section 11).
 
-        Count CRLF line ends, including one at the very end, but no dot-stuffing: `popart.wire_size` counts like that.
-        popart trusts the size.  It ends a message that has fewer octets as a broken one: see `MessageReader.read`.  A
-        size that is too small is harmless.  popart asks once for each message, at sign-in.  It does not ask a handler
-        that satisfies `SupportsListing`.
+        Count CRLF line ends, including one at the very end, but no dot-stuffing: `popart.wire_size` counts this way.
+        popart trusts the size, and treats a message with fewer octets as broken: see `MessageReader.read`.  A size that
+        is too small is harmless.  popart asks once for each message, at sign-in.  It does not ask a handler that
+        satisfies `SupportsListing`.
         """
 
     @abstractmethod
@@ -163,8 +163,8 @@ class Handler(Protocol):
     def get_message_reader(self, number: int) -> MessageReader:
         """Open message *number* for RETR or TOP (RFC 1939 sections 5 and 7).
 
-        For TOP, popart reads no further than to its last line.  If the reader ends earlier, popart takes that for the
-        whole message and checks its size, as for RETR.
+        For TOP, popart stops reading after the last line that the client wants.  If the reader ends before that, popart
+        takes this as the end of the message and checks the size, as for RETR.
         """
 
     @abstractmethod
@@ -174,13 +174,14 @@ class Handler(Protocol):
         This is the only call that deletes.  popart makes it at QUIT, at most once a session.  The numbers are
         ascending, and there is at least one.  The client reads ``+OK`` only after this method and `unlock_maildrop`
         have returned, and ``-ERR`` if either raises.  Return when the deletion is durable.  Use one transaction, one
-        rename, or whatever your storage offers that survives a killed process.  If popart dies in here, the client has
-        read no ``+OK`` and will come back.  It must then find all or none of the messages deleted.
+        rename, or whatever your storage offers that survives a killed process.  If the process dies during this call,
+        the client has read no ``+OK`` and will come back.  It must then find all or none of the messages deleted.
         """
 
     @abstractmethod
     def unlock_maildrop(self) -> None:
-        """Release the lock.  Called exactly once for each `lock_maildrop` that returned, however the session ends.
+        """Release the lock (RFC 1939 section 6).  Called exactly once for each `lock_maildrop` that returned, however
+        the session ends.
 
         A killed process calls nothing.  So take a lock that is freed when its owner dies (`fcntl.flock`, a database's
         session-level advisory lock), or one that expires.
@@ -192,8 +193,8 @@ class Handler(Protocol):
 
         *error* is an exception that this handler raised, except a `ReportableError` that the client was told of.  Or it
         is one of the `SessionError` classes: `HandlerError`, `ClientGoneError`, `ClientTimeoutError`, `LimitError`.
-        popart tells each failure once.  A client that connects and leaves without a command is not a failure.  popart
-        drops what this method raises.
+        popart reports each failure once.  A client that connects and leaves without a command is not a failure.  popart
+        ignores what this method raises.
         """
 
 
@@ -219,7 +220,7 @@ class _TakesPasswords:
 
 
 class BaseHandler(Handler, SupportsListing):
-    """A handler that lists its maildrop by one call.  Derive from it, and write only what popart cannot know.
+    """A handler that lists its maildrop in one call.  Derive from it, and write only what popart cannot know.
 
     Six methods are abstract: ``lock_maildrop``, ``list_messages``, ``get_message_reader``, ``delete_messages``,
     ``unlock_maildrop`` and ``handle_session_error``.  To let anybody in, also override `authenticate_pass`, or add
@@ -229,9 +230,9 @@ class BaseHandler(Handler, SupportsListing):
     overridden, and the count, the sizes and the ids come from ``list_messages``.  There is no ``__init__`` to call.
 
     popart calls ``list_messages`` once, at sign-in, and never asks for the count, a size or an id.  Your own methods
-    may: from sign-in on these answer from that one listing.  Before it, or if popart does not see that you list,
-    because the handler is wrapped, `get_message_count` lists anew each time, and the sizes and ids are those of its
-    listing.
+    may: from sign-in on, `get_message_count`, `get_message_size` and `get_message_id` answer from that one listing.
+    Before sign-in, each `get_message_count` makes a new listing, and the sizes and ids come from it.  The same holds if
+    the handler is wrapped and popart does not see that it lists.
     """
 
     banner: str = ""
@@ -240,7 +241,7 @@ class BaseHandler(Handler, SupportsListing):
     allow_passwords: bool = cast(bool, _TakesPasswords())
     """True if `authenticate_pass` is overridden: by a subclass, a mixin or an attribute of the handler.
 
-    If a subclass or a handler sets it, that holds.
+    A value that a subclass or a handler sets takes precedence.
     """
 
     __listing: tuple[Sequence[int], Sequence[str]] | None = None
@@ -259,7 +260,7 @@ class BaseHandler(Handler, SupportsListing):
         """Refuse with the code SYS/PERM, so that the client may sign in by other means and no password seems wrong.
 
         A server made with ``apop=True`` whose handler does not override this method can only be an oversight.
-        ``handle_session_error`` is told so by a `HandlerError`, once for each handler.
+        ``handle_session_error`` gets a `HandlerError` that says so, once for each handler.
         """
         if self.banner and not self.__told_of_apop:
             self.__told_of_apop = True
@@ -295,15 +296,15 @@ class BaseHandler(Handler, SupportsListing):
 
 @runtime_checkable
 class SupportsTop(Protocol):
-    """A handler that can read the beginning of a message without opening all of it."""
+    """A handler that can read the beginning of a message without opening all of it: TOP (RFC 1939 section 7)."""
 
     @abstractmethod
     def get_top_reader(self, number: int, lines: int) -> MessageReader:
         """Open message *number* for TOP: its header, the blank line and the first *lines* lines of its body.
 
-        You may return more: popart cuts off the rest.  Some clients fetch whole messages with ``TOP n 99999999``.
-        Nobody has announced how long the beginning of a message is.  If this reader returns ``b""``, popart takes that
-        for its end, so raise if your source may break off.
+        You may return more: popart cuts off the rest.  Some clients fetch whole messages with ``TOP n 99999999``.  No
+        size is announced for the beginning of a message.  If this reader returns ``b""``, popart takes that as the end.
+        So raise an exception if your source breaks off.
         """
 
 
@@ -333,7 +334,7 @@ class ScramCredentials:
     `popart.scram_credentials` makes them from a password.  The keys are octets, not base64.  Nobody can read the
     password from them.  Guard them like a hash all the same: whoever has the server key can pose as this server.
 
-    :raises ValueError: *salt* has less than 12 octets, *iterations* is less than 4096, or a key has not 32 octets.
+    :raises ValueError: *salt* has fewer than 12 octets, *iterations* is less than 4096, or a key is not 32 octets.
     """
 
     salt: bytes
@@ -368,11 +369,12 @@ class SupportsScram(Protocol):
         If a user is unknown, or has no such credentials, raise `ReportableError` without a code, or with AUTH.  The
         exchange then goes on with made-up credentials, and at its end the client reads the same as after a wrong
         password.  The made-up salt has 16 octets.  It is the same for a name as long as the server's *scram_decoy_key*
-        is the same.  The number of iterations is the default of `popart.scram_credentials`: a user with another number
-        can be told from one who does not exist.  The client reads a `ReportableError` with another code at once.
+        is the same.  The number of iterations is the default of `popart.scram_credentials`: a client can tell a user
+        with another number from one who does not exist.  The client reads a `ReportableError` with another code at
+        once.
 
-        SASLprep knows the characters of Unicode 3.2.  If a name has a later one, such as an emoji, popart does not ask
-        for it: its exchange is that of an unknown user.
+        SASLprep knows the characters of Unicode 3.2.  If a name has a later one, such as an emoji, popart does not call
+        this method, and treats the user as unknown.
         """
 
 
@@ -398,30 +400,30 @@ class SupportsMechanisms(Protocol):
 
     @abstractmethod
     def get_mechanisms(self) -> Mapping[str, Callable[[], Generator[bytes, bytes, str]]]:
-        """Return the mechanisms: for each name a function that begins an exchange, mostly a method with ``yield``.
+        """Return the mechanisms: for each name a function that begins an exchange, usually a method with ``yield``.
 
-        popart asks for CAPA and for a bare AUTH, and for AUTH with a mechanism that popart does not have.  A name has 1
-        to 20 characters: capital letters, digits, hyphens, underscores.  It is none of EXTERNAL, SCRAM-SHA-256,
-        OAUTHBEARER, XOAUTH2, PLAIN and LOGIN, even where popart does not offer that.  All names, each with a space,
-        have at most 400 characters.  Anything else is a `HandlerError`.
+        popart calls this for CAPA, for a bare AUTH, and for AUTH with a mechanism that popart does not have.  A name
+        has 1 to 20 characters: capital letters, digits, hyphens, underscores.  It is none of EXTERNAL, SCRAM-SHA-256,
+        OAUTHBEARER, XOAUTH2, PLAIN and LOGIN, even where popart does not offer that one.  All names together, with a
+        space before each, have at most 400 characters.  Anything else is a `HandlerError`.
 
         An exchange is a generator.  It yields the server's challenges and is sent the client's responses, as octets:
-        popart does base64.  If the client speaks first in the mechanism, the first challenge is ``b""``, and may never
-        leave, as the client may send its response with AUTH.  If the first challenge is not empty, popart refuses such
-        an initial response (RFC 5034 section 4).  A challenge has at most 9,216 octets, and so has a response.  popart
-        does not check what is in them.
+        popart does base64.  If the client speaks first in the mechanism, the first challenge is ``b""``.  popart does
+        not send it if the client sends its response with AUTH.  If the first challenge is not empty, popart refuses
+        such an initial response (RFC 5034 section 4).  A challenge or a response has at most 9,216 octets.  popart does
+        not check what is in them.
 
         To let the user in, return the user's name, which is not empty and holds no NUL, CR or LF.  Keep it yourself:
-        `Handler.lock_maildrop`, which comes next, is not told.  To refuse, raise `ReportableError`.  What
+        popart does not pass it to `Handler.lock_maildrop`, which comes next.  To refuse, raise `ReportableError`.  What
         `Handler.authenticate_pass` says about refusals holds here too.  A challenge that is not bytes, or a result that
         is not such a name, is a `HandlerError` and lets nobody in.
 
-        popart closes the generator (GeneratorExit) if the client cancels, sends what is no base64 or is gone, if the
-        session's time is up, or if the server closes.  `Server.login_timeout` bounds all of an exchange, however many
-        challenges there are.
+        popart closes the generator (GeneratorExit) if the client cancels, leaves or sends something that is not base64,
+        if the session's time is up, or if the server closes.  `Server.login_timeout` bounds all of an exchange, however
+        many challenges there are.
 
         popart cannot know what a client shows in your mechanisms.  So a server with *allow_cleartext* False offers them
-        over TLS only.  ``allow_passwords`` does not concern them.
+        over TLS only.  ``allow_passwords`` does not apply to them.
         """
 
 
@@ -433,14 +435,14 @@ class SupportsAuthorization(Protocol):
     def authorize(self, username: str, identity: str) -> None:
         """Return if *username* may act as *identity*, otherwise raise.
 
-        popart asks after *username* has signed in by AUTH PLAIN or SCRAM-SHA-256, if the client named another identity
-        than that.  *identity* is as the client sent it, and never empty.  If this method returns, the session is
-        *identity*'s: keep that name, as `Handler.lock_maildrop`, which comes next, is not told.  Everything said about
-        `Handler.authenticate_pass` holds here too: a `ReportableError` without a code is answered with AUTH, and counts
-        as a failed login.
+        popart asks after *username* has signed in by AUTH PLAIN or SCRAM-SHA-256, if the client named a different
+        identity.  *identity* is as the client sent it, and never empty.  If this method returns, the session is
+        *identity*'s: keep that name, because popart does not pass it to `Handler.lock_maildrop`, which comes next.
+        Everything said about `Handler.authenticate_pass` holds here too: the client reads AUTH for a `ReportableError`
+        without a code, and that counts as a failed login.
 
-        popart refuses other identities of a handler without this method, and does not ask for the password first.
-        OAUTHBEARER and EXTERNAL have one name only: `SupportsTokens` and `SupportsCertificates` decide about it.
+        If a handler lacks this method, popart refuses other identities before it checks the password.  OAUTHBEARER and
+        EXTERNAL have one name only: `SupportsTokens` and `SupportsCertificates` decide about it.
         """
 
 
@@ -453,12 +455,12 @@ class SupportsUTF8(Protocol):
         """Learn, before sign-in, that the client takes such messages as they are.  Some clients say so twice.
 
         You must not send them to a client that has not asked for UTF-8.  popart passes every octet of a reader through,
-        so your handler must see to it.  Return a surrogate in ASCII, and its size, or raise
-        ``ReportableError("...", code="UTF8")`` when popart asks for a reader.  If this method raises, the command is
-        refused.
+        so your handler must see to it.  For a client without UTF-8, return a surrogate in ASCII, and the surrogate's
+        size, or raise ``ReportableError("...", code="UTF8")`` when popart asks for a reader.  If this method raises,
+        the command is refused.
 
         After this call popart sends the texts of `ReportableError` in UTF-8.  User names and passwords are UTF-8
-        anyway.  popart does not prepare them with SASLprep (RFC 4013).
+        anyway.  popart prepares them with SASLprep (RFC 4013) only for SCRAM-SHA-256.
         """
 
 
@@ -468,7 +470,8 @@ class SupportsLanguages(Protocol):
 
     @abstractmethod
     def get_languages(self) -> Mapping[str, str]:
-        """Return the languages: for each tag (RFC 5646) the language's own name, such as ``{"de": "Deutsch"}``.
+        """Return the languages: for each tag (RFC 5646) the language's own name, such as ``{"de": "Deutsch"}``.  A name
+        has at most 64 printable characters.  Anything else is a `HandlerError`.
 
         ``LANG *`` chooses the first.  ``LANG de`` chooses ``de`` if it is there, otherwise the first that begins with
         ``de-``.
@@ -492,7 +495,7 @@ class SupportsLoginDelay(Protocol):
 
     @abstractmethod
     def get_login_delay(self) -> int:
-        """Return the seconds: before sign-in the most that any user must wait, then what this user must wait."""
+        """Return whole seconds: before sign-in the most that any user must wait, then what this user must wait."""
 
 
 @runtime_checkable
@@ -503,7 +506,7 @@ class SupportsExpire(Protocol):
     def get_expire(self) -> int | None:
         """Return how many days the user who has signed in may leave messages here; None means for ever.
 
-        Before sign-in CAPA announces the *expire* of the `Server`, which should be the least of any user.
+        Before sign-in CAPA announces the *expire* of the `Server`, which should be the smallest of all users.
         """
 
 
@@ -519,15 +522,15 @@ class SupportsMonitoring(Protocol):
         *verb* is a command that popart knows, in capitals, or ``""``.  *outcome* is the beginning of the answer,
         ``"+OK"`` or ``"-ERR"``, or ``"lost"`` if popart could not send all of it.  *octets* is the length of the answer
         on the wire, without TLS; if it was lost, an upper bound.  *seconds* is the time from the command's turn until
-        the system had taken all of the answer.  The steps of AUTH are one command, including the client's time for its
-        responses.
+        the system had taken all of the answer.  The steps of AUTH count as one command, and *seconds* includes the
+        client's time for its responses.
 
-        If a handler counts, popart sends the answers to pipelined commands one by one, otherwise together.
+        For such a handler popart sends the answers to pipelined commands one by one, for others together.
         """
 
     @abstractmethod
     def session_finished(self, commands: int, octets: int, seconds: float) -> None:
-        """Learn that the session is over: how many commands it had, the octets of all answers, and how long it took."""
+        """Learn of the session's end: how many commands it had, the octets of all answers, and the seconds it took."""
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
 """How popart calls a handler: finding its abilities, checking its answers, telling it of failures.
 
-A handler is somebody else's code.  A wrong answer becomes a `HandlerError` here, so no other room needs to check it.
+A handler is somebody else's code.  A wrong answer becomes a `HandlerError` here, so no other module needs to check it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from popart.errors import HandlerError
 from popart.handler import Handler, SupportsClose
 
 MAX_NUMBER = 2**63 - 1
-"""The most that 64 bits hold: clients keep sizes in such numbers."""
+"""The most that a signed 64-bit number holds: clients keep sizes in those."""
 
 MAX_SHOWN = 128
-"""Characters, or bits, of a handler's wrong value that a report shows."""
+"""The most characters, or bits, of a handler's wrong value that a report shows."""
 
 Checked = TypeVar("Checked")
 
 
 def ability(handler: object, protocol: type, method: str) -> Any:
-    """Return one method of an optional protocol, or None if the handler does not have all of its methods."""
+    """Return one method of an optional protocol, or None if the handler lacks any of the protocol's methods."""
     # Not by isinstance(): since Python 3.12 it does not see what __getattr__ gives, and a handler that delegates would
     # lose its abilities.
     found = getattr(handler, method, None)
@@ -60,7 +60,7 @@ def expect_done(method: str, result: object) -> None:
 def expect_number(what: str, value: object) -> int:
     """Check an integer from 0 to `MAX_NUMBER`."""
     try:
-        number = index(value)  # type: ignore[arg-type]  # that is what it finds out
+        number = index(value)  # type: ignore[arg-type]  # it raises for others
     except TypeError:
         close_coroutines(value)
         raise HandlerError(f"{what} must be an integer: {type(value).__name__}") from None
@@ -104,7 +104,7 @@ def bad_type(method: str, result: object, wanted: str) -> HandlerError:
 
 
 def tell_error(handler: Handler, error: BaseException) -> None:
-    """Tell a handler of a failure.  Drop what it raises then."""
+    """Tell a handler of a failure.  Ignore what it raises then."""
     with suppress(BaseException):
         close_coroutines(handler.handle_session_error(error))
 

@@ -9,7 +9,7 @@ from popart.errors import HandlerError
 from popart.handler_calls import bad_type, show
 
 MAX_LANGUAGE_NAME = 64
-"""Characters of a language's name: more than any has."""
+"""The most characters of a language's name: no real name is as long."""
 
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,7}")  # RFC 5646 section 2.1, roughly
 
@@ -17,7 +17,7 @@ _LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,7}")  # RFC 5646
 def check_languages(languages: object) -> dict[str, str]:
     """Return what a handler's ``get_languages`` gave, tags and names.
 
-    :raises HandlerError: it is no mapping, or a tag or a name cannot stand on the wire.
+    :raises HandlerError: it is not a mapping, or a tag or a name cannot stand on the wire.
     """
     if not isinstance(languages, Mapping):
         raise bad_type("get_languages", languages, "a mapping of tags to names")
@@ -29,7 +29,7 @@ def check_languages(languages: object) -> dict[str, str]:
             raise HandlerError(
                 f"the name of language {show(tag)} has at most {MAX_LANGUAGE_NAME} printable characters: {show(name)}"
             )
-        found[str.__str__(tag)] = str.__str__(name)  # a subclass could look another way on the wire
+        found[str.__str__(tag)] = str.__str__(name)  # a subclass could look different on the wire
     return found
 
 

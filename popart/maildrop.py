@@ -31,8 +31,8 @@ class Maildrop:
         self._hold([], [])
 
     def _hold(self, sizes: list[int], ids: list[str] | None) -> None:
-        # Looked up before the greeting, where a property may fail, and again at sign-in, when a handler that delegates
-        # knows to whom.
+        # Look this up before the greeting, where a property may fail, and again at sign-in, when a handler that
+        # delegates knows its target.
         self._ask_id = self._handler.get_message_id
         self.sizes = sizes
         self._all_count = len(sizes)
@@ -96,7 +96,7 @@ class Maildrop:
         :raises HandlerError: an id cannot stand on the wire or is not unique.
         """
         if self._asks:
-            # From now on they are as if listed.  To check them together takes half the time of one by one.
+            # From now on they count as listed.  Checking them together takes half the time of one by one.
             self._unchecked_ids = [known or self._ask_id(number) for number, known in enumerate(self._ids, 1)]
             self._asks = False
         self._check_listed_ids()
@@ -171,7 +171,7 @@ def _read_listing(listing: object, max_messages: int | None) -> tuple[list[int],
 
 
 def _check_sizes(sizes: list[int]) -> list[int]:
-    # All at once, in C: a fifth of the time of one by one, which only finds out which of them is wrong.
+    # All at once, in C, takes a fifth of the time.  One by one is only for finding out which of them is wrong.
     with suppress(TypeError):
         found = list(map(index, sizes))
         if not found or (min(found) >= 0 and max(found) <= MAX_NUMBER):

@@ -48,7 +48,7 @@ def wire_form(message: bytes) -> bytes:
 
 
 def wire_size(message: bytes | Readable) -> int:
-    """Return the octets of a message's `wire_form`: the size to announce (RFC 1939 section 11).
+    """Return how many octets a message's `wire_form` has: the size to announce (RFC 1939 section 11).
 
     It reads a reader to its end, piece by piece, and does not close it.  If the reader raises, the caller gets the
     exception.
@@ -73,9 +73,9 @@ def _read_all(reader: Readable) -> Iterator[bytes]:
 
 
 def frame_message(message: bytes, top: int | None = None, size: int = 0) -> bytes:
-    """Do what `encode_message` does, with a message that is here as a whole.  The final dot is left out.
+    """Do what `encode_message` does, with a whole message.  The final dot is left out.
 
-    A RETR of 1 KB from memory takes a third less time than by `encode_message`.
+    A RETR of 1 KB from memory takes a third less time than with `encode_message`.
 
     :raises ShortMessageError: as for `encode_message`.
     """

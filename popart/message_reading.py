@@ -22,7 +22,8 @@ def open_message(
 
     With *top* the reply holds at most that many lines of the body.  *size* is the announced size; 0 is not checked.
 
-    :raises BaseException: what the reader raised, or a `HandlerError` if it gave something else than octets, or none.
+    :raises BaseException: what the reader raised, or a `HandlerError` if it gave something other than octets, or too
+        few.
     """
     source = _Source(handler, number, reader)
     try:
@@ -70,7 +71,7 @@ class _Source:
             raise BrokenMessageError("the message ended early", answer=answer.head()) from None
         except BrokenMessageError:
             raise
-        except Exception as error:  # MemoryError, for one: a reader may return more than it was asked for
+        except Exception as error:  # such as MemoryError: a reader may return more than it was asked for
             tell_error(self._handler, error)
             raise BrokenMessageError("the message could not be encoded") from None
         finally:

@@ -16,13 +16,13 @@ from popart import system
 from popart.addresses import IPNetwork
 
 COUNTS = ("max_connections", "max_connections_per_peer", "max_bad_commands", "max_failed_logins", "max_messages")
-"""The limits that are whole numbers from 0 on."""
+"""The limits that are whole numbers, 0 or more."""
 
 TIMES = ("handshake_timeout", "login_timeout", "shutdown_grace")
-"""The limits in seconds, from 0 on."""
+"""The limits in seconds, 0 or more."""
 
 MAX_TIMEOUT = 86_400.0
-"""Seconds.  The most that *timeout* may be; sockets cannot count much further than 24 days."""
+"""Seconds.  The most that *timeout* may be; a socket's timeout cannot be much longer than 24 days."""
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 """The networks of this machine alone."""
@@ -44,9 +44,9 @@ _TEXTS = {
         400,  # a capability line has 512 octets, RFC 2449 section 5
         "words of ASCII with single spaces between them",
     ),
-    "expire": (re.compile(r"(NEVER|[0-9]{1,9})( USER)?"), len("999999999 USER"), "NEVER or days, and USER after it"),
+    "expire": (re.compile(r"(NEVER|[0-9]{1,9})( USER)?"), len("999999999 USER"), "NEVER or days, optionally USER"),
 }
-"""What may stand on the wire, its most octets, and the first of these in words."""
+"""For each text: its pattern on the wire, its most octets, and the pattern in words."""
 
 
 class LimitOptions(TypedDict, total=False):
@@ -70,9 +70,9 @@ class Limits:
     """Seconds: an autologout timer must last at least ten minutes (RFC 1939 section 3)."""
 
     max_connections: int | None = 2000
-    """Connections at a time.  When all places are taken, the oldest connection that has not signed in and whose handler
-    is not at work is cut, to make room for a new one.  If there is none, the newcomer is refused with
-    ``-ERR [SYS/TEMP]``, or closed before a TLS handshake."""
+    """Connections at a time.  When all places are taken, popart cuts the oldest connection that has not signed in and
+    whose handler is not at work, to make room for a new one.  If there is none, popart refuses the newcomer with ``-ERR
+    [SYS/TEMP]``, or closed before a TLS handshake."""
 
     max_connections_per_peer: int | None = 1000
     """Connections of one IPv4 address or one IPv6 /64; one more is refused.  The default is half of `max_connections`,
@@ -90,11 +90,11 @@ class Limits:
     """Seconds for the whole TLS handshake, and for the PROXY header before it, if there is one."""
 
     login_timeout: float | None = 180
-    """Seconds for the whole AUTHORIZATION state."""
+    """Seconds for the whole AUTHORIZATION state (RFC 1939 section 4)."""
 
     max_messages: int | None = 10_000_000
-    """Messages in a maildrop.  It ends the loop over a handler that counts wrongly: more messages are a
-    `HandlerError`."""
+    """Messages in a maildrop; more are a `HandlerError`.  So a handler that counts wrongly cannot keep popart in a
+    loop."""
 
     shutdown_grace: float | None = 5
     """Seconds that `server_close` gives to running commands, and to clients that have yet to read replies, before it
@@ -112,7 +112,7 @@ class Limits:
     def _check_limits(self) -> None:
         """Check what a subclass has made of the limits.
 
-        :raises ValueError: a count is no whole number from 0 on, or a time no number from 0 on.
+        :raises ValueError: a count is negative or not a whole number, or a time is negative or not a number.
         """
         for name in COUNTS:
             most = getattr(self, name)
@@ -201,7 +201,7 @@ def choose_processor(processor: int | str | None) -> int | None:
     if not allowed:
         return None
     if processor == "current":
-        with suppress(OSError):  # no /proc, in a bare chroot for one
+        with suppress(OSError):  # no /proc, as in a bare chroot
             return system.current_processor()
         return None
     if processor not in allowed:
@@ -217,7 +217,7 @@ def check_decoy_key(key: bytes | None) -> bytes | None:
 
 def check_proxies(proxies: Iterable[str]) -> list[IPNetwork]:
     if isinstance(proxies, str):
-        raise ValueError(f"trusted_proxies must be several: [{proxies!r}]")
+        raise ValueError(f"trusted_proxies must be a list: [{proxies!r}]")
     return [ipaddress.ip_network(network) for network in proxies]
 
 

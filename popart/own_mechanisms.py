@@ -23,8 +23,8 @@ _NAME = re.compile(r"[A-Z0-9_-]{1,20}")  # RFC 4422 section 3.1
 def check_mechanisms(mechanisms: object) -> dict[str, Callable[[], Exchange]]:
     """Return what a handler's ``get_mechanisms`` gave: for each name a function that begins a checked exchange.
 
-    :raises HandlerError: it is no mapping, a name is malformed or that of a mechanism of popart's, what shall begin an
-        exchange cannot be called, or the names are too long for CAPA.
+    :raises HandlerError: it is not a mapping, a name is malformed or belongs to a mechanism of popart's, a value cannot
+        be called, or the names are too long for CAPA.
     """
     if not isinstance(mechanisms, Mapping):
         raise bad_type("get_mechanisms", mechanisms, "a mapping of names to functions")
@@ -33,14 +33,14 @@ def check_mechanisms(mechanisms: object) -> dict[str, Callable[[], Exchange]]:
     for key, begin in mechanisms.items():
         if not (isinstance(key, str) and _NAME.fullmatch(key)):
             raise HandlerError(f"a mechanism's name has 1 to 20 of A to Z, 0 to 9, hyphen, underscore: {show(key)}")
-        name = str.__str__(key)  # a subclass could look another way on the wire
+        name = str.__str__(key)  # a subclass could look different on the wire
         if name in BUILT_IN:
             raise HandlerError(f"{name} is a mechanism of popart's own")
         if not callable(begin):
             raise bad_type(f"get_mechanisms, for {name},", begin, "a function")
         found[name] = partial(_begin, name, begin)
         octets += len(name) + 1
-        if octets > MAX_NAMES:  # at once: a mapping of somebody's own may have no end
+        if octets > MAX_NAMES:  # at once: a handler's mapping may have no end
             raise HandlerError(f"the mechanisms' names have more than {MAX_NAMES} octets in all")
     return found
 
@@ -66,7 +66,9 @@ def _check(name: str, exchange: Generator[object, bytes | None, object]) -> Exch
                 close_coroutines(challenge)
                 raise HandlerError(f"mechanism {name} yielded {type(challenge).__name__}, not bytes")
             if len(challenge) > MAX_CHALLENGE:
-                raise HandlerError(f"mechanism {name}: a challenge has {len(challenge)} octets, not {MAX_CHALLENGE}")
+                raise HandlerError(
+                    f"mechanism {name}: a challenge has {len(challenge)} octets, more than {MAX_CHALLENGE}"
+                )
             response = yield challenge
     finally:
         exchange.close()

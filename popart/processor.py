@@ -16,7 +16,7 @@ from popart import system
 
 SLOW_SIGN_IN = 0.001
 """Seconds of processor time that make a sign-in slow, so that the next one runs on any processor.  A password's hash
-that takes 40 ms lets go of the interpreter, so several processors can work at it.  To move a thread takes 0.05 ms."""
+that takes 40 ms lets go of the interpreter, so several processors can work at it.  Moving a thread takes 0.05 ms."""
 
 Result = TypeVar("Result")
 
@@ -58,7 +58,7 @@ class Processor:
                 self._sign_ins[number] -= 1
 
     def sign_in(self, attempt: Callable[[], Result], signed_in: Callable[[], bool]) -> Result:
-        """Run a command of the AUTHORIZATION state: where the fewest such commands run, if sign-ins are slow."""
+        """Run a command of the AUTHORIZATION state; if sign-ins are slow, where the fewest such commands run."""
         begun = time.thread_time()
         is_slow = self._sign_in_is_slow
         try:

@@ -1,6 +1,7 @@
 """The PROXY protocol, versions 1 and 2: a proxy says which client it brings (HAProxy's proxy-protocol.txt).
 
-Everything here is pure: octets in, facts out.  It asks for no octet too many, because TLS or POP3 may follow at once.
+Everything here is pure: octets in, facts out.  It asks for no octet after the header, because TLS or POP3 may follow at
+once.
 """
 
 # Why not the package proxy-protocol (0.11.3)?  It needs typing_extensions, but popart needs only the standard library.

@@ -38,7 +38,7 @@ class Reply(NamedTuple):
     """Seconds to wait before the reply is sent."""
 
     def head(self) -> bytes:
-        """Return the octets of the reply, but for a message's."""
+        """Return the octets of the reply, without those of a message."""
         if self.lines is None:
             return self.status
         return self.status + self.lines + TERMINATOR

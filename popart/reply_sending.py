@@ -22,18 +22,18 @@ class Sender:
         """How many octets were handed to the system, without TLS."""
 
         self.incomplete: bool = False
-        """True in the midst of a reply."""
+        """True in the middle of a reply."""
 
     @property
     def octets_in_all(self) -> int:
-        """`octets`, with those that are kept yet."""
+        """`octets`, and those that are still kept."""
         return self.octets + self._gathered
 
     def send(self, reply: Reply) -> bytes:
         """Send a reply, or keep it until there is more to send or the thread would wait for the client: see `flush`.
 
-        Returns its status line.  If the message was found broken before any of it had left, an ``-ERR`` replaces it,
-        and its status line is returned.
+        Return its status line.  If the message was found broken before any of it had left, an ``-ERR`` replaces it, and
+        that is returned.
 
         :raises BrokenMessageError: the message is broken; the part read before is kept or sent.
         """

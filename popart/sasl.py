@@ -63,8 +63,8 @@ _GS2_HEADER = re.compile(rb"(?:[ny]|(p=)[A-Za-z0-9.-]+),(?:a=((?:[^\x00-\x1f,=]|
 _PAIR = re.compile(rb"([A-Za-z]+)=([^\x01]*)\x01")
 _PAIRS = re.compile(rb"\x01(?:%b)*\x01" % _PAIR.pattern)  # RFC 7628 section 3.1
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)  # RFC 6750 section 2.1
-# RFC 5034 section 5, where the length is a multiple of four.  Bits that a last character has too many are ignored:
-# the grammar takes them, and so does every Python.
+# RFC 5034 section 5, where the length is a multiple of four.  Surplus bits in the last character are ignored: the
+# grammar allows them, and every Python accepts them.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 
 
@@ -83,8 +83,8 @@ def mechanisms(
 
     The order is CAPA's: the mechanisms that give away least come first.  *certificate* is the result of ``getpeercert``
     for a TLS client's verified certificate; if it is None or empty, there is none.  SCRAM makes salts for users who do
-    not exist from the secret *decoy_key*, because those salts must not change from one attempt to the next.  If it is
-    None, the key is one made at random for this process.
+    not exist from the secret *decoy_key*, because those salts must not change from one attempt to the next.  Without
+    *decoy_key*, popart takes a key made at random for this process.
     """
     found: dict[str, Callable[[], Exchange]] = {}
     authorize = ability(handler, SupportsAuthorization, "authorize")
@@ -107,7 +107,7 @@ def mechanisms(
 def scram_credentials(
     password: str, *, iterations: int = SCRAM_ITERATIONS, salt: bytes | None = None
 ) -> ScramCredentials:
-    """Make the credentials that a server keeps of a password for SCRAM-SHA-256.  Without *salt*, the salt is random.
+    """Make the credentials of a password for SCRAM-SHA-256 (RFC 5802 section 3).  Without *salt*, the salt is random.
 
     It needs the library scramp: popart's extra ``scram``, or ``pip install scramp``.
 
@@ -188,7 +188,7 @@ def _authenticate_pass(authenticate: Authenticate, username: bytes, password: by
 
 
 def _act_as(authorize: Authorize, username: str, identity: str) -> str:
-    """Return the identity, if the handler lets this user, who has proved to be that, act as it."""
+    """Return the identity, if the handler lets this user act as it.  The user is authenticated already."""
     expect_none("authorize", _call(authorize, username, identity))
     return identity
 
@@ -203,7 +203,7 @@ def _oauthbearer(authenticate: Authenticate) -> Exchange:
 
 
 def _xoauth2(authenticate: Authenticate) -> Exchange:
-    """As Google and Microsoft have it: the same pairs, the user's name among them."""
+    """As Google and Microsoft define it: the same pairs, and the user's name among them."""
     pairs = _pairs(b"\x01" + (yield b""))
     return (yield from _authenticate_token(authenticate, pairs.get(b"user", b""), pairs, XOAUTH2_ERROR))
 
@@ -220,7 +220,7 @@ def _authenticate_token(
         return name
     except ReportableError as error:
         refusal = error
-    # RFC 7628 section 3.2.3: whatever the client says to that, a cancellation too, the refusal is the answer.
+    # RFC 7628 section 3.2.3: whatever the client says next, even a cancellation, the refusal is the answer.
     with suppress(BadCommandError):
         yield challenge
     raise refusal
@@ -241,7 +241,7 @@ def _external(authenticate: Callable[[str, Mapping[str, Any]], object], certific
 
 
 def _scram(get_credentials: Callable[[str], object], authorize: Authorize | None, decoy_key: bytes) -> Exchange:
-    """RFC 5802 and RFC 7677.  A failure is told by ``-ERR`` alone, as section 5.1 allows."""
+    """RFC 5802 and RFC 7677.  ``-ERR`` alone reports a failure, as RFC 5802 section 5.1 allows."""
     from scramp import ScramMechanism
 
     mechanism = ScramMechanism(_SCRAM)
@@ -259,8 +259,8 @@ def _scram(get_credentials: Callable[[str], object], authorize: Authorize | None
     if username:
         credentials = _ask_credentials(get_credentials, username, decoy_key)
     else:
-        # scramp refuses names with characters that are newer than its Unicode, where section 5.1 lets them pass: such
-        # a name is nobody's here.  The exchange goes on, under a name that scramp takes, as any unknown user's.
+        # scramp refuses names with characters that are newer than its Unicode, but RFC 5802 section 5.1 lets them pass.
+        # Such a name is nobody's here.  The exchange goes on like any unknown user's, under a name that scramp takes.
         name, _, others = message.removeprefix("n,,").partition(",")
         credentials = _make_decoy(name, decoy_key)
         message = f"n,,{_replace_unassigned(name)},{others}"
@@ -312,7 +312,7 @@ def _check_proof(server: Any, response: bytes) -> str | None:
 
 
 def _replace_unassigned(name: str) -> str:
-    """Replace each character that Unicode 3.2 does not know by a digit: SASLprep takes a digit anywhere."""
+    """Put a digit for each character that Unicode 3.2 does not know: SASLprep takes a digit anywhere."""
     return "".join(["0" if stringprep.in_table_a1(character) else character for character in name])
 
 

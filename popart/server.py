@@ -8,19 +8,19 @@ The threads of a server::
                                accept, and find a place and a worker
     the watchdog               Watchdog: cuts who is late, wakes the   with the first  when the server closes and no
                                idle ones when the server closes        connection      connection is left
-    a worker a connection      Connection, Session, the handler        when it must    a second after its connection, or
+    a worker per connection    Connection, Session, the handler        when needed     a second after its connection, or
                                                                                        at once when the server closes
     any, or a signal handler   shutdown, drain, server_close           -               -
 
-What they share, and what guards it.  "The lock" is ``_lock``.  It is held for moments, never while a handler or a
-client is waited for, and a thread that has it may take it again::
+What they share, and what guards it.  "The lock" is ``_lock``.  It is held for moments, never while a thread waits for a
+handler or a client.  The thread that has it may take it again::
 
     what                               written by                           guard
     ---------------------------------  -----------------------------------  --------------------------------------------
     Places, Workers: their lists       accepting and worker threads         the lock; len(), find() and one_calls are
                                                                             single reads
     Place: what it waits for           its worker                           none: single values, read by the watchdog
-    Place: its cut, its wake-up        the watchdog, who makes room         the lock
+    Place: its cut, its wake-up        the watchdog, whoever makes room     the lock
     Closing                            server_close                         none: a signal handler can take no lock
     _stop_wanted                       shutdown, the last loop's end        none, for the same reason
     _doors, _loops, _operations,       the threads in these methods         none: single operations of a set or a dict
@@ -29,8 +29,8 @@ client is waited for, and a thread that has it may take it again::
     Processor: slow sign-ins           workers                              a lock of its own
 
 ``_changed`` is notified when a connection has gone, a worker has ended, or `serve_forever` has returned.  A thread that
-waits for that looks every `SIGNAL_PAUSE` all the same: a signal handler cannot notify.  A forked child makes all of it
-anew.
+waits for that also looks every `SIGNAL_PAUSE` seconds, because a signal handler cannot notify.  A forked child makes
+everything here anew.
 """
 
 from __future__ import annotations
@@ -67,52 +67,54 @@ AnyServer = TypeVar("AnyServer", bound="Server")
 
 
 class Server(ClosingServer):
-    """A POP3 server on one listening socket, used as any `socketserver` server.
+    """A POP3 server on one listening socket, used like any `socketserver` server.
 
     popart calls *on_new_connection* with the client's socket address, in the connection's own thread, after the TLS
-    handshake.  It returns the connection's `Handler`, or None to turn the client away.  If it raises a
-    `ReportableError`, the client reads it.  Any other exception goes to `handle_error`.
+    handshake.  That function returns the connection's `Handler`, or None to turn the client away.  If it raises a
+    `ReportableError`, the client reads that.  Any other exception goes to `handle_error`.
 
     *hostname* is the name in APOP's timestamp (default: this machine's).  *timeout* is how many seconds a client may
-    take for a command, and for reading 128 KiB of what was sent, or all that is left of it.  After that it is logged
-    out without a word (RFC 1939 section 3).  *greeting* is the text that clients read first, after ``+OK``: at most 206
-    characters of ASCII, single spaces between words, without ``<``, ``>`` and ``@``, which are the timestamp's, and not
-    beginning with ``[``.  CAPA announces *implementation* and *expire* (RFC 2449 sections 6.9 and 6.7).
+    take to send a command, and to read each 128 KiB of what was sent, or the rest of it.  After that popart ends the
+    session without a reply (RFC 1939 section 3).  *greeting* is the text that clients read first, after ``+OK``.  It is
+    at most 206 characters of ASCII, with single spaces between words.  It has no ``<``, ``>`` or ``@``, which belong to
+    the timestamp, and does not begin with ``[``.  CAPA announces *implementation* and *expire* (RFC 2449 sections 6.9
+    and 6.7).  *expire* is ``NEVER`` or a number of days, and ``USER`` may follow after a space.
 
-    With *apop* the greeting holds a timestamp and APOP is accepted.  With *ssl_context* each connection is TLS from its
-    first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)`` does the same.  To renew a
-    certificate, assign a new context to the attribute ``ssl_context``: new connections take it.  With *require_tls* the
-    server refuses to listen without TLS, except on loopback or a UNIX socket.  If *allow_cleartext* is False, a
-    connection that is not TLS neither announces nor accepts anything that shows a secret (RFC 5034 section 4): USER and
-    PASS, AUTH PLAIN, LOGIN, XOAUTH2 and OAUTHBEARER, and the mechanisms that a handler brings along.  Behind a proxy, a
-    connection counts as TLS if a PROXY header of version 2 says that the client came by TLS.
+    With *apop* the greeting holds a timestamp and APOP is accepted (RFC 1939 section 7).  With *ssl_context* each
+    connection is TLS from its first octet; ``server.socket = context.wrap_socket(server.socket, server_side=True)``
+    does the same.  To renew a certificate, assign a new context to the attribute ``ssl_context``: new connections take
+    it.  With *require_tls* the server refuses to listen without TLS, except on loopback or a UNIX socket.  If
+    *allow_cleartext* is False, popart neither announces nor accepts anything that shows a secret on a connection
+    without TLS (RFC 5034 section 4).  That is USER and PASS, AUTH PLAIN, LOGIN, XOAUTH2 and OAUTHBEARER, and the
+    handler's own mechanisms.  Behind a proxy, a connection counts as TLS if a PROXY header of version 2 says that the
+    client came by TLS.
 
     SCRAM-SHA-256 derives the salts of users who do not exist from *scram_decoy_key*.  By default each process makes its
-    own at random.  Give the same secret to all processes that serve the same users, and keep it.  Otherwise somebody
-    who compares them finds out who exists.  32 random octets are good; fewer than 16 are not.
+    own at random.  Give the same secret to all processes that serve the same users, and never change it.  Otherwise
+    somebody who compares salts finds out who exists.  32 random octets are good; fewer than 16 are not.
 
     With *proxy_protocol* each connection must begin with a PROXY header, version 1 or 2, before TLS and within
     `handshake_timeout`.  *on_new_connection* and the limit per peer see the address in it.  popart believes the header
     from clients of a UNIX socket and from *trusted_proxies*, addresses or networks (default: loopback).  It closes a
     connection without a word if the header is missing or bad, or comes from elsewhere.  With *reuse_port* several
     processes may listen on one port, and the system deals new connections out among them (SO_REUSEPORT; macOS gives
-    all to the last one).
+    them all to the last process).
 
     With *processor* the threads of all sessions stay on one processor of the machine, and so does `serve_forever`: the
-    one with this number, or for ``"current"`` the one that makes the server.  Many sessions at once then take about
-    half the processor time (the performance page says when).  A sign-in that takes a millisecond of processor time or
-    more is not held up: the ones after it are spread over all processors of the process.  Threads and processes that a
-    handler starts inherit the one processor.  Where the system has no such call (`os.sched_setaffinity`) the option
-    does nothing, and so does ``"current"`` where there is no ``/proc``.
+    one with this number, or with ``"current"`` the one on which you make the server.  Many sessions at once then take
+    about half the processor time (the performance page says when).  Slow sign-ins are an exception: after one that
+    takes a millisecond of processor time or more, the next ones are spread over all processors of the process.  Threads
+    and processes that a handler starts inherit the one processor.  Where the system has no such call
+    (`os.sched_setaffinity`) the option does nothing, and so does ``"current"`` where there is no ``/proc``.
 
     A connection has a thread to itself, but that thread may have served others before: data that an application keeps
     in thread-local variables stays there.
 
-    :raises ValueError: a *hostname*, *greeting*, *implementation* or *expire* that is not valid on the wire, a
-        *timeout* below `minimum_timeout` or above a day, a client's *ssl_context*, an *on_new_connection* that cannot
-        be called, *trusted_proxies* that are not networks, a listener that *require_tls* refuses, *reuse_port* on a
-        system without SO_REUSEPORT, a *scram_decoy_key* that is empty or not bytes, a *processor* that the process may
-        not use, a limit that is not a number.
+    :raises ValueError: a *server_address* that is not a host and a port, a *hostname*, *greeting*, *implementation* or
+        *expire* that is not valid on the wire, a *timeout* below `minimum_timeout` or above a day, a client's
+        *ssl_context*, an *on_new_connection* that cannot be called, *trusted_proxies* that are not networks, a listener
+        that *require_tls* refuses, *reuse_port* on a system without SO_REUSEPORT, a *scram_decoy_key* that is empty or
+        not bytes, a *processor* that the process may not use, a limit that is not a number.
     :raises OSError: the address cannot be bound.
     """
 
@@ -193,12 +195,13 @@ class Server(ClosingServer):
     ) -> AnyServer:
         """Make a server of a stream socket that is already bound, and may be listening: TCP or UNIX.
 
-        Such sockets come from systemd or from a parent process.  The server closes *listener* at its end, but you must
-        remove the path of a UNIX socket.  A connection to a UNIX socket cannot be reset: if a message breaks off, its
-        client reads an error only if some of what the client sent was left unread.  *arguments* are the keyword
+        Such sockets come from systemd or from a parent process.  The server closes *listener* when it closes, but you
+        must remove the path of a UNIX socket.  A connection to a UNIX socket cannot be reset: if a message breaks off,
+        its client reads an error only if some of what the client sent was left unread.  *arguments* are the keyword
         arguments of `Server` except *reuse_port*, for which it is too late.
 
-        :raises ValueError: *listener* is no bound stream socket, TCP or UNIX, or as for `Server`.
+        :raises ValueError: *listener* is not a bound stream socket, TCP or UNIX, or an argument is wrong, as for
+            `Server`.
         """
         address = system.bound_address(listener)
         if address is None:
@@ -243,7 +246,10 @@ class Server(ClosingServer):
         return self.socket.context if isinstance(self.socket, ssl.SSLSocket) else None
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Accept connections until `shutdown` or `server_close`, on the *processor* if there is one."""
+        """Accept connections until `shutdown`, `drain` or `server_close`, on the *processor* if there is one.
+
+        It calls ``service_actions`` at least every *poll_interval* seconds.
+        """
         with contextlib.nullcontext() if self._processor is None else self._processor.borrowed():
             super().serve_forever(poll_interval)
 
@@ -265,8 +271,8 @@ class Server(ClosingServer):
             if place is not None and self._workers.withdraw(place):
                 self._places.leave(request)
                 self._refuse(request, "short of resources, please try again later")
-            # A lack of threads or memory has been answered.  What a signal handler raised, for one, goes on: to
-            # `handle_error`, as all that a hook raises, if it is an `Exception`.
+            # A lack of threads or memory has been answered.  Other exceptions, such as a signal handler's or a hook's,
+            # go on, to `handle_error` if they are an `Exception`.
             if not isinstance(error, (RuntimeError, MemoryError)):
                 raise
 
@@ -276,7 +282,7 @@ class Server(ClosingServer):
         return max(0.01, min(limit for limit in limits if limit is not None) / 4)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Hold a connection from its first octet to its last.  The server closes it, whatever an override does."""
+        """Serve a connection from its first octet to its last.  The server closes it, whatever an override does."""
         self.finish_request(request, client_address)
 
     def _hold(self, place: Place) -> None:
@@ -300,14 +306,14 @@ class Server(ClosingServer):
         self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Learn, in an ``except`` block, of a failure without a handler to tell: PROXY, TLS, *on_new_connection*.
+        """Learn, in an ``except`` block, of a failure before there is a handler: PROXY, TLS, *on_new_connection*.
 
-        *client_address* is the client's, as far as it is known: behind a proxy the proxy's own until the header has
-        come.  It does nothing; override it to log `sys.exc_info`.
+        *client_address* is the client's address, or the proxy's until the PROXY header has come.  This method does
+        nothing; override it to log `sys.exc_info`.
         """
 
     def close_request(self, request: Any) -> None:
-        """Close a socket, whatever the system says to that: nobody is left to be told."""
+        """Close a socket and ignore the system's errors: nobody is left to be told."""
         with contextlib.suppress(OSError):
             super().close_request(request)
 

@@ -13,7 +13,7 @@ from popart.signal_handlers import operation
 from popart.workers import Workers
 
 LONGEST_QUEUE = 65_535
-"""The most connections that `drain` accepts: no system's queue is longer, and clients may go on coming."""
+"""The most connections that `drain` accepts: no system's queue is longer, and clients may keep coming."""
 
 
 class ClosingServer(Limits, AcceptingServer):
@@ -28,8 +28,9 @@ class ClosingServer(Limits, AcceptingServer):
 
         Use it if another server takes over.  Call it after `serve_forever` has returned.  Then call `server_close`,
         which ends the sessions that are left.  `drain` also serves connections that the system had already accepted.
-        It returns whether all sessions have ended.  If a handler's method calls it, it waits for the handler's own
-        session.  A signal handler may call `server_close` meanwhile: then `drain` closes the server and returns False.
+        It returns whether all sessions have ended.  A handler's method must not call it without a *timeout*: it waits
+        for that handler's own session too.  A signal handler may call `server_close` meanwhile: then `drain` closes the
+        server and returns False.
         """
         deadline = deadline_in(timeout)
         me = threading.get_ident()

@@ -84,7 +84,7 @@ class Session:
         self._sign_in = SignIn(handler, settings)
         self._commands = COMMANDS[self.state]
         if self._sign_in.why_not("PASS"):
-            # So PASS's argument is not even decoded.
+            # This way PASS's argument is not even decoded.
             self._commands = {
                 keyword: found
                 for keyword, found in self._commands.items()
@@ -114,7 +114,7 @@ class Session:
         return ok(f"{greeting} {banner}")
 
     def respond(self, line: bytes) -> Reply:
-        """Run one line, a command or a response to AUTH, without its line end.  Not called once it is `over`."""
+        """Run one line, a command or a response to AUTH, without its line end.  Not called once `over` is True."""
         try:
             if self._sign_in.exchange is not None:
                 reply = self._admit(self._sign_in.take_response, line)
@@ -169,7 +169,7 @@ class Session:
     def _explain(self, error: BaseException) -> Reply:
         if isinstance(error, BadCommandError):
             self._bad_commands += 1
-            self._sign_in.username = None  # a malformed command takes back USER
+            self._sign_in.username = None  # a malformed command cancels USER
             self._end_if_too_many("bad commands", self._bad_commands, self._settings.max_bad_commands)
         else:
             self._bad_commands = 0

@@ -19,15 +19,15 @@ from popart.sasl import Exchange, StoppedError, mechanisms, read_base64
 from popart.session_settings import SessionSettings
 
 FIRST_LOGIN_DELAY = 0.25
-"""Seconds to hold back the answer to a first failed login.  Each further one is held back for twice as long."""
+"""Seconds to hold back the answer to the first failed login.  Each further answer waits twice as long."""
 
 LOGIN_DELAY_DOUBLINGS = 6
-"""After so many doublings the delay stays: at 16 seconds."""
+"""After this many doublings the delay stays at 16 seconds."""
 
 # The commands and the mechanisms that end in `Handler.authenticate_pass`, and those in which a client shows a secret.
 _PASSWORD_WAYS = {"USER", "PASS", "PLAIN", "LOGIN"}
 _CLEARTEXT_WAYS = _PASSWORD_WAYS | {"OAUTHBEARER", "XOAUTH2"}
-_BACKEND_FAILED = re.compile(r"SYS/(TEMP|PERM)(/.*)?", re.IGNORECASE)  # RFC 3206: not that the user is the wrong one
+_BACKEND_FAILED = re.compile(r"SYS/(TEMP|PERM)(/.*)?", re.IGNORECASE)  # RFC 3206: the user is not to blame
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 
 
@@ -157,7 +157,7 @@ def _read_response(line: bytes) -> bytes | BadCommandError:
     if line == b"*":
         return BadCommandError("authentication cancelled")
     if line == b"=":
-        return b""  # for initial responses, but curl answers a challenge so too
+        return b""  # for initial responses, but curl sends it after a challenge too
     if len(line) > MAX_AUTH_LINE:
         return BadCommandError("line too long")
     octets = read_base64(line)

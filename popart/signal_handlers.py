@@ -1,7 +1,7 @@
 """Signal handlers: one may close a server at any moment, whatever the server's methods are doing.
 
 A handler runs in the main thread, between any two lines of its code.  A frame below it may hold the server's lock.  So
-the handler's call only notes the wish, and the interrupted method carries it out when it is done.
+the handler's call only notes the request, and the interrupted method carries it out at its own end.
 """
 
 from __future__ import annotations

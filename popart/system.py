@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     pass
 
-# PyPy reads a codec from a file at its first use.  A refusal would fail if descriptors are short just then.
+# PyPy reads a codec from a file at its first use.  Without this, a refusal would fail if descriptors were short.
 _CODECS = codecs.lookup("ascii"), codecs.lookup("latin-1")
 
 REUSE_ADDRESS: bool = os.name == "posix"
@@ -39,9 +39,9 @@ _LOST_NAMES = "ENETDOWN EPROTO ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH EOPNOTS
 _LOST = {getattr(errno, name) for name in _LOST_NAMES.split() if hasattr(errno, name)}  # accept(2) of Linux
 
 POLL_PAUSE = 0.1
-"""Seconds between two looks of a waiting thread at whether it was woken, on Windows."""
+"""On Windows: seconds after which a waiting thread checks again whether it was woken."""
 
-# Windows has none, and on macOS `send` takes no notice of it: there the sockets themselves never block.
+# Windows has no MSG_DONTWAIT, and on macOS `send` ignores it: on both the sockets themselves never block.
 _AT_ONCE = 0 if sys.platform == "darwin" else getattr(socket, "MSG_DONTWAIT", 0)
 _RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 _SO_NWRITE = 0x1024  # macOS, sys/socket.h
@@ -72,7 +72,7 @@ Found = TypeVar("Found")
 
 
 class WaitingSocket(socket.socket):
-    """A connection in non-blocking mode whose `recv` and `recv_into` wait all the same, for macOS."""
+    """A connection in non-blocking mode whose `recv` and `recv_into` still wait, for macOS."""
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         return self._wait_for(super().recv, b"", size, flags)
@@ -97,11 +97,11 @@ class WaitingSocket(socket.socket):
 
 
 class PolledSocket(WaitingSocket):
-    """One for Windows, where `shutdown` wakes nobody.
+    """A `WaitingSocket` for Windows, where `shutdown` wakes nobody.
 
-    It looks every `POLL_PAUSE` seconds whether ``shutdown(SHUT_RD)`` was called meanwhile, and then returns what has
-    come, and after that the end.  The call is kept from the system, which would reset the connection if the client sent
-    more.  (CancelIoEx could wake a thread, but nobody promises that for a blocking recv.)
+    It checks every `POLL_PAUSE` seconds whether ``shutdown(SHUT_RD)`` was called.  If so, it returns what has come, and
+    after that the end.  It does not pass this call on to the system, which would reset the connection if the client
+    sent more.  (CancelIoEx could wake a thread, but nobody promises that for a blocking recv.)
     """
 
     _input_is_over = False
@@ -125,7 +125,7 @@ def is_unix(sock: socket.socket) -> bool:
 
 
 def wake_reader(sock: socket.socket) -> None:
-    """Make a thread that waits for this socket's input find its end, and find it again in each later read.
+    """Make a thread that waits for this socket's input find the end, now and in each later read.
 
     The other direction stays open: a FIN would tell the client that everything arrived.
     """
@@ -163,7 +163,7 @@ def unsent(sock: socket.socket) -> int | None:
     """Return how many of the octets that were sent the client's system has not taken yet.
 
     On a UNIX socket it is the memory that they take up, which is more.  None if the system does not tell: macOS always
-    says 0 of a UNIX socket.
+    says 0 for a UNIX socket.
     """
     try:
         if sys.platform == "darwin":
@@ -174,7 +174,7 @@ def unsent(sock: socket.socket) -> int | None:
 
 
 def reset_when_closed(sock: socket.socket) -> None:
-    """Let the close of a connection be a reset: its client reads an error, and the rest of the send queue is dropped.
+    """Make the close of a connection a reset: its client reads an error, and the rest of the send queue is dropped.
 
     On a UNIX socket this does not work: the client reads an error only if some of its input was left unread.
     """
@@ -216,11 +216,11 @@ def can_share_ports() -> bool:
 def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
     """Accept a connection, in the form that the other functions want: its recv waits until it is woken.
 
-    :raises ConnectionAbortedError: the client has gone; macOS accepts it, and knows no address.
+    :raises ConnectionAbortedError: the client has gone; macOS then accepts it without an address.
     """
     # SSLSocket.accept shakes hands: one silent client would stop the server.
     sock, address = socket.socket.accept(listener)
-    if address is None:  # it may not pass for a UNIX client
+    if address is None:  # it must not pass for a UNIX client
         sock.close()
         raise ConnectionAbortedError("the client has gone")
     if _AT_ONCE:
@@ -233,15 +233,15 @@ def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
 
 
 def is_lost(error: OSError) -> bool:
-    """Return whether an error of accept() is that of one client: it has gone, and others may be waiting."""
+    """Return whether an error of accept() concerns one client: it has gone, and others may be waiting."""
     return isinstance(error, (ConnectionAbortedError, ConnectionResetError)) or error.errno in _LOST
 
 
 def bound_address(sock: socket.socket) -> Any:
-    """Return the address that a stream socket is bound to; None if it is no bound stream socket, TCP or UNIX."""
+    """Return the address that a stream socket is bound to; None if it is not a bound stream socket, TCP or UNIX."""
     try:
         address = sock.getsockname()
-    except OSError:  # so does Windows say that it is not bound
+    except OSError:  # Windows raises it if the socket is not bound
         return None
     is_bound = address[1] if isinstance(address, tuple) else address
     is_known = sock.family in (socket.AF_INET, socket.AF_INET6) or is_unix(sock)
@@ -249,7 +249,7 @@ def bound_address(sock: socket.socket) -> Any:
 
 
 def is_listening(sock: socket.socket) -> bool:
-    """Return whether a socket listens.  macOS does not tell; then it is False, and to listen again does no harm."""
+    """Return whether a socket listens.  macOS does not tell; then it is False, and listening again does no harm."""
     try:
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     except OSError:

@@ -28,7 +28,7 @@ def check_ids(numbers: Sequence[int], ids: list[str]) -> list[str]:
 
 def _are_legal(ids: list[str]) -> bool:
     if set(map(type, ids)) - {str}:
-        return False  # a subclass could look one way here and another way on the wire
+        return False  # a subclass could look different here and on the wire
     text = "".join(ids)
     lengths = set(map(len, ids)) or {1}
     return (

@@ -1,4 +1,4 @@
-"""Threads that each hold one connection after another."""
+"""Threads that each serve one connection after another."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Workers:
                 # In a context of its own: no session finds another's context variables.
                 contextvars.Context().run(self._hold, place)
                 place = self._next()
-        finally:  # want of memory too: `server_close` waits for this thread
+        finally:  # even if memory is short: `server_close` waits for this thread
             with self._lock:
                 thread = threading.current_thread()
                 self._done.append(thread)
@@ -131,6 +131,6 @@ class Workers:
         return not self._threads
 
     def join(self) -> None:
-        """Wait for the threads that have nothing more to do to end."""
+        """Wait until the threads that have finished their work have ended."""
         for thread in list(self._done):
             thread.join()

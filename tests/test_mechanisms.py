@@ -286,7 +286,7 @@ class TestFaults:
         """So is one of more than 9,216 octets: no client would take it."""
         handler = make(of(SECRET * 768 + b"x", "alice"))
         assert ask(make_session(handler), b"AUTH OWN") == [BROKEN]
-        assert errors_of(handler) == ["HandlerError: mechanism OWN: a challenge has 9217 octets, not 9216"]
+        assert errors_of(handler) == ["HandlerError: mechanism OWN: a challenge has 9217 octets, more than 9216"]
 
     def test_not_generators(self) -> None:
         """What a mechanism's function returns must be a generator: a coroutine, which is closed, is none."""

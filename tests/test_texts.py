@@ -377,7 +377,7 @@ A_CLIENTS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         ),
         (
             lambda: make_server(expire="never"),
-            "expire cannot be 'never': it is at most 14 characters, NEVER or days, and USER after it",
+            "expire cannot be 'never': it is at most 14 characters, NEVER or days, optionally USER",
         ),
         (lambda: make_server(timeout=1), "timeout must be 600 seconds, the minimum_timeout, to 86400.0, not 1"),
         (lambda: make_server(ssl_context=5), "ssl_context must be an SSLContext, not 5"),
@@ -386,7 +386,7 @@ A_CLIENTS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             "ssl_context is one for clients; a server's is made with ssl.Purpose.CLIENT_AUTH",
         ),
         (lambda: make_server(scram_decoy_key=b""), "scram_decoy_key must be bytes, and not empty"),
-        (lambda: make_server(trusted_proxies="::1"), "trusted_proxies must be several: ['::1']"),
+        (lambda: make_server(trusted_proxies="::1"), "trusted_proxies must be a list: ['::1']"),
         (lambda: make_server(processor="x"), """processor must be a number, "current" or None, not 'x'"""),
         (
             lambda: make_server({"max_messages": -1}),

@@ -75,7 +75,7 @@ Other programs in the database use another.
 """
 
 COST = 2**14
-"""scrypt's cost for new passwords: 16 MB and some 30 ms of a core for each sign-in."""
+"""scrypt's cost for new passwords: 16 MB and some 40 ms of a core for each sign-in."""
 
 
 def derive_key(password: str, salt: bytes, cost: int) -> bytes:

@@ -23,13 +23,13 @@ from popart.testing.server import MailServer
 from popart.testing.session_record import Entry, SessionRecord
 
 LOOK_SECONDS = 0.5
-"""Seconds between two looks whether the parent is still there; a signal that comes just before a wait is heard then."""
+"""Seconds between two checks whether the parent is still there.  A signal just before a wait is handled after it."""
 
 MOST_WORDS = 8
 """Words of a command that are kept..."""
 
 MOST_CHARACTERS = 200
-"""... and characters of each: no command that does anything has more, but for long names."""
+"""... and characters of each: no command that does anything has more, except for long names."""
 
 
 class CommandLineServer(MailServer):
@@ -61,7 +61,7 @@ class CommandLineServer(MailServer):
     def record_command(self, command: tuple[str, ...]) -> None:
         super().record_command(command)
         if self._tells_commands:
-            # Escaped, lest a client command the terminal too.
+            # Escaped, so that a client cannot control the terminal.
             self._output.print(" ".join(command).encode("unicode_escape").decode())
 
     def _record(self, session: SessionRecord, command: tuple[str, ...]) -> object:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def end(number: int, frame: object) -> None:
         nonlocal ending
-        if not ending:  # a second signal must not cut the end short: threads would be left, and keep the process
+        if not ending:  # a second signal must not cut the end short: threads left over would keep the process alive
             ending = True
             raise KeyboardInterrupt
 
@@ -116,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def signals_that_end() -> list[int]:
-    """Return SIGINT, which is ignored where a script has started this in the background, SIGTERM, and SIGHUP, for a
-    terminal that is closed, but not under nohup."""
+    """Return SIGINT, SIGTERM and SIGHUP.  A script that starts this in the background has set SIGINT to be ignored.
+    SIGHUP is for a closed terminal, and is left out under nohup."""
     signals: list[int] = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signals.append(signal.SIGHUP)
@@ -230,7 +230,7 @@ def add_control(group: Any) -> None:
     add("--token", type=bearer_token,
         help="what each request that changes something must carry (default: a random one)")  # fmt: skip
     add("--host", type=not_empty,
-        help="the address to listen on (default: this machine alone); others must then give the token")  # fmt: skip
+        help="the address to listen on (default: this machine alone); elsewhere all must give the token")  # fmt: skip
     add("--allow-host", action="append", type=not_empty, default=[], metavar="NAME",
         help="a name by which HTTP clients may call this host; may be repeated")  # fmt: skip
     add("--exit-with-parent", action="store_true", help="end when the process that has started this one is gone")
@@ -240,12 +240,12 @@ def add_control(group: Any) -> None:
 def pair(text: str) -> tuple[str, str]:
     name, colon, secret = text.partition(":")
     if not (name and colon and secret):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name and secret with a colon between them")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name and a secret with a colon between them")
     return name, secret
 
 
 def not_empty(text: str) -> str:
-    """Take a host: an empty one, as of a variable that is not set, would mean all addresses."""
+    """Take a host: an empty one, as from an unset variable, would mean all addresses."""
     if not text:
         raise argparse.ArgumentTypeError("it must not be empty")
     return text

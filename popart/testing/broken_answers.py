@@ -14,10 +14,10 @@ from popart.testing.fault_list import Action, FaultList, Run, UnchangedError, de
 from popart.testing.packets import Packet
 
 NEVER = 1_000_000.0
-"""Seconds, eleven days: what stands for an infinite delay, as no system's waits can count so far."""
+"""Seconds, eleven days, in place of an infinite delay: no system can wait for ever."""
 
 LISTINGS = {"CAPA", "LIST", "RETR", "TOP", "UIDL"}
-"""The commands whose answers may have several lines, but for the exotic ones."""
+"""The commands whose answers may have several lines, except AUTH and LANG."""
 
 How = Literal["end", "reset"]
 
@@ -60,7 +60,7 @@ class AnswerFaults(FaultList):
         over TLS without close_notify: some clients take it for the end of the message.  ``"reset"`` is a connection
         reset: fewer clients take that for the end.  popart itself resets if a message breaks off.
 
-        :raises ValueError: *after* is not a whole number from 0 on, or *how* is neither of the two.
+        :raises ValueError: *after* is negative or not a whole number, or *how* is neither of the two.
         """
         if after is not None:
             check_octets("after", after, 0)
@@ -76,7 +76,7 @@ class AnswerFaults(FaultList):
     def hang_up(self, command: str, *, how: How = "end", times: int | None = 1, username: str | None = None) -> None:
         """Run *command*, send the whole answer, with its final dot, and then break the connection.
 
-        *how* is that of `drop`.  If the client signs in again, it finds all messages still there, but for those that a
+        *how* is that of `drop`.  If the client signs in again, it finds all messages still there, except those that a
         QUIT has deleted.
 
         :raises ValueError: *how* is neither of the two.
@@ -96,9 +96,9 @@ class AnswerFaults(FaultList):
         All octets before are sent, a line that was begun gets its line end, and the session goes on.  Nothing but the
         size that LIST gave tells the client that the rest is missing.
 
-        An answer of no more octets, and an ``-ERR``, stay as they are.  Then the fault has not happened yet.
+        An answer that has no more octets stays as it is, and so does an ``-ERR``.  Then the fault has not happened yet.
 
-        :raises ValueError: *after* is not a whole number from 0 on, or the answer to *command* never has several lines.
+        :raises ValueError: *after* is negative or not a whole number, or no answer to *command* has several lines.
         """
         check_octets("after", after, 0)
         words = read_command(command)
@@ -123,7 +123,7 @@ class AnswerFaults(FaultList):
         Before sign-in the delay ends with ``login_timeout`` at the latest.  If a client does not wait that long for the
         answer to QUIT, it has deleted its messages and does not know.
 
-        :raises ValueError: *seconds* is no number from 0 on.
+        :raises ValueError: *seconds* is negative or not a number.
         """
         check_seconds(seconds)
 
@@ -145,10 +145,10 @@ class AnswerFaults(FaultList):
         """Run *command*, send its first line and *after* octets more, and the rest *seconds* later.
 
         An answer of one line stalls in the middle of it.  The session is over when the client leaves, on Linux at once.
-        A client that has ended its side of the stream, as ``nc -N`` does, has left, though it may still read.
-        ``float("inf")`` is as long as the server is up, and before sign-in all ends with ``login_timeout``.
+        A client that has ended its side of the stream, as ``nc -N`` does, counts as gone, though it may still read.
+        ``float("inf")`` is as long as the server is up.  Before sign-in the wait ends with ``login_timeout``.
 
-        :raises ValueError: *seconds* is no number from 0 on, or *after* is not a whole number from 0 on.
+        :raises ValueError: *seconds* is negative or not a number, or *after* is negative or not a whole number.
         """
         check_seconds(seconds)
         check_octets("after", after, 0)
@@ -168,11 +168,11 @@ class AnswerFaults(FaultList):
         times: int | None = 1,
         username: str | None = None,
     ) -> None:
-        """Run *command*, and send its answer *size* octets at a time, *seconds* after each other.
+        """Run *command*, and send its answer *size* octets at a time, *seconds* apart.
 
         The limits are those of `stall`.
 
-        :raises ValueError: *seconds* is no number from 0 on, or *size* is not a whole number from 1 on.
+        :raises ValueError: *seconds* is negative or not a number, or *size* is less than 1 or not a whole number.
         """
         check_seconds(seconds)
         check_octets("size", size, 1)
@@ -190,7 +190,7 @@ class AnswerFaults(FaultList):
         Each packet is sent *seconds* after the one before, so that a client finds it alone.  The limits are those of
         `stall`.
 
-        :raises ValueError: *seconds* is no number from 0 on.
+        :raises ValueError: *seconds* is negative or not a number.
         """
         check_seconds(seconds)
 

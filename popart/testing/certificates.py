@@ -12,7 +12,7 @@ from pathlib import Path
 class Certificates:
     """An authority that issues certificates, and keeps them in a directory.
 
-    :raises ImportError: there is no trustme.
+    :raises ImportError: trustme is not installed.
     """
 
     def __init__(self, directory: str) -> None:
@@ -24,7 +24,7 @@ class Certificates:
         self._authority.cert_pem.write_to_path(self.ca_file)
 
     def server_context(self, *names: str, ask_clients: bool) -> ssl.SSLContext:
-        """Return the context of a server with these names and addresses; with *ask_clients* one that takes the clients'
+        """Return the context of a server with these names and addresses.  With *ask_clients* it takes clients'
         certificates too."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._authority.issue_cert(*names).configure_cert(context)

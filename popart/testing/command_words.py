@@ -16,7 +16,7 @@ KEYWORDS = {keyword.decode() for commands in COMMANDS.values() for keyword in co
     "STLS",  # RFC 2595
     "HELP",
 }
-"""The keywords of POP3, and those that only other servers know, which clients try all the same."""
+"""The keywords of POP3, and those that only other servers know, which clients try anyway."""
 
 _MECHANISMS = {*BUILT_IN, "ANONYMOUS", "CRAM-MD5", "DIGEST-MD5", "GSSAPI", "GSS-SPNEGO", "KERBEROS_V4", "KERBEROS_V5",
                "NTLM", "OTP", "SKEY", "SECURID", "SAML20", "OPENID20", "OAUTH10A"}  # fmt: skip
@@ -41,7 +41,7 @@ def split_command(line: str) -> list[str]:
 def hide_secrets(line: str, secrets: Collection[str]) -> str:
     """Mask secrets in a line where no secret belongs.
 
-    A number that a command takes is what it is.  In a line of no known command, such as ``PASSsecret``, a secret is
+    A number that a command takes is not masked.  In a line of no known command, such as ``PASSsecret``, a secret is
     found within a word, and in base64.
     """
     keyword, *arguments = line.split(" ")

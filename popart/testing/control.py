@@ -31,13 +31,13 @@ MAX_BODY = 64 << 20
 MAX_CONNECTIONS = 100
 
 REQUEST_SECONDS = 10.0
-"""Seconds within which a request must have come, and again its answer have gone."""
+"""Seconds that a request may take to come, and its answer to go."""
 
 LAST_SECONDS = 1.0
 """Seconds that an answer may take once the server stops, and that a refused client may be silent."""
 
 ACCEPT_PAUSE = 0.05
-"""Seconds between two looks whether to go on accepting."""
+"""Seconds between two checks whether to go on accepting."""
 
 ERROR_PAUSE = 0.1
 """Seconds to wait if no connection can be accepted, such as for want of descriptors."""
@@ -77,7 +77,7 @@ class ControlServer(socketserver.ThreadingTCPServer):
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; requests that are being answered may end."""
+        """Stop; requests that are being answered may finish."""
         self.operations.stopping = True
         self.shutdown()
         self._thread.join()
@@ -162,7 +162,7 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         return True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what the standard library has found to be no request."""
+        """Answer what the standard library does not take for a request."""
         self.request_version: str = self.protocol_version  # HTTP/0.9, which it may look like, has no headers
         try:
             if code == 501:  # no do_... for this method
@@ -205,7 +205,7 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         return self.server.operations.run(request, *map(_resolve, names), operation=operation)
 
     def _check_host(self) -> None:
-        """See that no web page asks, by a name that its owner has led to this address (DNS rebinding) or by a form."""
+        """Refuse web pages, whether they ask by a form or by a name that leads to this address (DNS rebinding)."""
         given = self.headers.get_all("Host") or []
         if len(given) != 1 or not given[0]:
             raise RequestError(403, "send the header Host, once")
@@ -215,7 +215,7 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
             raise RequestError(403, f"the host {host!r} is not known here: allow it with --allow-host")
         origin = self.headers.get("Origin")
         if origin is not None and origin.lower() != f"http://{host}":
-            raise RequestError(403, "other web pages may ask nothing here")
+            raise RequestError(403, "other web pages may not use this interface")
 
     def _check_token(self) -> None:
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
@@ -270,7 +270,7 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def _read_rest(self) -> None:
-        """Read what a refused request has sent too much: unread, it would turn the answer into a reset."""
+        """Read the rest of a refused request: unread, it would turn the answer into a reset."""
         with contextlib.suppress(OSError):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)

@@ -28,7 +28,7 @@ class Fault:
     """One fault."""
 
     call: list[str]
-    """How it was asked for: the method's name, and its arguments, but for a text."""
+    """How it was asked for: the method's name, and its arguments, except a text."""
 
     places: list[list[str]]
     """Where it happens: the first words of commands, or the name of a step."""

@@ -20,9 +20,10 @@ class Faults(AnswerFaults, SessionFaults):
     *username*, the only user for whom the fault happens (None: every user).  Faults for the same command happen one
     after another, in the order of the calls.
 
-    What cannot happen is a ValueError at once: a *command* that begins with no keyword of POP3, has a space or an
-    argument too many, names a secret or no mechanism, a *username* that is not in ``users``, or that AUTH cannot know
-    yet, *times* that is not a whole number from 1 on.
+    A fault that cannot happen is a ValueError at once.  The *command* must begin with a keyword of POP3, have no extra
+    space or argument, and name no secret.  After AUTH it must name a mechanism, if anything.  A *username* must be in
+    ``users``, and AUTH takes none, because it comes before the user is known.  *times* must be a whole number, at least
+    1.
     """
 
     def refuse_connection(
@@ -39,9 +40,9 @@ class Faults(AnswerFaults, SessionFaults):
         self._add(describe("refuse_connection", code=code), ["greeting"], refusal(text, code), times)
 
     def delay_greeting(self, seconds: float = float("inf"), *, times: int | None = 1) -> None:
-        """Let a client wait for the greeting, for *seconds*, or until it leaves, and at most for ``login_timeout``.
+        """Make a client wait for the greeting: for *seconds* or until it leaves, and at most for ``login_timeout``.
 
-        :raises ValueError: *seconds* is no number from 0 on.
+        :raises ValueError: *seconds* is negative or not a number.
         """
         self._add(describe("delay_greeting", seconds), ["greeting"], late(seconds), times)
 
@@ -53,7 +54,7 @@ class Faults(AnswerFaults, SessionFaults):
         times: int | None = 1,
         username: str | None = None,
     ) -> None:
-        """Refuse a user as for a wrong password, by whatever command they sign in.  The first answer of a connection
+        """Refuse a user as for a wrong password, whatever command they sign in with.  The first answer of a connection
         takes a quarter of a second, each further one twice as long as the one before, and the fifth is the last.
         SCRAM-SHA-256 ignores *text* and gives the one for a wrong password, unless *code* is another.
 

@@ -105,5 +105,5 @@ class StoredMailHandler(BaseHandler, SupportsClose):
         self.record.add_event(f"{fault} has nothing to change here, and waits")
 
 
-# It takes tens of milliseconds.  Users with the same password share a salt by this.
+# Making them takes tens of milliseconds.  Because of the cache, users with the same password share a salt.
 _scram_credentials = functools.lru_cache(scram_credentials)

@@ -25,11 +25,12 @@ class Maildrop:
         self._locked = False
 
     def deliver(self, message: bytes | str | Message, *, unique_id: str | None = None) -> str:
-        """Add a message at the end and return its unique-id.  Without *unique_id* no other message ever gets the same.
+        """Add a message at the end and return its unique-id.  Without *unique_id* popart makes one that no other
+        message gets.
 
         A str is encoded as UTF-8.  The message is kept as POP3 sends it: with CRLF line ends, one at the very end.
 
-        :raises TypeError: *message* is something else.
+        :raises TypeError: *message* is not bytes, str or `email.message.Message`.
         :raises ValueError: *unique_id* is malformed (RFC 1939 section 7), or a message in this maildrop has it.
         """
         if isinstance(message, Message):

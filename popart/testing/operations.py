@@ -34,7 +34,7 @@ MOST_SECONDS = 600.0
 """Seconds that a request may wait for sessions to end."""
 
 WAIT_PAUSE = 0.2
-"""Seconds between two looks whether the server stops meanwhile."""
+"""Seconds between two checks whether the server is stopping."""
 
 
 class RequestError(Exception):
@@ -66,7 +66,7 @@ class Request:
     def arguments(self, *needed: str, may: Mapping[str, Any]) -> dict[str, Any]:
         """Return the members of the body's JSON object: those that are *needed*, and the others or their defaults.
 
-        :raises RequestError: it is no JSON object, or has other members.
+        :raises RequestError: it is not a JSON object, lacks a needed member, or has others.
         """
         found: Any = self.json() if self.body else {}
         missing = [name for name in needed if name not in found]
@@ -123,7 +123,7 @@ class Operations:
         return self._facts
 
     def ca(self, request: Request) -> Answer:
-        """For clients that cannot read the file, as it is in another container."""
+        """For clients that cannot read the file, such as from another container."""
         if self._server.ca_file is None:
             raise RequestError(404, "this server has no certificate: start it with --tls")
         return Answer(Path(self._server.ca_file).read_bytes(), "application/x-pem-file")

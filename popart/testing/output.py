@@ -1,4 +1,4 @@
-"""Lines for stdout and stderr that nobody need read: whoever writes them is never blocked."""
+"""Lines for stdout and stderr that nobody has to read: printing them never blocks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Output:
             while octets and descriptor is not None:
                 try:
                     octets = octets[os.write(descriptor, octets) :]
-                except BlockingIOError:  # whoever shares the pipe has made it so
+                except BlockingIOError:  # another program made the pipe non-blocking
                     select.select([], [descriptor], [])
                 except OSError:
                     descriptor = None  # nobody reads any more

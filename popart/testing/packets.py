@@ -13,7 +13,7 @@ from popart.reply_sending import Sender
 from popart.testing.session_record import SessionRecord
 
 LOOK_SECONDS = 0.05
-"""Seconds between two looks whether a client that is kept waiting is still there."""
+"""Seconds between two checks whether a client that is kept waiting is still there."""
 
 
 class Packet(bytes):

@@ -52,7 +52,7 @@ class RecordingSession(Session):
         if words[0] in KEYWORDS:
             self._hides_unknown = words[0] == "AUTH" and len(words) > 1 and self.state is State.AUTHORIZATION
         elif self._hides_unknown and self.state is State.AUTHORIZATION:
-            # After a refused AUTH some clients send the response all the same.
+            # After a refused AUTH some clients send the response anyway.
             return ["***"]
         return words
 
@@ -73,7 +73,7 @@ class RecordingSession(Session):
         return reply
 
     def _spoilt(self, words: Sequence[str], run: Run) -> Run:
-        """Return a call of *run* that the faults which last have changed, those that begin now among them."""
+        """Return *run* as the lasting faults change it, including those that begin now."""
         begun = set()
         while (fault := self.client.take_fault(words, besides=self._lasting)) is not None:
             self._lasting[fault.call[0]] = fault, fault.begin()
@@ -84,7 +84,7 @@ class RecordingSession(Session):
         return run
 
     def _spoil(self, fault: Fault, run: Run, *, begins: bool) -> Any:
-        """Run what a fault that lasts has changed.  It begins with the first answer in which it changes something."""
+        """Run what a lasting fault has changed.  The fault begins with the first answer that it changes."""
         try:
             return run()
         except UnchangedError as unchanged:

@@ -71,7 +71,7 @@ class MailServer(MailStore):
     :raises OSError: when entered: the port is not free.
     :raises ImportError: when entered: *tls* without trustme, *scram* without scramp.
     :raises ValueError: *client_certificates* without *tls*, a name, password or token that no client can send, such as
-        an empty one, a token of nobody among *users*, or, when entered, a value of *server_options* that
+        an empty one, a token for a name that is not among *users*, or, when entered, a value of *server_options* that
         `popart.Server` does not take.
     """
 
@@ -151,7 +151,7 @@ class MailServer(MailStore):
         return self
 
     def stop(self) -> None:
-        """Do what leaving the block does.  A server that is not running stays so."""
+        """Do what leaving the block does.  If the server is not running, this does nothing."""
         if os.getpid() == self._process:
             self._block.close()
         else:  # a forked child: port, threads and files are its parent's
@@ -165,7 +165,7 @@ class MailServer(MailStore):
         return f"{'pop3s' if self._tls else 'pop3'}://{host}:{self.port}"
 
     def client_certificate(self, username: str) -> str:
-        """Return the path of a new PEM file with a certificate of this user and its key.  It is removed with the block.
+        """Return the path of a new PEM file with a certificate of this user and its key, removed when the block ends.
 
         The throw-away authority issued it.  The name is the certificate's common name.
 
@@ -203,7 +203,7 @@ class MailServer(MailStore):
                 return servers  # without IPv6 there is nobody to connect to ::1 either
 
     def _make_tls_context(self, block: contextlib.ExitStack) -> ssl.SSLContext:
-        # A TemporaryDirectory would be removed by the end of a forked child, too.
+        # The end of a forked child would remove a TemporaryDirectory too.
         directory = tempfile.mkdtemp(prefix="popart-")
         block.callback(shutil.rmtree, directory, ignore_errors=True)
         self._certificates = Certificates(directory)

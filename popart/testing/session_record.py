@@ -49,7 +49,7 @@ class SessionRecord:
     """
 
     number: int
-    """The first session, since the last reset if there was one, has number 1."""
+    """Counts from 1, and again from 1 after a reset."""
 
     username: str
     """The name that the client has given last, or ``""``."""
@@ -78,7 +78,7 @@ class SessionRecord:
 
     def transcript(self) -> str:
         """Return the conversation, a line for each line on the wire, with the time of day.  Long answers are abridged,
-        and of a long session only the end is kept."""
+        and only the end of a long session is kept."""
         entries = [*self._entries]
         lost = self._entry_count - len(entries)
         username = _show(self.username.encode("utf-8", "backslashreplace"))
@@ -139,7 +139,7 @@ class _Answer:
         self._tail = (self._tail + octets[-5:])[-5:]
 
     def lines(self) -> list[str]:
-        """Return the answer's lines, in the middle abridged if there are many octets or many lines."""
+        """Return the answer's lines, abridged in the middle if there are many octets or lines."""
         lines = self._head.split(b"\n")
         if self.size == len(self._head) and len(lines) <= SHOWN_LINES:
             return [_show(line) for line in lines[:-1]] + [_show(line) for line in lines[-1:] if line]
@@ -150,7 +150,7 @@ class _Answer:
 
 
 def _show(line: bytes) -> str:
-    """Return a line without its line end, as text that commands no terminal; of a very long one, the beginning."""
+    """Return a line without its line end, as text that cannot control a terminal.  A very long one is cut off."""
     more = "..." if len(line) > SHOWN_OCTETS else ""
     text = line.removesuffix(b"\r")[:SHOWN_OCTETS].decode("utf-8", "backslashreplace") + more
     return "".join(

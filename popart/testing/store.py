@@ -57,10 +57,10 @@ class MailStore(Faults):
 
     @property
     def commands(self) -> list[tuple[str, ...]]:
-        """What clients sent, in order: ``("alice", "RETR", "1")``.  First the name that the connection had given
-        before, or ``""``, then the words of the line: the keyword and AUTH's mechanism in upper case, ``***`` for a
-        password, a digest, or a response of AUTH, and for a user's password or token where it stands by mistake.  A
-        response on a line of its own is ``("", "***")``, also one that is sent although AUTH was refused."""
+        """What clients sent, in order: ``("alice", "RETR", "1")``.  First comes the name that the connection had given
+        before, or ``""``, then the words of the line.  The keyword and AUTH's mechanism are in upper case.  A password,
+        a digest and a response of AUTH are ``***``, and so is a user's password or token that a client sends by
+        mistake.  A response on a line of its own is ``("", "***")``, even if AUTH was refused before."""
         return self._epoch.commands
 
     @property
@@ -71,15 +71,14 @@ class MailStore(Faults):
 
     @property
     def sessions(self) -> list[SessionRecord]:
-        """The sessions in the order of their beginning, those that are open too.  A session begins before its
-        greeting."""
+        """The sessions in the order in which they began, open ones included.  A session begins before its greeting."""
         return self._epoch.sessions
 
     def reset(self) -> None:
         """Forget the mail, the records and the faults, as for a new test.  Users and tokens stay.
 
-        A session that is still open goes on, but nothing of it is recorded any more, no fault happens to it, and it
-        neither holds the lock on the new maildrop nor counts in `wait_for_session_end`.
+        A session that is still open goes on, but no more of it is recorded and no fault happens to it.  It neither
+        holds the lock on the new maildrop nor counts in `wait_for_session_end`.
         """
         with self._sessions_changed:
             self._epoch.maildrops.clear()
@@ -101,7 +100,7 @@ class MailStore(Faults):
         gets one that no other message ever had.
 
         :raises KeyError: there is no such user.
-        :raises TypeError: *message* is something else.
+        :raises TypeError: *message* is not bytes, str or `email.message.Message`.
         :raises ValueError: *unique_id* is not 1 to 70 characters from ``!`` to ``~`` (RFC 1939 section 7), or another
             message in this maildrop has it.
         """
@@ -117,15 +116,16 @@ class MailStore(Faults):
     def record_command(self, command: tuple[str, ...]) -> None:
         """Add to `commands`.  Override it to learn of each command at once, in its connection's thread.
 
-        If it raises, such as by an assert, the command is not run and the client reads ``-ERR``, after QUIT as the last
-        answer.  The exception is in `errors`, but for a `popart.ReportableError`, whose text is what the client reads.
+        If it raises, such as by an assert, the command is not run and the client reads ``-ERR``.  After QUIT that is
+        the last answer.  The exception is in `errors`, unless it is a `popart.ReportableError`: then the client reads
+        its text.
         """
         epoch: Epoch = getattr(self._here, "epoch", self._epoch)
         _append(epoch.commands, command, self._most_records)
 
     def transcript(self) -> str:
-        """Return the conversations of the sessions: what clients said, what they were answered, and when, and the
-        faults that happened.
+        """Return the conversations of the sessions: what clients said, what the server answered, when, and what faults
+        happened.
 
         Secrets are ``***``, and long answers are abridged.  The last 100 sessions are in it.
         """
@@ -139,12 +139,13 @@ class MailStore(Faults):
     def wait_for_session_end(self, timeout: float = 10.0, *, sessions: int = 1, since_last_call: bool = False) -> None:
         """Wait until no session is open and at least *sessions* have ended since the server was made or `reset`.
 
-        With *since_last_call* only those count that have ended since the last call of this method returned.
+        *since_last_call* counts only sessions that have ended since the last call returned.
 
-        A session begins before its greeting.  When it has ended it holds no lock, and has nothing more to record.
-        The answer to QUIT comes after the deletions, so wait where a client leaves without it, or for `errors`.
+        A session begins before its greeting.  When it has ended it holds no lock, and has nothing more to record.  The
+        answer to QUIT comes after the deletions.  So you need to wait only if a client leaves without QUIT, or for
+        `errors`.
 
-        :raises TimeoutError: that is not so within *timeout* seconds.
+        :raises TimeoutError: this has not happened within *timeout* seconds.
         """
         with self._sessions_changed:
             wanted = sessions + (self._epoch.awaited_sessions if since_last_call else 0)
@@ -156,7 +157,7 @@ class MailStore(Faults):
             self._epoch.awaited_sessions = self._epoch.ended_sessions
 
     def _remove_user(self, username: str) -> None:
-        """Remove a user, and all that was theirs: who comes later by that name is another one."""
+        """Remove a user, and all that was theirs: a later user of that name is another one."""
         del self.users[username]
         self.tokens.pop(username, None)
         self._epoch.maildrops.pop(username, None)

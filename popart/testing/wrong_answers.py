@@ -1,4 +1,4 @@
-"""Faults of a whole session: what the server says of its messages, or of itself, is not so."""
+"""Faults of a whole session: what the server says about its messages, or about itself, is not true."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class SessionFaults(FaultList):
     counts as one time."""
 
     def spoil_sizes(self, by: int, *, times: int | None = 1, username: str | None = None) -> None:
-        """Say in STAT, LIST and RETR that each message has *by* octets more than it has; with a negative number fewer,
-        but at least 0.  The messages themselves are whole.  So are the sums in the texts of the answers to PASS and
-        LIST, which no client reads.
+        """Say in STAT, LIST and RETR that each message has *by* more octets than it has, or fewer if *by* is negative,
+        but at least 0.  The messages themselves stay whole.  The sums in the texts of the answers to PASS and LIST stay
+        right: no client reads them.
 
-        :raises ValueError: *by* is 0, no whole number, or beyond 10**18.
+        :raises ValueError: *by* is 0 or not a whole number, or more than 10**18 either way.
         """
         if not isinstance(by, int) or isinstance(by, bool) or not by:
             raise ValueError(f"by must be a number of octets other than 0, not {by!r}")
@@ -80,11 +80,12 @@ class SessionFaults(FaultList):
 
     def hide(self, *capabilities: str, times: int | None = 1, username: str | None = None) -> None:
         """Leave *capabilities* out of CAPA, and refuse the commands that they stand for as unknown: ``hide("UIDL",
-        "TOP")`` makes a server of the minimum that RFC 1939 demands.  A server without CAPA is ``fail("CAPA")``.
+        "TOP")`` makes a server with the minimum of RFC 1939 section 9.  For a server without CAPA use ``fail("CAPA",
+        times=None)``.
 
-        A session is spent by the first CAPA, or by the first of these commands.
+        The first CAPA of a session, or the first of these commands, uses up one of *times*.
 
-        :raises ValueError: one of them is no capability of this server, or there is none.
+        :raises ValueError: one of them is not a capability of this server, or none is given.
         """
         unknown = [name for name in capabilities if not isinstance(name, str) or name not in CAPABILITIES]
         if unknown or not capabilities:

@@ -38,14 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m popart.testing.check",
-        description="Serve a handler on loopback, ask all that can be asked of one, and say what is wrong with it.",
+        description="Serve a handler on loopback, ask it everything a client can ask, and say what is wrong with it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("factory", metavar="MODULE:FACTORY", type=_find, help="the function that popart.Server would be given")
     add("--user", required=True, metavar="NAME", help="a user, best with three messages or more")
-    add("--password", metavar="P", help="that user's password; with neither this nor --token anybody is let in")
+    add("--password", metavar="P", help="that user's password; without it and --token anybody must get in")
     add("--token", metavar="T", help="that user's OAuth 2.0 token, to sign in by in place of the password")
     add("--apop", action="store_true", help="offer APOP, and sign in by it")
     add("--other", metavar="NAME:SECRET", type=_split, help="a second user, and its password or token")
@@ -54,7 +54,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "--break-backend",
         metavar="MODULE:FUNCTION",
         type=_find,
-        help="with --delete: returns a context manager in which the back end fails amid a deletion",
+        help="with --delete: returns a context manager in which the back end fails during a deletion",
     )
     add("--patience", metavar="SECONDS", type=float, default=10.0, help="the most that one call may take (10)")
     return parser

@@ -11,7 +11,7 @@ _ASKED = 10
 """Languages that are chosen, and messages that are read in UTF-8."""
 
 _MOST_BAD_COMMANDS = 1000
-"""A session ends long before."""
+"""A session ends long before that."""
 
 
 def check_abilities(bench: Bench) -> None:
@@ -45,7 +45,7 @@ def _use_utf8(bench: Bench) -> None:
 
 
 def check_errors(bench: Bench) -> None:
-    """End sessions by bad commands, and by a reader that is made wrong, so that the handler is told."""
+    """End sessions by bad commands and by a broken reader, so that the handler is told of an error."""
     with bench.serving():
         with bench.session() as visitor:
             with suppress(StopError):

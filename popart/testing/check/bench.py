@@ -25,7 +25,7 @@ from popart.testing.check.recorder import Recorder, WatchedHandler
 from popart.testing.check.report import CheckError, Report
 
 STEP_SECONDS = 60.0
-"""After so long a check reads no further message: there may be very many."""
+"""After this long a check reads no further message: there may be very many."""
 
 UNLOCK_SECONDS = 1.0
 """How long after a session its lock may be held: a database may notice a moment later that its connection has gone."""
@@ -39,7 +39,7 @@ class _Server(Server):
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller of the check has said."""
+    """What the caller of the check has asked for."""
 
     credentials: Credentials
     any_secret: bool
@@ -83,7 +83,7 @@ class Snapshot:
         ]
 
     def copied(self, later: Snapshot) -> int:
-        """Return how many messages a later snapshot has besides, if each of them is a copy: others may be new mail."""
+        """Return how many more messages a later snapshot has if each is a copy, else 0: they may be new mail."""
         new = set(later.ids) - set(self.ids)
         known = set(self.digests.values())
         return len(new) if all(later.digests.get(unique_id) in known for unique_id in new) else 0
@@ -168,13 +168,13 @@ class Bench:
         """True if USER and PASS are offered."""
 
         self.mechanisms: list[str] = []
-        """Those of AUTH that are offered."""
+        """The mechanisms of AUTH that are offered."""
 
         self.first: Snapshot = Snapshot()
         """The maildrop as the first session saw it."""
 
         self.second: Snapshot = Snapshot()
-        """That of the second user, as it was alone."""
+        """The second user's maildrop, as it was when nobody else was there."""
 
         self.small_sizes: int = 0
         """Messages that are longer than announced."""
@@ -193,7 +193,7 @@ class Bench:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Serve the handler.  At the end the sessions that are open end by a server that closes."""
+        """Serve the handler.  At the end the server closes, which ends the open sessions."""
         self._server = _Server(("127.0.0.1", 0), self.recorder, apop=self.options.apop)
         self.port = self._server.server_address[1]
         thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -211,7 +211,7 @@ class Bench:
         thread.join()
 
     def close_server(self) -> None:
-        """Close the server, as often as you like.
+        """Close the server.  You may call it again.
 
         :raises BlockedError: it waits for a handler that blocks.
         """
@@ -232,7 +232,7 @@ class Bench:
         """Wait for an event.  *missing* says what is waited for.
 
         :raises BlockedError: a call of the handler is slow.
-        :raises LateError: none is, and yet it takes too long.
+        :raises LateError: no call is slow, but it takes too long.
         """
         deadline = time.monotonic() + longest_wait(self.options.patience)
         while not wait_for(self.options.patience / 10):
@@ -263,7 +263,7 @@ class Bench:
                     )
 
     def log_out_after(self, seconds: float) -> None:
-        """Log out a client that is silent for so long, from its next command on."""
+        """Log out a client that is silent for this long, from its next command on."""
         self._server.command_timeout = seconds
 
     @contextmanager
@@ -283,7 +283,7 @@ class Bench:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Report what blocks, before the client leaves: that might end it."""
+        """Report what blocks, before the client leaves, because leaving might end it."""
         try:
             yield
         except BlockedError as stop:
@@ -310,7 +310,7 @@ class Bench:
                 self.report.add(
                     "stays locked",
                     f"The maildrop stays locked after {self.last_end}",
-                    "the user is kept from the mail until the server is started anew",
+                    "the user cannot get at the mail until the server is restarted",
                     "Release in unlock_maildrop all that lock_maildrop took, however the session ended",
                 )
                 raise LockedError(answer)
@@ -321,7 +321,7 @@ class Bench:
             yield visitor
 
     def run(self, what: str, check: Callable[[Bench], None]) -> None:
-        """Run one of the checks, unless it has been seen that no session can begin any more."""
+        """Run one of the checks, unless no session can begin any more."""
         if self.stopped:
             return
         events = self.report.events
@@ -344,14 +344,14 @@ class Bench:
                     ("step", what),
                     f"While {what}, {stop}",
                     "a client does not get what the protocol promises",
-                    "Look what the handler does then",
+                    "Look at what the handler does then",
                 )
         if self.stopped:
             self.report.note(f"The check ended early, while {what}: the rest has not been checked.")
 
     @property
     def is_late(self) -> bool:
-        """True once the check that is run has taken so long that it should read no further."""
+        """True once the running check has taken so long that it should read no further."""
         return time.monotonic() > self._deadline
 
     def explain_block(self, stop: BlockedError) -> None:
@@ -363,7 +363,7 @@ class Bench:
         for method in blocked:
             explain_block(self.report, method, self.options.patience)
         if not blocked:
-            self.report.add("slow", f"{stop}", "a client gives up", "Look what is slow, or has no end")
+            self.report.add("slow", f"{stop}", "a client gives up", "Find what is slow, or has no end")
 
 
 def digest(message: bytes) -> bytes:

@@ -42,17 +42,17 @@ def check_handler(
     break_backend: Callable[[], AbstractContextManager[object]] | None = None,
     patience: float = 10.0,
 ) -> Report:
-    """Serve a handler on loopback, ask all that can be asked of one, and return what is wrong with it.
+    """Serve a handler on loopback, ask it everything that a client can ask, and return what is wrong with it.
 
     *on_new_connection* is what `popart.Server` takes.  The check signs in as *user* with *password*: by USER and PASS,
     by SCRAM-SHA-256 if no passwords are taken, or with *apop* by APOP.  With *token* it signs in by XOAUTH2 or
-    OAUTHBEARER.  Without either the handler is one that lets in anybody.  *other* is a second user's name and secret.
+    OAUTHBEARER.  Without either, the handler must let anybody in.  *other* is a second user's name and secret.
 
     Nothing is changed in the maildrop, and no client says DELE, unless *delete* is True.  Then the maildrop is emptied.
-    *break_backend* returns a context manager in which the back end fails amid a deletion.  The check enters it before a
-    QUIT.  A call of the handler that takes more than *patience* seconds is a fault, and ends the check.
+    *break_backend* returns a context manager in which the back end fails during a deletion.  The check enters it before
+    a QUIT.  A call of the handler that takes more than *patience* seconds is a fault, and ends the check.
 
-    :raises CheckError: the handler cannot be checked, as the sign-in is refused.
+    :raises CheckError: the handler cannot be checked, for example because the sign-in is refused.
     :raises ValueError: an option can do nothing, such as a secret that is empty, or *break_backend* without *delete*.
     """
     _check_secrets([user, password, token, *(other or ())])
@@ -82,7 +82,7 @@ def _check_options(options: Options) -> None:
     if options.break_backend is not None and not options.delete:
         raise ValueError("break_backend needs delete=True")
     if options.other is not None and options.other.user == options.credentials.user:
-        raise ValueError(f"the second user must be another one than {options.other.user}")
+        raise ValueError(f"the second user must be someone other than {options.other.user}")
     if not 0 < options.patience <= _DAY:
         raise ValueError(f"patience must be more than 0 and at most {_DAY} seconds: {options.patience}")
 
@@ -121,7 +121,7 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
 def _takes_one(function: Callable[..., object]) -> bool:
     try:
         signature = inspect.signature(function)
-    except ValueError:  # what is written in C need not have one
+    except ValueError:  # a function written in C may have none
         return True
     try:
         signature.bind(None)

@@ -17,21 +17,21 @@ LONGEST = 60.0
 """Seconds that a client waits for an answer while no single call of the handler is slow."""
 
 ANSWER_SHARE = 6
-"""How often its patience it waits at least."""
+"""The client waits at least this many times its patience."""
 
 ENDLESS = 64 * 1024 * 1024
-"""Octets.  A longer answer that has not ended in that time is taken to have no end."""
+"""Octets.  A longer answer that is not complete at the end of a wait is taken to have no end."""
 
 _GLANCES = 10
-"""How often within its patience a client looks whether a call is slow."""
+"""How many times within its patience a client checks whether a call is slow."""
 
 
 class StopError(Exception):
-    """The client cannot go on with what it does.  The text says what has happened."""
+    """The client cannot go on.  The text says what has happened."""
 
 
 class LateError(Exception):
-    """All together takes too long, and no single call is to blame."""
+    """All calls together take too long, and no single call is to blame."""
 
 
 class BlockedError(Exception):
@@ -52,7 +52,7 @@ class Credentials:
     user: str
     secret: str
     way: str = ""
-    """How: PASS, APOP, SCRAM-SHA-256, XOAUTH2 or OAUTHBEARER; ``""`` as long as it is not known."""
+    """How: PASS, APOP, SCRAM-SHA-256, XOAUTH2 or OAUTHBEARER; ``""`` if it is not known yet."""
 
     def with_secret(self, secret: str) -> Credentials:
         """Return the same user with another secret."""

@@ -10,10 +10,10 @@ from popart.testing.check.locking import expect_refusal
 from popart.testing.check.report import count
 
 _TRIED = 3
-"""Messages that are deleted while the back end fails: two or more, that it may fail between them."""
+"""Messages that are deleted while the back end fails: more than one, so that it can fail between them."""
 
 _READ_AGAIN = 200
-"""Messages of which the contents are compared after a deletion."""
+"""Messages whose contents are compared after a deletion."""
 
 
 def check_failing_deletion(bench: Bench) -> None:
@@ -185,6 +185,6 @@ def _compare(bench: Bench, before: Snapshot, after: Snapshot, marked: Sequence[i
 
 
 def _contents(maildrop: Snapshot, ids: Sequence[str]) -> list[bytes]:
-    """Return what these messages are known by; nothing if not all have been read."""
+    """Return the digests of these messages; none if not all have been read."""
     found = [maildrop.digests[unique_id] for unique_id in ids if unique_id in maildrop.digests]
     return found if len(found) == len(ids) else []

@@ -51,7 +51,7 @@ _METHODS: dict[str, tuple[str, str]] = {
         "See that a reader can give the whole message",
     ),
     "delete_messages": (
-        "QUIT is answered -ERR, and the client takes it that nothing was deleted and fetches all of it again",
+        "QUIT is answered -ERR, and the client believes that nothing was deleted and fetches everything again",
         "Delete the messages with the numbers that were given, counted from 1, and return None",
     ),
     "unlock_maildrop": (
@@ -87,7 +87,7 @@ _RULES: list[tuple[str, str, str]] = [
     ),
     (
         r"authenticate_|get_scram_credentials",
-        "nobody can sign in, as a result other than None is no consent",
+        "nobody can sign in, because any result other than None is an error",
         "Return None if the sign-in is right, and raise ReportableError if not",
     ),
     (

@@ -11,14 +11,14 @@ from popart.testing.check.client import BlockedError, Credentials
 from popart.testing.check.second_user import look_alone, try_second_user
 
 SILENCE = 0.5
-"""Seconds after which a silent client is logged out, so that it can be seen what happens then."""
+"""Seconds after which a silent client is logged out, to see what happens then."""
 
 _TWO_CLIENTS = "two clients fetch and delete at the same time, and one of them is told of messages that are gone"
 _RELEASE = "Release a lock once, in unlock_maildrop, and only if lock_maildrop of this very handler took it"
 
 
 def check_lock(bench: Bench) -> None:
-    """Let others come while a session has the maildrop."""
+    """Let other clients try while a session has the maildrop."""
     events, other = bench.report.events, bench.options.other
     if other is not None:
         look_alone(bench, other)
@@ -83,13 +83,13 @@ def _explain_no_lock(bench: Bench, holder: Visitor) -> None:
         )
     else:
         bench.report.note(
-            f"{what}. As unlock_maildrop does nothing, that is taken to be meant so. It is right only where nothing is "
+            f"{what}. As unlock_maildrop does nothing, this seems to be intended. It is right only where nothing is "
             "ever deleted or changed: see lock_maildrop in the manual."
         )
 
 
 def _does_nothing(method: Any) -> bool:
-    """Return whether a method is ``...``, ``pass`` or a docstring: what uses no name, and no closure, has no effect."""
+    """Return whether a method is ``...``, ``pass`` or a docstring: code without names and closures has no effect."""
     code = getattr(getattr(method, "__func__", method), "__code__", None)
     return code is not None and not (code.co_names or code.co_freevars)
 
@@ -106,12 +106,12 @@ def expect_refusal(bench: Bench, when: str, suffers: str = _TWO_CLIENTS) -> None
                 suffers,
                 _RELEASE,
             )
-            bench.has_lock = False  # what else others can do without a lock is no fault of its own
+            bench.has_lock = False  # anything else that others can do without a lock is no separate fault
         visitor.part()
 
 
 def _try_strangers(bench: Bench) -> None:
-    """Come with a name that nobody has, and with the user's name written in other ways."""
+    """Try a name that nobody has, and the user's name written in other ways."""
     if bench.options.any_secret:
         return
     user = bench.credentials.user
@@ -126,7 +126,7 @@ def _try_strangers(bench: Bench) -> None:
 
 
 def _try_name(bench: Bench, name: str, how: str) -> None:
-    """Come with the user's name written in another way."""
+    """Try the user's name written in another way."""
     if name == bench.credentials.user:
         return
     with bench.visitor() as visitor:

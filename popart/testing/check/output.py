@@ -15,7 +15,7 @@ class Output:
     """Stands in for ``sys.stdout`` and ``sys.stderr``.  What a handler prints goes to the standard error."""
 
     def __init__(self, recorder: Recorder, marker: str, secret: str) -> None:
-        """*marker* is a wrong secret, which no other text has in it, and *secret* the right one."""
+        """*marker* is a wrong secret that no other text contains, and *secret* the right one."""
         self._recorder = recorder
         self._marker = marker
         self._secret = secret
@@ -63,7 +63,7 @@ class Output:
         return True
 
     def descriptor(self) -> int | None:
-        """Return what a handler finds as the output's descriptor, if it is another than the true one."""
+        """Return what a handler finds as the output's descriptor, if it is not the true one."""
         return self._broken if self._recorder.method_here() is not None else None
 
 

@@ -9,7 +9,7 @@ from popart.testing.check.client import StopError, choose_way
 from popart.testing.check.report import CheckError, count
 
 SAMPLE = 10
-"""Messages of which more is asked than of the others."""
+"""Messages that are checked more closely than the others."""
 
 MANY = 500
 """Lines of a long message that TOP is asked for."""
@@ -132,13 +132,13 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: str, unique
 
 
 def _numbers_of_lines(message: bytes) -> list[int]:
-    """Return how many lines TOP is asked for: with one that is nearly all of a message, or more than a screen has."""
+    """Return the numbers of lines to ask TOP for.  One is nearly all of the message, or more than a screen has."""
     body = message.count(b"\r\n") - top(message, 0).count(b"\r\n")
     return sorted({0, 1, max(1, min(body - 1, MANY)), WHOLE})
 
 
 def _read_again(bench: Bench, visitor: Visitor, number: int) -> bytes:
-    """Read a message a second time: what fails then need not be told beside the fact that it does."""
+    """Read a message a second time.  If that fails, only the fact is reported, not why."""
     recorder = bench.recorder
     recorder.excused = True
     try:
@@ -242,7 +242,7 @@ def check_pieces(bench: Bench) -> None:
                 whole = visitor.data(f"RETR {number}")
                 visitor.data(f"TOP {number} 0")
             except StopError:
-                return  # it has been found when all was read
+                return  # check_reading has reported it
             recorder.piece, recorder.excused = max(7, len(whole) // PIECES), True
             try:
                 pieces = visitor.data(f"RETR {number}")

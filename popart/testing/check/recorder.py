@@ -1,4 +1,4 @@
-"""What stands between popart and the handlers: it watches each call, and changes none."""
+"""A layer between popart and the handlers: it watches each call, and changes none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Recorder:
         """The most octets that a reader is asked for at once; None for what popart asks for."""
 
         self.excused: bool = False
-        """True while methods have reason to fail: their failures are kept in `failures`, and are no findings."""
+        """True while methods have reason to fail: their failures are kept in `failures`, and are not findings."""
 
         self.failures: list[str] = []
         self.spoiled: bool = False
@@ -147,7 +147,7 @@ class WatchedHandler:
             self.over.set()
 
     def handle_session_error(self, error: BaseException) -> None:
-        """Tell the handler, and report what popart has to say of it."""
+        """Tell the handler, and report what popart says about it."""
         recorder = self.recorder
         if isinstance(error, HandlerError):
             recorder.fail(str(error), partial(explain_result, recorder.report, str(error)))
@@ -171,7 +171,7 @@ class _Method:
     """A method of a handler that is watched."""
 
     def __init__(self, session: WatchedHandler, name: str, method: Callable[..., Any]) -> None:
-        self.__self__: object = getattr(method, "__self__", None)  # popart looks whose listing it is
+        self.__self__: object = getattr(method, "__self__", None)  # popart checks whose listing it is
         self._session = session
         self._name = name
         self._method = method

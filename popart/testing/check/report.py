@@ -6,7 +6,7 @@ import threading
 
 
 class CheckError(Exception):
-    """The handler cannot be checked: the check cannot sign in, for one.  The text says why."""
+    """The handler cannot be checked, for example because the sign-in fails.  The text says why."""
 
 
 class Report:
@@ -23,8 +23,8 @@ class Report:
 
     @property
     def findings(self) -> list[str]:
-        """The faults, each once: what is wrong, what a client suffers, and what to change.  Empty for a right
-        handler."""
+        """The faults, each once: what is wrong, what a client suffers, and what to change.  Empty if the handler is
+        right."""
         more = " (And {} more of this kind.)"
         with self._guard:
             found = [*self._found.values()]
@@ -33,7 +33,7 @@ class Report:
     def add(self, kind: object, what: str, suffers: str, change: str) -> None:
         """Add a fault: what is wrong, *so* what a client suffers, and what to change.
 
-        Of each *kind* only the first is told, and how many there were.
+        Only the first of each *kind* is kept, and how many there were.
         """
         with self._guard:
             self.events += 1

@@ -14,7 +14,7 @@ _READ = 10
 
 
 def second_user(bench: Bench, other: Credentials) -> Credentials:
-    """Return the second user, who signs in as the first one does."""
+    """Return the second user, who signs in the same way as the first."""
     return replace(other, way=bench.credentials.way)
 
 
@@ -34,8 +34,8 @@ def look_alone(bench: Bench, other: Credentials) -> None:
     known = set(bench.first.digests.values())
     if known.issuperset(bench.second.digests.values()):
         bench.report.note(
-            f"{other.user} has no message that {bench.credentials.user} has not, so that one reads the other's mail "
-            "may not be seen. Deliver other mail."
+            f"{other.user} has no message that {bench.credentials.user} has not, so the check may not see that one "
+            "reads the other's mail. Deliver other mail."
         )
 
 
@@ -95,8 +95,8 @@ def _expect_same(bench: Bench, seen: Snapshot, when: str) -> None:
 def _expect_own(bench: Bench, other: Credentials) -> None:
     """See that the second user's readers are of its own listing.
 
-    Both may have the same mail.  So a message of the first user's counts only where its size is wrong, though the first
-    user's sizes are right.
+    Both may have the same mail.  So a message of the first user's counts only if its size is right for the first user
+    and wrong for the second.
     """
     first, second = bench.first, bench.second
     others = {first.digests[unique_id] for unique_id in first.exact}

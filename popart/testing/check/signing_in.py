@@ -17,7 +17,7 @@ _SECRETS = {"PASS": "password", "APOP": "digest", "SCRAM-SHA-256": "password"}
 
 
 def check_sign_in(bench: Bench, marker: str) -> None:
-    """Come with wrong secrets, and with names that nobody has."""
+    """Try wrong secrets, and names that nobody has."""
     if bench.options.any_secret:
         bench.report.note("Without --password and --token anybody is let in, so no wrong password has been tried.")
         return
@@ -54,7 +54,7 @@ def check_sign_in(bench: Bench, marker: str) -> None:
 def _wrong(right: Credentials, marker: str, what: str) -> dict[str, str]:
     """Return secrets that are nearly right, and some that are often taken by mistake, by what a report calls them.
 
-    It must not show them: who sees what was changed knows the right one.
+    The report must not show them: whoever sees what was changed knows the right secret.
     """
     secret = right.secret
     found = {
@@ -96,7 +96,7 @@ def _explain_taken(bench: Bench, what: str, how: str) -> None:
 
 
 def check_other_ways(bench: Bench, marker: str) -> None:
-    """Come with wrong secrets by the ways that the check does not sign in by."""
+    """Try wrong secrets in the ways that the check does not sign in by."""
     if bench.options.any_secret:
         return
     right = bench.credentials
@@ -112,7 +112,7 @@ def check_other_ways(bench: Bench, marker: str) -> None:
 
 
 def _try_other_way(bench: Bench, right: Credentials, marker: str) -> None:
-    """Come with a wrong secret by another way, and with the right one, if it is known, as an unknown user."""
+    """Try a wrong secret in another way and, if the right one is known, that one as an unknown user."""
     what = "token" if right.way in _TOKENS else "password"
     known = what == "password" and not bench.options.is_token
     tries = {f"A wrong {what} is taken": right.with_secret(marker)}
@@ -131,7 +131,7 @@ def _try_other_way(bench: Bench, right: Credentials, marker: str) -> None:
 
 
 def _try_excused(bench: Bench, wrong: Credentials) -> tuple[str, list[str]]:
-    """Sign in, and return the answer and what failed: what a token is compared with may be far away, and not there."""
+    """Sign in, and return the answer and what failed: the service that checks a token may be out of reach."""
     recorder = bench.recorder
     recorder.excused = True
     try:
@@ -145,7 +145,7 @@ def _try_excused(bench: Bench, wrong: Credentials) -> tuple[str, list[str]]:
 
 
 def check_retry(bench: Bench, marker: str) -> None:
-    """Come with a wrong name and secret, and then, on the same connection, with the right ones."""
+    """Try a wrong name and secret, and then, on the same connection, the right ones."""
     if bench.options.any_secret:
         return
     other = bench.options.other
@@ -170,13 +170,13 @@ def _retry(bench: Bench, visitor: Visitor, before: Snapshot) -> None:
         bench.report.add(
             "retry",
             "A client that has tried a wrong name first does not get its mail by the right one: " + answer,
-            "users who mistype have to start their program anew, or see the mail of somebody else",
+            "users who mistype have to restart their program, or see the mail of somebody else",
             "Keep of an attempt only what was right, and forget the rest",
         )
 
 
 def check_two_secrets(bench: Bench) -> None:
-    """Come with the secret of the other of two users, and as the other by an authorization identity."""
+    """Try each user's secret for the other one, and to act as the other by an authorization identity."""
     other = bench.options.other
     if other is None or bench.options.any_secret:
         return
@@ -202,7 +202,7 @@ def _acts_as(bench: Bench, own: Credentials, identity: str) -> bool:
 
 def _explain_identities(bench: Bench, taken: list[str]) -> None:
     if len(taken) == 1:
-        bench.report.note(f"{taken[0]} may act as the other user, by AUTH PLAIN: see that authorize means it so.")
+        bench.report.note(f"{taken[0]} may act as the other user, by AUTH PLAIN: check that this is intended.")
     elif taken:
         bench.report.add(
             "authorize",

@@ -11,7 +11,7 @@ from popart.testing.certificates import needed_by
 USAGE = """\
 usage: python3 -m popart.testing.wire HOST:PORT [options]
 
-Ask a POP3 server all that the RFCs say.  The options are pytest's, and these, which --help explains:
+Test a POP3 server against the RFCs.  The options are pytest's and these, which --help explains:
 --pop3-user U, --pop3-password P, --pop3-tls, --pop3-delete, --pop3-lacks X,Y
 """
 

@@ -145,7 +145,7 @@ def make_context() -> ssl.SSLContext:
 
 
 def is_bare_end(error: ssl.SSLError) -> bool:
-    """Is it that of a TLS connection which ended without close_notify?
+    """Return whether this is the error of a TLS connection that ended without close_notify.
 
     Python before 3.11.4, with OpenSSL 3, raises a plain SSLError then.
     """

@@ -2,7 +2,7 @@
 
     python3 -m popart.testing.wire.messages DIR          writes them into a new Maildir
 
-The Message-ID of each hard message holds the message's name.  By it the suite finds the message in any server.
+The Message-ID of each hard message holds the message's name.  The suite finds the message by it in any server.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_many_commands_in_one_write(client: WireClient) -> None:
 
 @optional("pipelining")
 def test_many_messages_in_one_write(client: WireClient, two_messages: int) -> None:
-    """Pipelined RETR are whole messages, one after the other (RFC 2449 section 6.6)."""
+    """Pipelined RETRs give whole messages, one after the other (RFC 2449 section 6.6)."""
     messages = [client.raw(b"RETR %d" % number) for number in (1, 2)]
     client.send(b"RETR 1\r\nRETR 2\r\n" * 50)
     for _ in range(50):

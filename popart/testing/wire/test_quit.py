@@ -122,8 +122,8 @@ def test_unique_ids_stay_with_their_messages(sign_in: SignIn, count: int) -> Non
 
 @optional("lock")
 def test_one_session_at_a_time(sign_in: SignIn, guest: WireClient) -> None:
-    """While a session has the maildrop, another is refused: with [IN-USE], if with any code
-    (RFC 1939 section 4, RFC 2449 section 8.1.1)."""
+    """While a session has the maildrop, another is refused.  If the refusal has a code, it is [IN-USE] (RFC 1939
+    section 4, RFC 2449 section 8.1.1)."""
     first = sign_in()
     guest.ok(b"USER " + guest.target.user)
     refusal = guest.refused(b"PASS " + guest.target.password)

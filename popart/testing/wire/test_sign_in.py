@@ -126,7 +126,7 @@ def test_apop(guest: WireClient, target: Target, timestamp: bytes) -> None:
 
 
 def test_apop_with_a_wrong_digest(guest: WireClient, target: Target, timestamp: bytes) -> None:
-    """Another digest does not (RFC 1939 section 7)."""
+    """The digest of another password signs nobody in (RFC 1939 section 7)."""
     digest = hashlib.md5(timestamp + target.password + b"x").hexdigest().encode()
     guest.refused(b"APOP " + target.user + b" " + digest)
     guest.refused(b"STAT")
@@ -173,7 +173,7 @@ def test_auth_with_an_initial_response(guest: WireClient, target: Target) -> Non
 
 @pytest.mark.usefixtures("sasl_plain")
 def test_auth_with_a_challenge(guest: WireClient, target: Target) -> None:
-    """Without one the server sends an empty challenge; a name may have any case (RFC 5034 sections 4 and 5)."""
+    """Without an initial response the challenge is empty; a name may have any case (RFC 5034 sections 4 and 5)."""
     guest.send(b"aUtH pLaIn\r\n")
     assert guest.line() == b"+ \r\n"
     guest.ok(plain(target.user, target.password))
