@@ -1025,7 +1025,7 @@ def test_in_this_process(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("options", "why"),
-    [(["--user", "alice"], "not a name and a secret"), (["--max-messages", "x"], "invalid"), (["--timeout", "0"], "timeout"),
+    [(["--user", "alice"], "not a name and a"), (["--max-messages", "x"], "invalid"), (["--timeout", "0"], "timeout"),
      (["--timeout", "none"], "invalid")],
 )  # fmt: skip
 def test_bad_options_in_this_process(options: list[str], why: str, capfd: pytest.CaptureFixture[str]) -> None:
