@@ -52,11 +52,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
     @operation
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Accept connections until `shutdown`, `drain` or `server_close`.  Return at once if one was called before.
-
-        It calls ``service_actions`` every *poll_interval* seconds, and whenever it has accepted all waiting
-        connections, or a hundred.
-        """
+        """Do what `popart.Server.serve_forever` says, on any processor."""
         loop = threading.current_thread()
         try:
             self._loops.add(loop)
@@ -127,14 +123,7 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection without a TLS handshake, even where `socket` is an SSLSocket that would make one."""
-        try:
-            return system.accept(self.socket)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            if not system.is_lost(error):
-                time.sleep(ACCEPT_PAUSE)
-            raise
+        return system.accept(self.socket)
 
     def _accept_waiting(self) -> None:
         with contextlib.suppress(OSError):
@@ -154,20 +143,26 @@ class AcceptingServer(Interruptible, socketserver.ThreadingTCPServer):
         self.socket.setblocking(False)
         try:
             request, client_address = self.get_request()
+        except BlockingIOError:
+            raise
         except OSError as error:
             if system.is_lost(error):
                 return
+            time.sleep(ACCEPT_PAUSE)
             raise
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
             else:
                 self.close_request(request)
-        except Exception:
-            with contextlib.suppress(Exception):
-                self.handle_error(request, client_address)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                with contextlib.suppress(Exception):
+                    self.handle_error(request, client_address)
             if self._places.find(request) is None:  # else its thread closes it
                 self.close_request(request)
+            if not isinstance(error, Exception):
+                raise
 
 
 class _Door:

@@ -40,11 +40,9 @@ def capabilities(
         found.append(f"LOGIN-DELAY {expect_number('the login delay', get_login_delay())}{mark}")
     get_expire = ability(handler, SupportsExpire, "get_expire")
     expire = settings.expire
-    if signed_in:
-        expire = expire.removesuffix(" USER")
-        if get_expire is not None:
-            days: object = get_expire()
-            expire = "NEVER" if days is None else str(expect_number("the days to keep mail", days))
-    elif get_expire is not None:
-        expire = expire.removesuffix(" USER") + " USER"
+    if signed_in and get_expire is not None:
+        days: object = get_expire()
+        expire = "NEVER" if days is None else str(expect_number("the days to keep mail", days))
+    elif signed_in or get_expire is not None:
+        expire = expire.removesuffix(" USER") + mark
     return [*found, f"EXPIRE {expire}", f"IMPLEMENTATION {settings.implementation}"]

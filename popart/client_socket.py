@@ -79,8 +79,8 @@ class Stream:
     `ClientGoneError` when it is broken.
     """
 
-    def __init__(self, sock: socket.socket, place: Place, pace: Pace, timeout: float) -> None:
-        self.socket = sock
+    def __init__(self, place: Place, pace: Pace, timeout: float) -> None:
+        self.socket = place.socket
         self._place = place
         self._pace = pace
         self._timeout = timeout
@@ -168,13 +168,11 @@ class Stream:
         # In the middle of a message this is not needed, but does no harm.
         pieces = cut(octets, [*accumulate(map(len, replies))], RECORD_SIZE)
         while group := list(islice(pieces, RECORDS)):
-            self.write(self._encrypt(self.tls, group))
-
-    def _encrypt(self, tls: TLS, pieces: list[memoryview]) -> bytes:
-        try:
-            return tls.encrypt(pieces)
-        except ssl.SSLError as error:
-            raise ClientGoneError("the connection broke") from error
+            try:
+                records = self.tls.encrypt(group)
+            except ssl.SSLError as error:
+                raise ClientGoneError("the connection broke") from error
+            self.write(records)
 
     def write(self, octets: bytes, deadline: float = math.inf) -> None:
         """Hand octets to the system as they are, whenever the client makes room for them.

@@ -26,7 +26,7 @@ from popart.errors import (
 )
 from popart.fairness import MESSAGE_STEPS, STEPS, Pace
 from popart.handler import Handler, SupportsMonitoring
-from popart.handler_calls import ability, expect_handler, tell_end
+from popart.handler_calls import ability, call_close, expect_handler
 from popart.monitor import Monitor
 from popart.processor import Processor
 from popart.proxy_header import ProxyError, read_header
@@ -51,7 +51,7 @@ class Connection(socketserver.StreamRequestHandler):
         """Make no file objects: they would be one more layer of buffers, and do not work after a timeout."""
         self._place: Place = self.server._places.find(self.request)
         self._pace = Pace(self.server._pacer)
-        self._stream = Stream(self.request, self._place, self._pace, self.server.command_timeout)
+        self._stream = Stream(self._place, self._pace, self.server.command_timeout)
         self._sender = Sender(self._stream, self._place)
         self._monitor: Monitor | None = None
         self._closing = self._place.closing
@@ -114,7 +114,7 @@ class Connection(socketserver.StreamRequestHandler):
             return self.session_class(handler, self._make_settings())
         except BaseException as error:  # such as one from a property of the handler
             answer = explain(handler, error)
-            tell_end(handler)
+            call_close(handler, "close", handler)
             self._turn_away(answer)
             return None
 
@@ -131,7 +131,7 @@ class Connection(socketserver.StreamRequestHandler):
         except HandlerError:  # an object that is not a handler is not popart's to close
             raise
         except BaseException:
-            tell_end(handler)
+            call_close(handler, "close", handler)
             raise
 
     def _make_settings(self) -> SessionSettings:

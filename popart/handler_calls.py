@@ -5,14 +5,14 @@ A handler is somebody else's code.  A wrong answer becomes a `HandlerError` here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import cache
 from operator import index
 from typing import Any, TypeVar
 
 from popart.errors import HandlerError
-from popart.handler import Handler, SupportsClose
+from popart.handler import Handler
 
 MAX_NUMBER = 2**63 - 1
 """The most that a signed 64-bit number holds: clients keep sizes in those."""
@@ -51,12 +51,6 @@ def expect_none(method: str, result: object) -> None:
         raise bad_type(method, result, "None")
 
 
-def expect_done(method: str, result: object) -> None:
-    """Check a result that does not matter, such as that of ``close``.  But a coroutine has not done anything yet."""
-    if isinstance(result, Coroutine):
-        expect_none(method, result)
-
-
 def expect_number(what: str, value: object) -> int:
     """Check an integer from 0 to `MAX_NUMBER`."""
     try:
@@ -69,10 +63,10 @@ def expect_number(what: str, value: object) -> int:
     return number
 
 
-def check_each(numbers: Iterable[int], values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
+def check_each(values: Sequence[Any], check: Callable[[int, Any], Checked]) -> list[Checked]:
     """Check one value after another, by its message's number.  If one is wrong, close those that are coroutines."""
     try:
-        return list(map(check, numbers, values))
+        return [check(number, value) for number, value in enumerate(values, 1)]
     except HandlerError:
         close_coroutines(*values)
         raise
@@ -109,11 +103,12 @@ def tell_error(handler: Handler, error: BaseException) -> None:
         close_coroutines(handler.handle_session_error(error))
 
 
-def tell_end(handler: Any) -> None:
-    """Tell a handler, if it wants to know, that its session is over."""
+def call_close(owner: object, what: str, handler: Any) -> None:
+    """Call the ``close`` of a handler or of its reader, if it has one.  A failure is told to the handler."""
     try:
-        close = ability(handler, SupportsClose, "close")
-        if close is not None:
-            expect_done("close", close())
+        close = getattr(owner, "close", None)
+        # What it returns does not matter.  But a coroutine has not done anything yet.
+        if callable(close) and isinstance(result := close(), Coroutine):
+            raise bad_type(what, result, "None")
     except BaseException as error:
         tell_error(handler, error)

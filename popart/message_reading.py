@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from popart.error_replies import explain
 from popart.errors import BrokenMessageError, HandlerError
 from popart.handler import Handler, MessageReader
-from popart.handler_calls import bad_type, expect_done, tell_error
+from popart.handler_calls import bad_type, call_close, tell_error
 from popart.message_framing import CHUNK_SIZE, ShortMessageError, encode_message, frame_message
 from popart.replies import GATHER_SIZE, Reply, ok
 
@@ -93,9 +93,4 @@ class _Source:
         return HandlerError(f"message {self._number} ended after {octets} octets, its size was said to be {size}")
 
     def close(self) -> None:
-        try:
-            close = getattr(self._reader, "close", None)
-            if close is not None:
-                expect_done("a reader's close", close())
-        except BaseException as error:
-            tell_error(self._handler, error)
+        call_close(self._reader, "a reader's close", self._handler)

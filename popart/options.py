@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict
 
 from popart import system
 from popart.addresses import IPNetwork
@@ -22,12 +22,10 @@ TIMES = ("handshake_timeout", "login_timeout", "shutdown_grace")
 """The limits in seconds, 0 or more."""
 
 MAX_TIMEOUT = 86_400.0
-"""Seconds.  The most that *timeout* may be; a socket's timeout cannot be much longer than 24 days."""
+"""Seconds, a day.  The most that *timeout* may be: more is an oversight, such as milliseconds."""
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 """The networks of this machine alone."""
-
-Factory = TypeVar("Factory")
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TEXTS = {
@@ -155,10 +153,9 @@ def is_ipv6(server_address: tuple[str, int]) -> bool:
     return ":" in server_address[0]
 
 
-def check_factory(on_new_connection: Factory) -> Factory:
+def check_factory(on_new_connection: object) -> None:
     if not callable(on_new_connection):
         raise ValueError(f"on_new_connection must be callable, not {on_new_connection!r}")
-    return on_new_connection
 
 
 def choose_hostname(hostname: str | None) -> str:

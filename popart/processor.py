@@ -60,9 +60,8 @@ class Processor:
     def sign_in(self, attempt: Callable[[], Result], signed_in: Callable[[], bool]) -> Result:
         """Run a command of the AUTHORIZATION state; if sign-ins are slow, where the fewest such commands run."""
         begun = time.thread_time()
-        is_slow = self._sign_in_is_slow
         try:
-            with self._anywhere() if is_slow else nullcontext():
+            with self._anywhere() if self._sign_in_is_slow else nullcontext():
                 return attempt()
         finally:
             if time.thread_time() - begun >= SLOW_SIGN_IN:

@@ -19,7 +19,7 @@ class Sender:
         self._replies: list[bytes] = []
         self._gathered = 0
         self.octets: int = 0
-        """How many octets were handed to the system, without TLS."""
+        """How many octets were handed to the system, at most, without TLS."""
 
         self.incomplete: bool = False
         """True in the middle of a reply."""

@@ -25,7 +25,7 @@ handler or a client.  The thread that has it may take it again::
     _stop_wanted                       shutdown, the last loop's end        none, for the same reason
     _doors, _loops, _operations,       the threads in these methods         none: single operations of a set or a dict
     ..._threads
-    Pacer.busy                         workers                              a lock of its own
+    Pacer: who is busy                 workers                              a lock of its own
     Processor: slow sign-ins           workers                              a lock of its own
 
 ``_changed`` is notified when a connection has gone, a worker has ended, or `serve_forever` has returned.  A thread that
@@ -86,8 +86,7 @@ class Server(ClosingServer):
     it.  With *require_tls* the server refuses to listen without TLS, except on loopback or a UNIX socket.  If
     *allow_cleartext* is False, popart neither announces nor accepts anything that shows a secret on a connection
     without TLS (RFC 5034 section 4).  That is USER and PASS, AUTH PLAIN, LOGIN, XOAUTH2 and OAUTHBEARER, and the
-    handler's own mechanisms.  Behind a proxy, a connection counts as TLS if a PROXY header of version 2 says that the
-    client came by TLS.
+    handler's own mechanisms.  Behind a proxy, a connection counts as TLS if a PROXY header of version 2 says so.
 
     SCRAM-SHA-256 derives the salts of users who do not exist from *scram_decoy_key*.  By default each process makes its
     own at random.  Give the same secret to all processes that serve the same users, and never change it.  Otherwise
@@ -97,8 +96,7 @@ class Server(ClosingServer):
     `handshake_timeout`.  *on_new_connection* and the limit per peer see the address in it.  popart believes the header
     from clients of a UNIX socket and from *trusted_proxies*, addresses or networks (default: loopback).  It closes a
     connection without a word if the header is missing or bad, or comes from elsewhere.  With *reuse_port* several
-    processes may listen on one port, and the system deals new connections out among them (SO_REUSEPORT; macOS gives
-    them all to the last process).
+    processes may listen on one port, and the system shares out new connections (SO_REUSEPORT; macOS does not share).
 
     With *processor* the threads of all sessions stay on one processor of the machine, and so does `serve_forever`: the
     one with this number, or with ``"current"`` the one on which you make the server.  Many sessions at once then take
@@ -146,7 +144,8 @@ class Server(ClosingServer):
     ) -> None:
         if self.address_family == socket.AF_INET and options.is_ipv6(server_address):
             self.address_family: int = socket.AF_INET6
-        self.on_new_connection: Callable[[Any], Handler | None] = options.check_factory(on_new_connection)
+        options.check_factory(on_new_connection)
+        self.on_new_connection: Callable[[Any], Handler | None] = on_new_connection
         self._check_limits()
         self.hostname: str = options.choose_hostname(hostname)
         self.command_timeout: float = options.check_timeout(timeout, self.minimum_timeout)
@@ -246,9 +245,10 @@ class Server(ClosingServer):
         return self.socket.context if isinstance(self.socket, ssl.SSLSocket) else None
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Accept connections until `shutdown`, `drain` or `server_close`, on the *processor* if there is one.
+        """Accept connections until `shutdown`, `drain` or `server_close`.  Return at once if one was called before.
 
-        It calls ``service_actions`` at least every *poll_interval* seconds.
+        It calls ``service_actions`` every *poll_interval* seconds, and whenever it has accepted all waiting
+        connections, or a hundred.  If there is a *processor*, it runs there.
         """
         with contextlib.nullcontext() if self._processor is None else self._processor.borrowed():
             super().serve_forever(poll_interval)

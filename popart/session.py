@@ -16,9 +16,9 @@ from popart.command_lines import FORBIDDEN, MAX_AUTH_LINE, MAX_LINE, TLS_HANDSHA
 from popart.error_replies import explain
 from popart.errors import BadCommandError, LimitError, ReportableError
 from popart.handler import Handler, SupportsLanguages, SupportsTop, SupportsUTF8
-from popart.handler_calls import ability, expect_none, tell_end, tell_error
+from popart.handler_calls import ability, call_close, expect_none, tell_error
 from popart.languages import check_languages, choose_language
-from popart.maildrop import Maildrop, is_number
+from popart.maildrop import Maildrop, read_number
 from popart.maildrop_lock import MaildropLock
 from popart.message_reading import open_message
 from popart.replies import Reply, ok
@@ -123,12 +123,10 @@ class Session:
                 found = self._commands.get(keyword.upper())
                 if found is None:
                     raise self._unknown_command(line, keyword)
-                if rest:
-                    reply = found.run(self, *_arguments(found, line, rest))
-                elif found.fewest:
+                arguments = _arguments(found, line, rest) if rest else []
+                if len(arguments) < found.fewest:
                     raise BadCommandError("missing argument")
-                else:
-                    reply = found.run(self)
+                reply = found.run(self, *arguments)
         except BaseException as error:
             return self._explain(error)
         if self._sign_in.exchange is None:  # a challenge says nothing of the command yet
@@ -160,7 +158,7 @@ class Session:
         except BaseException as error:
             self.report(error)
         self.release()
-        tell_end(self._handler)
+        call_close(self._handler, "close", self._handler)
 
     def report(self, error: BaseException) -> None:
         """Tell the handler of a failure."""
@@ -315,9 +313,7 @@ class Session:
     @command(State.TRANSACTION)
     def do_TOP(self, number: str, lines: str) -> Reply:
         n = self._maildrop.find(number)
-        if not is_number(lines):
-            raise BadCommandError("bad number of lines")
-        top = int(lines)
+        top = read_number(lines, "number of lines")
         text = "top of message follows"
         if self._get_top_reader is not None:
             # The handler may choose where it ends; only the size of the whole message was announced.
@@ -369,7 +365,4 @@ def _arguments(found: Command, line: bytes, rest: bytes) -> list[str]:
     text = read_text(rest, "arguments")
     if FORBIDDEN.search(text):
         raise BadCommandError("a command holds neither NUL nor line ends")
-    arguments = text.split(" ", found.most - 1)
-    if len(arguments) < found.fewest:
-        raise BadCommandError("missing argument")
-    return arguments
+    return text.split(" ", found.most - 1)

@@ -29,10 +29,7 @@ REUSE_ADDRESS: bool = os.name == "posix"
 """Whether SO_REUSEADDR does no more than let a server start again soon.  On Windows another process could take the port
 from it."""
 
-SHORTAGE = {
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
-    getattr(errno, "WSAEMFILE", errno.EMFILE),
-}
+SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, getattr(errno, "WSAEMFILE", errno.EMFILE)}
 """Errors of accept() that pass when something is released."""
 
 _LOST_NAMES = "ENETDOWN EPROTO ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH EOPNOTSUPP ENETUNREACH"

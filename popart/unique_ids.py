@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from popart.errors import HandlerError
 from popart.handler_calls import check_each, close_coroutines, show
@@ -14,13 +13,13 @@ MAX_UNIQUE_ID = 70
 _UNIQUE_ID = re.compile(f"[!-~]{{1,{MAX_UNIQUE_ID}}}")
 
 
-def check_ids(numbers: Sequence[int], ids: list[str]) -> list[str]:
-    """Check the unique-ids of the messages with these numbers."""
+def check_ids(ids: list[str]) -> list[str]:
+    """Check the unique-ids of all messages."""
     # All at once, in C: ten times as fast as matching a pattern for each of 100,000 ids.
-    plain = ids if _are_legal(ids) else check_each(numbers, ids, check_id)
+    plain = ids if _are_legal(ids) else check_each(ids, check_id)
     if len(set(plain)) != len(plain):
         firsts: dict[str, int] = {}
-        for number, identifier in zip(numbers, plain, strict=True):
+        for number, identifier in enumerate(plain, 1):
             if firsts.setdefault(identifier, number) != number:
                 raise same_ids(firsts[identifier], number, identifier)
     return plain

@@ -77,7 +77,7 @@ class Unencrypted:
 
 
 def write(place: Place, octets: int, timeout: float = 10.0, tls: Any = None) -> None:
-    stream = Stream(place.socket, place, Pace(Pacer()), timeout)
+    stream = Stream(place, Pace(Pacer()), timeout)
     stream.tls = tls
     stream.write_replies([bytes(octets)])
 

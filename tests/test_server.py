@@ -564,6 +564,19 @@ def test_verify_request_decides() -> None:
     assert [type(error) for error in server.told] == [OSError]
 
 
+def test_a_signal_as_a_client_is_accepted() -> None:
+    """If a signal handler raises before the client has a place, its connection is closed, and the exception goes on."""
+
+    class Interrupted(Server):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            raise KeyboardInterrupt
+
+    with Interrupted(HOST, lambda peer: None) as server, connected(server) as client:
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            server.handle_request()
+        assert client.rest() == b"", interrupt  # which keeps the connection from being closed as nobody's
+
+
 def test_spare_threads_serve_again_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished thread serves the next client, finds nothing of the last one's context, and ends if none comes."""
     found: list[tuple[threading.Thread, str]] = []
@@ -1376,7 +1389,7 @@ def test_ctrl_c_while_a_spare_thread_is_given_a_connection(monkeypatch: pytest.M
     [
         ("127.0.0.1:1100", {}, {}, "a host and a port"),
         (HOST, {"ssl_context": "cert.pem"}, {}, "an SSLContext"),
-        (HOST, {"trusted_proxies": "127.0.0.1"}, {}, r"several: \['127.0.0.1'\]"),
+        (HOST, {"trusted_proxies": "127.0.0.1"}, {}, r"a list: \['127.0.0.1'\]"),
         (HOST, {"timeout": None}, {}, "timeout must be"),
         (HOST, {"timeout": "600"}, {}, "timeout must be"),
         (HOST, {}, {"login_timeout": "5"}, "login_timeout must be a number or None"),

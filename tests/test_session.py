@@ -431,7 +431,7 @@ class TestSignIn:
         """A client that asks for the id of each of n messages, or lists them again, has none checked again."""
         checked = []
 
-        def check(numbers: object, ids: list[str]) -> list[str]:
+        def check(ids: list[str]) -> list[str]:
             checked.append(ids)
             return ids
 

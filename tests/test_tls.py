@@ -236,7 +236,7 @@ def test_a_word_of_tls_itself() -> None:
 
     one, other = socket.socketpair()
     with one, other:
-        stream = Stream(one, Place(one, "", Closing()), Pace(Pacer()), 600.0)
+        stream = Stream(Place(one, "", Closing()), Pace(Pacer()), 600.0)
         tls: Any = Answering()
         assert stream._decrypt(tls, b"x") == b""
         assert other.recv(100) == b"an answer"
