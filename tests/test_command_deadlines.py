@@ -71,7 +71,7 @@ class TestPlace:
     def test_at_first(self, place: Place) -> None:
         """Nobody waits, nobody has signed in, nothing is due."""
         assert (place.held, place.peer, place.cut) == (None, None, "")
-        assert not (place.waits or place.idle or place.makes_room or place.signed_in())
+        assert not (place.waits or place.idle or place.makes_room or place.resets or place.signed_in())
         assert place.deadline == place.login_deadline == place.login_limit == math.inf
         assert place.client_address == ("192.0.2.1", 1) and not place.closing.begun
 
@@ -118,6 +118,11 @@ class TestPlace:
         pausing.join(PATIENCE)
         assert not (pausing.is_alive() or place.waits or place.is_at_rest())
         place.pause(1000.0)
+
+    def test_work_after_a_pause(self, place: Place, queue: Queue) -> None:
+        """A connection whose pause is over is not at rest: its handler may be at work."""
+        place.pause(0.0)
+        assert not place.is_at_rest()
 
     def test_a_pause_that_is_cut(self, place: Place) -> None:
         """It says why."""
@@ -325,9 +330,9 @@ class TestWatchdog:
         closing.begun = closing.impatient = True
         waiting, working = FakePlace(waits=True), FakePlace()
         watchdog = watchdog_of([waiting, working], closing)
-        watchdog._wake_for_closing()
-        watchdog._wake_for_closing()
-        assert (waiting.woken, working.woken) == (1, 0)
+        for _ in range(2):
+            watchdog._wake_for_closing()
+            assert (waiting.woken, working.woken) == (1, 0)
 
     def test_its_thread(self) -> None:
         """It is one, looks again and again, and ends when the server closes and nobody is left."""

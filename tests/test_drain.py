@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from popart.accepting import _Door
 from popart.server import Server
 from tests.conftest import (
     PATIENCE,
@@ -189,6 +190,39 @@ def test_it_ends_handle_request() -> None:
         for _ in range(2):
             server.serve_forever(60)
     assert server.timeouts == 0
+
+
+def test_it_wakes_handle_request_when_nobody_can_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was woken as drain began, and waits once more, is woken again when the listening socket is closed."""
+    waits = threading.Semaphore(0)
+    wait = _Door.wait
+
+    def count_and_wait(door: _Door, seconds: float | None) -> bool:
+        waits.release()
+        return wait(door, seconds)
+
+    monkeypatch.setattr(_Door, "wait", count_and_wait)
+    with ThreadPoolExecutor() as other, make_server(Mail()) as server:
+        handling = other.submit(server.handle_request)
+        assert waits.acquire(timeout=PATIENCE)
+        monkeypatch.setattr(server, "_accept_queue", lambda deadline: waits.acquire(timeout=PATIENCE))
+        assert server.drain() is True
+        handling.result(PATIENCE)
+
+
+def test_an_empty_queue_is_looked_at_once() -> None:
+    """drain accepts until nobody is left, and then no more."""
+
+    class Counting(Server):
+        looks = 0
+
+        def get_request(self) -> tuple[socket.socket, Any]:
+            self.looks += 1
+            return super().get_request()
+
+    with Counting(HOST, lambda peer: MemoryHandler(Mail())) as server:
+        assert server.drain() is True
+    assert server.looks == 1
 
 
 def test_it_waits_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -630,6 +630,27 @@ def test_a_hundred_more_for_a_moment() -> None:
         assert not is_admitted(sockets[-2])
 
 
+def test_who_has_made_room_is_not_counted() -> None:
+    """A connection that is cut, but has not ended yet, takes no place: nobody else is cut while there is one."""
+    limits, closing, lock = Limits(), Closing(), threading.RLock()
+    limits.max_connections = 2
+    places = Places(limits, closing, lock, threading.Condition(lock))
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
+
+        def admit(sock: socket.socket) -> Place:
+            place = places.admit(sock, ("192.0.2.1", 1), address_known=True)
+            assert place is not None
+            place.waits = True
+            return place
+
+        first, second, third = map(admit, sockets[:3])
+        assert first.makes_room and not second.makes_room
+        places.leave(second.socket)
+        admit(sockets[3])
+        assert not third.makes_room
+
+
 def test_two_addresses_lock_nobody_out() -> None:
     """Silent connections of two addresses that take all places make room for each client that comes."""
 

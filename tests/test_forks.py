@@ -151,6 +151,26 @@ def test_a_fork_within_a_call(where: str) -> None:
     assert forks
 
 
+def test_a_child_of_a_handler_that_goes_on() -> None:
+    """If it returns, its copy of the session ends without a word, and so does the child: it has no other thread."""
+    forks: list[int] = []
+
+    class Forking(MemoryHandler):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                forks.append(os.fork())
+            if forks[-1]:
+                assert os.waitpid(forks[-1], 0)[1] == 0
+            else:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(10)
+                threading.excepthook = lambda _: os._exit(1)
+
+    with running(QuickServer(HOST, lambda peer: Forking(Mail(MESSAGE)))) as server:
+        see_that_it_serves(server)
+
+
 def test_a_child_of_the_loop_leaves_it() -> None:
     """A child that is forked by the loop's hook, and returns from it, does not accept beside its parent."""
     parent = os.getpid()

@@ -403,6 +403,32 @@ def test_two_loops_end_together(end: str) -> None:
             loop.result(PATIENCE)
 
 
+@pytest.mark.parametrize("end", ["shutdown", "server_close"])
+def test_nobody_is_accepted_after_the_end(end: str) -> None:
+    """If a hook ends the loop, a client that waits behind this one stays in the queue."""
+    accepted: list[Any] = []
+
+    class Ending(QuickServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            accepted.append(client_address)
+            getattr(self, end)()
+            return False
+
+    with Ending(HOST, lambda peer: None) as server, connected(server), connected(server):
+        server.serve_forever()
+        assert len(accepted) == 1
+
+
+def test_a_door_is_knocked_at_without_end() -> None:
+    """Whoever wakes the accepting thread never waits for it, and nothing is left of a door that was used."""
+    with QuickServer(HOST, lambda peer: None) as server:
+        with server._door() as door:
+            for _ in range(10_000):
+                server._knock()
+            assert door.wait(None)
+        assert not server._doors
+
+
 def test_who_wakes_handle_request_does_not_prolong_it() -> None:
     """It waits for ``timeout`` seconds in all, however often it looks for a client in vain."""
     timed_out = threading.Event()
@@ -959,6 +985,26 @@ SHORTAGE = """
     input()
     server.server_close()
 """
+
+
+FORGOTTEN = """
+    import poplib, threading
+    import popart.workers
+    from tests.conftest import Mail, MemoryHandler, QuickServer
+
+    popart.workers.SPARE_SECONDS = 0
+    server = QuickServer(("127.0.0.1", 0), lambda peer: MemoryHandler(Mail()))
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    poplib.POP3(*server.server_address, timeout=20).quit()
+    thread.join()
+"""
+
+
+def test_a_server_that_nobody_closes() -> None:
+    """A program whose sessions are over can end: the watchdog does not keep it."""
+    code = [sys.executable, "-c", textwrap.dedent(FORGOTTEN)]
+    subprocess.run(code, timeout=PATIENCE, check=True, cwd=Path(popart.__file__).parents[1])
 
 
 def test_a_real_shortage_of_descriptors() -> None:
