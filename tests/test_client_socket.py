@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from popart import system
-from popart.client_socket import Stream
+from popart.client_socket import End, Stream
 from popart.command_deadlines import Closing, Place
 from popart.errors import ClientGoneError, ClientTimeoutError
 from popart.fairness import Pace, Pacer
@@ -126,6 +126,45 @@ def test_a_system_that_does_not_tell(client: Client, place: Place, count: int, e
     with pytest.raises(ClientTimeoutError, match=TOO_SLOW):
         write(place, 900_000)
     assert client.now == end
+
+
+def test_what_is_taken_counts_once(client: Client, place: Place) -> None:
+    """A client that took a little once, for which the system makes no room yet, is cut in its time."""
+    client.at = {1.0: lambda: setattr(client, "queued", 990_000)}
+    with pytest.raises(ClientTimeoutError, match=TOO_SLOW):
+        write(place, 900_000)
+    assert client.now == 10.0
+
+
+class Talking:
+    """A socket whose client says something twice a second, whatever it is told, and gives up after 100 seconds."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def shutdown(self, how: int) -> None: ...
+
+    def recv_into(self, buffer: bytearray) -> int:
+        self.client.now += 0.5
+        if self.client.now > 100:
+            raise ConnectionResetError
+        return 1
+
+
+@pytest.mark.parametrize(("arrived", "end"), [(0.0, 2.0), (5.0, 5.0)])
+def test_who_goes_on_talking(
+    client: Client, place: Place, arrived: float, end: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that ends reads on for 2 seconds, and until everything sent has arrived; that is paced, too."""
+    paused: list[float] = []
+    monkeypatch.setattr(system, "unsent", lambda sock: int(client.now < arrived))
+    monkeypatch.setattr(Pace, "pause", lambda pace: 0.25)
+    monkeypatch.setattr(Place, "pause", lambda place, seconds: paused.append(seconds))
+    stream = Stream(place, Pace(Pacer()), 10.0)
+    stream.socket = Talking(client)  # type: ignore[assignment]
+    stream.hang_up(End.COMPLETE)
+    assert client.now == end
+    assert paused == [0.25] * len(paused) and len(paused) == 2 * end
 
 
 def test_who_takes_the_rest(client: Client, place: Place) -> None:

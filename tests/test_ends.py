@@ -101,6 +101,15 @@ def test_a_reset_comes_behind_what_was_sent_before() -> None:
     assert [type(error) for error in handler.mail.errors] == [IndexError]
 
 
+def test_no_reset_after_a_whole_message() -> None:
+    """A client that leaves without QUIT when it has read a message reads a plain end."""
+    with running(QuickServer(HOST, lambda peer: make_handler())) as server, signed_in(server) as client:
+        assert client.ask(b"RETR 1").startswith(b"+OK")
+        assert client.file.read(len(LARGE) + 3) == LARGE + b".\r\n"
+        client.sock.shutdown(socket.SHUT_WR)
+        assert client.rest() == b""
+
+
 def test_a_descriptor_is_open_until_nobody_can_wake_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that ends by a reset is closed when the watchdog no longer knows it: the next connection may have
     its descriptor.

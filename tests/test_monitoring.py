@@ -241,6 +241,21 @@ def test_broken_message(chunks: list[bytes], line: bytes) -> None:
     assert [type(error) for error in it.handler.mail.errors] == [LookupError]
 
 
+def test_message_replaced_by_an_error() -> None:
+    """What was gathered of a message that turns out to be short, and never left, is in no figure (promise 1)."""
+    with observed(SMALL) as it, connected(it.server) as client:
+        it.handler.get_message_size = lambda number: 10_000
+        chunks = [b"a" * 100, b"b" * 100, b""]
+        it.handler.get_message_reader = lambda number: BreakingReader(*chunks)
+        greeting = client.line()
+        client.sign_in()
+        answer = client.ask(b"RETR 1")
+        assert answer.startswith(b"-ERR [SYS/PERM]")
+        client.ask(b"QUIT")
+        assert it.commands()[2] == ("RETR", "-ERR", len(answer))
+        assert it.session() == (4, len(greeting) + sum(octets for _, _, octets in it.commands()))
+
+
 class Endless:
     """A message that goes on until nobody reads it."""
 
