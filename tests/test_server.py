@@ -34,6 +34,7 @@ import popart
 import popart.connection
 import popart.workers
 from popart import system
+from popart.accepting import AcceptingServer
 from popart.addresses import peer_of
 from popart.command_deadlines import Closing, Place
 from popart.server import Server
@@ -401,6 +402,15 @@ def test_two_loops_end_together(end: str) -> None:
         assert not server._loops
         for loop in loops:
             loop.result(PATIENCE)
+
+
+def test_the_poll_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is half a second, as in socketserver."""
+    seen: list[float] = []
+    monkeypatch.setattr(AcceptingServer, "serve_forever", lambda server, poll_interval: seen.append(poll_interval))
+    with QuickServer(HOST, lambda peer: None) as server:
+        server.serve_forever()
+    assert seen == [0.5]
 
 
 @pytest.mark.parametrize("end", ["shutdown", "server_close"])
