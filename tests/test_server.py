@@ -132,6 +132,16 @@ def test_bad_values_are_refused_before_anything_is_bound(option: str, value: Any
         popart.Server(other.getsockname(), lambda peer: None, **{option: value})
 
 
+def test_values_that_are_taken() -> None:
+    """A timeout may be a day, a limit of time infinite, and the key of made-up salts is the one that was given."""
+
+    class Patient(popart.Server):
+        login_timeout = handshake_timeout = shutdown_grace = float("inf")
+
+    with Patient(HOST, lambda peer: None, timeout=86_400, scram_decoy_key=b"0123456789abcdef") as server:
+        assert (server.command_timeout, server.scram_decoy_key) == (86_400.0, b"0123456789abcdef")
+
+
 def test_defaults() -> None:
     """A server that is given an address and a factory alone is the one that the documents describe."""
     with popart.Server(HOST, lambda peer: None) as server:
