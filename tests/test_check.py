@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ import popart
 from popart.testing import MailServer
 from popart.testing.check import CheckError, Report, check_handler
 from popart.testing.check.__main__ import main
+from popart.testing.check.client import LateError
+from popart.testing.check.recorder import Recorder
 from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
 from tests.test_docs import django_site  # noqa: F401
@@ -111,6 +113,45 @@ def test_no_finding_shows_the_secret(store: Store) -> None:
     report = check_handler(lambda peer: TakesMost(store), user="alice", password="Hunter2")
     assert [text for text in report.findings if "the password with an x after it, for alice" in text]
     assert "hunter" not in str(report).lower()
+
+
+class PrintsSignIns(Right):
+    """Prints a text at each sign-in that is right, when it can."""
+
+    text = "the password is right"
+
+    def authenticate_pass(self, username: str, password: str) -> None:
+        super().authenticate_pass(username, password)
+        with suppress(OSError):
+            print(self.text, flush=True)
+
+
+@pytest.mark.parametrize("secret, text", [("pass", "the password is right"), ("alice", "alice has signed in")])
+def test_a_text_with_the_letters_of_the_secret_shows_no_secret(
+    store: Store, capfd: pytest.CaptureFixture[str], secret: str, text: str
+) -> None:
+    """The secret may be a part of a word that a handler prints, or the user's name."""
+    store.users["alice"] = secret
+    handler = type("Handler", (PrintsSignIns,), {"text": text})
+    report = check_handler(lambda peer: handler(store), user="alice", password=secret)
+    capfd.readouterr()
+    assert report.findings == []
+
+
+def test_a_handler_may_print_where_the_output_is_closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found in a handler that prints if the check's own output is closed, as by ``>&- 2>&-``."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert check(PrintsSignIns, store).findings == []
+
+
+def test_what_fails_while_it_may_is_forgotten() -> None:
+    """What failed while methods had reason to fail is not kept when the check breaks off: it would excuse others."""
+    recorder = Recorder(Right, Report())
+    with pytest.raises(LateError), recorder.excusing() as failures:
+        recorder.fail("read raised OSError", lambda: None)
+        raise LateError("there is no answer")
+    assert (failures, recorder.failures, recorder.excused) == (["read raised OSError"], [], False)
 
 
 def test_the_wrong_handlers_are_wrong_in_many_ways() -> None:
@@ -582,12 +623,13 @@ def test_a_hook_needs_deletion(store: Store) -> None:
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"user": ""}, "is empty"),
-        ({"user": "ali\nce"}, "line end"),
-        ({"password": ""}, "is empty"),
-        ({"password": "sec\0ret"}, "NUL"),
-        ({"token": "ya29\n"}, "line end"),
-        ({"other": ("bob", "")}, "is empty"),
+        ({"user": ""}, "must not be empty"),
+        ({"user": "ali\nce"}, "must have no NUL, CR or LF"),
+        ({"password": ""}, "must not be empty"),
+        ({"password": "sec\0ret"}, "must have no NUL"),
+        ({"password": "\udcff"}, "must be text that UTF-8 can encode"),
+        ({"token": "ya29\n"}, "must have no NUL, CR or LF"),
+        ({"other": ("bob", "")}, "must not be empty"),
         ({"other": ("alice", "secret")}, "must be someone other than alice"),
         ({"patience": 0.0}, "patience must be more than 0"),
         ({"patience": -1.0}, "patience must be more than 0"),
@@ -602,7 +644,7 @@ def test_an_option_that_cannot_be_meant_so_is_an_error(options: dict[str, Any], 
         check_handler(lambda peer: None, **{"user": "alice", "password": "secret", **options})
 
 
-@pytest.mark.parametrize("factory", [Store, lambda: None, lambda peer, store: None, lambda *, peer: None])
+@pytest.mark.parametrize("factory", [Store, lambda: None, lambda peer, store: None, lambda *, peer: None, None])
 def test_a_factory_that_does_not_take_the_peer_is_found(factory: Any) -> None:
     """A class or function that cannot be called with the client's address has a finding that says so."""
     (finding,) = check_handler(factory, user="alice", password="secret").findings

@@ -10,6 +10,8 @@ import pytest
 
 from popart.testing import MailServer
 from popart.testing.wire.__main__ import main
+from popart.testing.wire.messages import ALL
+from popart.testing.wire.test_messages import top
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +29,30 @@ def test_any_server_is_asked_from_any_directory(tmp_path: Path) -> None:
         assert ("alice", "QUIT") in server.commands
         assert len(server.messages("alice")) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pytest.ini"]
+
+
+@pytest.mark.parametrize(
+    "message, count, beginning",
+    [
+        (b"A: b\r\n\r\none\r\ntwo\r\n", 1, b"A: b\r\n\r\none\r\n"),
+        (b"\r\none\r\n\r\ntwo\r\n", 0, b"\r\n"),
+        (b"\r\none\r\n\r\ntwo\r\n", 2, b"\r\none\r\n\r\n"),
+        (b"A: b\r\n", 0, b"A: b\r\n"),
+        (b"", 5, b""),
+    ],
+)
+def test_what_the_suite_wants_of_top(message: bytes, count: int, beginning: bytes) -> None:
+    """The header ends with the first blank line, which may be the first line (RFC 1939 section 7)."""
+    assert top(message, count) == beginning
+
+
+def test_the_messages_need_a_directory(tmp_path: Path) -> None:
+    """The hard messages are written into the directory that is named; without one, the command says what it wants."""
+    command = [sys.executable, "-m", "popart.testing.wire.messages"]
+    done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "usage: python3 -m popart.testing.wire.messages DIR\n")
+    subprocess.run([*command, "mail"], cwd=tmp_path, check=True)
+    assert len(list((tmp_path / "mail" / "cur").iterdir())) == len(ALL)
 
 
 def test_a_server_must_be_named(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from popart.testing.check.signing_in import (
     check_sign_in,
     check_two_secrets,
 )
+from popart.testing.store import why_unusable
 
 _DAY = 86_400
 
@@ -74,8 +75,8 @@ def check_handler(
 
 def _check_secrets(given: Sequence[str | None]) -> None:
     for text in given:
-        if text is not None and (not text or set(text) & set("\0\r\n")):
-            raise ValueError("a name or a secret is empty, or has a line end or NUL in it, so that nobody can sign in")
+        if text is not None and (why := why_unusable(text)):
+            raise ValueError(f"nobody can sign in: a name or a secret must {why}")
 
 
 def _check_options(options: Options) -> None:
@@ -90,7 +91,7 @@ def _check_options(options: Options) -> None:
 def _check(on_new_connection: Callable[[Any], Handler | None], options: Options, marker: str) -> Report:
     """Ask all.  *marker* is a wrong secret."""
     recorder = Recorder(on_new_connection, Report())
-    bench = Bench(recorder, Output(recorder, marker, options.credentials.secret), options)
+    bench = Bench(recorder, Output(recorder, marker, options.credentials), options)
     if not _takes_one(on_new_connection):
         bench.report.add(
             "no peer",
@@ -120,11 +121,9 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
 
 def _takes_one(function: Callable[..., object]) -> bool:
     try:
-        signature = inspect.signature(function)
-    except ValueError:  # a function written in C may have none
+        inspect.signature(function).bind(None)
+    except ValueError:  # a function written in C may have no signature
         return True
-    try:
-        signature.bind(None)
     except TypeError:
         return False
     return True

@@ -18,7 +18,7 @@ _READ_AGAIN = 200
 
 def check_failing_deletion(bench: Bench) -> None:
     """Delete while the back end fails."""
-    recorder, break_backend = bench.recorder, bench.options.break_backend
+    break_backend = bench.options.break_backend
     if break_backend is None:
         return
     with bench.serving():
@@ -29,15 +29,9 @@ def check_failing_deletion(bench: Bench) -> None:
         with bench.session() as visitor:
             for number in marked:
                 visitor.ok(f"DELE {number}")
-            recorder.excused = True
-            try:
-                with break_backend():
-                    answer = visitor.ask("QUIT")
-                    visitor.leave()
-                    bench.last_end = "a QUIT whose deletion failed"
-            finally:
-                recorder.excused = False
-                recorder.failures.clear()
+            with bench.recorder.excusing(), break_backend():
+                answer = visitor.ask("QUIT")
+                visitor.leave("a QUIT whose deletion failed")
         after = _look(bench)
     gone = [number for number in marked if before.ids[number - 1] not in after.ids]
     _explain_failure(bench, answer, len(gone), len(marked))
@@ -148,8 +142,7 @@ def _quit(bench: Bench, visitor: Visitor) -> str:
             "the next session may begin while this one has not ended, and this one may then release its lock",
         )
     answer = visitor.line("QUIT")
-    visitor.leave()
-    bench.last_end = "QUIT"
+    visitor.leave("QUIT")
     return answer
 
 

@@ -26,12 +26,12 @@ def check_sign_in(bench: Bench, marker: str) -> None:
     nobody = f"nobody-{secrets.token_hex(4)}"
     with bench.serving():
         refusals = [
-            _try(bench, right.with_secret(wrong), f"A wrong {what} is taken", name)
+            _try(bench, replace(right, secret=wrong), f"A wrong {what} is taken", name)
             for name, wrong in _wrong(right, marker, what).items()
         ]
-        stranger = _try(bench, right.with_user(nobody), "An unknown user is let in", f"the {what} of another one")
+        stranger = _try(bench, replace(right, user=nobody), "An unknown user is let in", f"the {what} of another one")
         for pattern in ("'OR''='", "%", "*"):
-            _try(bench, right.with_user(pattern), "An unknown user is let in", f"the {what} of another one")
+            _try(bench, replace(right, user=pattern), "An unknown user is let in", f"the {what} of another one")
         bench.last_end = "a refused sign-in"
         with bench.session() as visitor:
             visitor.quit()
@@ -115,33 +115,21 @@ def _try_other_way(bench: Bench, right: Credentials, marker: str) -> None:
     """Try a wrong secret in another way and, if the right one is known, that one as an unknown user."""
     what = "token" if right.way in _TOKENS else "password"
     known = what == "password" and not bench.options.is_token
-    tries = {f"A wrong {what} is taken": right.with_secret(marker)}
+    tries = {f"A wrong {what} is taken": replace(right, secret=marker)}
     if known:
-        tries["An unknown user is let in"] = right.with_user(f"nobody-{secrets.token_hex(4)}")
+        tries["An unknown user is let in"] = replace(right, user=f"nobody-{secrets.token_hex(4)}")
     else:
         way = "USER" if right.way == "PASS" else right.way
         bench.report.note(f"{way} is offered, and has been tried with a wrong {what} alone: see --{what}.")
     for kind, wrong in tries.items():
-        answer, failures = _try_excused(bench, wrong)
+        with bench.recorder.excusing() as failures, bench.visitor() as visitor:
+            answer = visitor.sign_in(wrong)  # the service that checks a token may be out of reach
+            visitor.part()
         if answer.startswith("+OK"):
             _explain_taken(bench, kind, f"by {right.way}, for {wrong.user}")
         elif not answer.startswith("-ERR [AUTH]"):
             why = "".join(f" ({failure})" for failure in failures[:1])
             bench.report.note(f"A wrong {what}, by {right.way}, was answered {answer}{why}.")
-
-
-def _try_excused(bench: Bench, wrong: Credentials) -> tuple[str, list[str]]:
-    """Sign in, and return the answer and what failed: the service that checks a token may be out of reach."""
-    recorder = bench.recorder
-    recorder.excused = True
-    try:
-        with bench.visitor() as visitor:
-            answer = visitor.sign_in(wrong)
-            visitor.part()
-        return answer, [*recorder.failures]
-    finally:
-        recorder.excused = False
-        recorder.failures.clear()
 
 
 def check_retry(bench: Bench, marker: str) -> None:
@@ -184,9 +172,8 @@ def check_two_secrets(bench: Bench) -> None:
     with bench.serving():
         if users[0].secret != users[1].secret:
             for own, foreign in permutations(users):
-                _try(
-                    bench, own.with_secret(foreign.secret), "Another user's secret is taken", f"that of {foreign.user}"
-                )
+                wrong = replace(own, secret=foreign.secret)
+                _try(bench, wrong, "Another user's secret is taken", f"that of {foreign.user}")
         if bench.credentials.way == "PASS" and "PLAIN" in bench.mechanisms:
             taken = [own.user for own, foreign in permutations(users) if _acts_as(bench, own, foreign.user)]
             _explain_identities(bench, taken)
