@@ -311,6 +311,13 @@ class Bench:
                 raise StopError(f"the sign-in was answered {answer}")
             yield visitor
 
+    def look_into(self, most: int) -> Snapshot:
+        """List the maildrop in a session of its own, and read the first *most* messages."""
+        with self.session() as visitor:
+            found = visitor.look_into(most)
+            visitor.part()
+        return found
+
     def run(self, what: str, check: Callable[[Bench], None]) -> None:
         """Run one of the checks, unless no session can begin any more."""
         if self.stopped:
