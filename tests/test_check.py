@@ -178,7 +178,7 @@ def test_a_handler_may_print_where_the_output_is_closed(store: Store, monkeypatc
 
 def test_what_fails_while_it_may_is_forgotten() -> None:
     """What failed while methods had reason to fail is not kept when the check breaks off: it would excuse others."""
-    recorder = Recorder(Right, Report())
+    recorder = Recorder(Right)
     with pytest.raises(LateError), recorder.excusing() as failures:
         recorder.fail("read raised OSError", lambda: None)
         raise LateError("there is no answer")
@@ -370,6 +370,21 @@ class Remote(Right):
 
     def get_mechanisms(self) -> dict[str, Any]:
         return {"X-OWN": lambda: iter(())}
+
+
+def test_anybody_may_have_a_maildrop(store: Store) -> None:
+    """Without a secret the handler may let in anybody, and each name may have a maildrop of its own."""
+
+    class LetsInAnybody(Right):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            self.username = username
+            with self.store.guard:
+                self.store.drops.setdefault(username, Drop([]))
+
+    report = check_handler(lambda peer: LetsInAnybody(store), user="alice", patience=PATIENCE)
+    assert report.findings == []
+    anybody = "Without --password and --token anybody is let in, so no wrong password has been tried."
+    assert report.notes == [NOT_TWO_USERS, NOT_DELETED, anybody]
 
 
 def test_ways_that_have_not_been_tried_are_noted(store: Store) -> None:

@@ -90,7 +90,7 @@ def _check_options(options: Options) -> None:
 
 def _check(on_new_connection: Callable[[Any], Handler | None], options: Options, marker: str) -> Report:
     """Ask all.  *marker* is a wrong secret."""
-    recorder = Recorder(on_new_connection, Report())
+    recorder = Recorder(on_new_connection)
     bench = Bench(recorder, Output(recorder, marker, options.credentials), options)
     if not _takes_one(on_new_connection):
         bench.report.add(
@@ -104,7 +104,7 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
         bench.run("reading all messages", check_reading)
         bench.run("holding a second session", check_again)
         bench.run("reading in small pieces", check_pieces)
-        bench.run("signing in again", lambda bench: check_retry(bench, marker))
+        bench.run("signing in again", check_retry)
         bench.run("trying the lock", check_lock)
         bench.run("ending sessions", check_ends)
         bench.run("printing", check_output)
@@ -113,8 +113,8 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
         bench.run("deleting as the back end fails", check_failing_deletion)
         bench.run("deleting", check_deletion)
         bench.run("looking at the mail of the second user", check_second_maildrop)
-        bench.run("signing in with wrong secrets", lambda bench: check_sign_in(bench, marker))
-        bench.run("signing in by other ways", lambda bench: check_other_ways(bench, marker))
+        bench.run("signing in with wrong secrets", check_sign_in)
+        bench.run("signing in by other ways", check_other_ways)
         bench.run("signing in with the secrets of two users", check_two_secrets)
     return bench.report
 

@@ -83,7 +83,7 @@ def _explain_no_lock(bench: Bench, holder: Visitor) -> None:
 
 def _does_nothing(method: Any) -> bool:
     """Return whether a method is ``...``, ``pass`` or a docstring: code without names and closures has no effect."""
-    code = getattr(getattr(method, "__func__", method), "__code__", None)
+    code = getattr(method, "__code__", None)
     return code is not None and not (code.co_names or code.co_freevars)
 
 

@@ -18,9 +18,11 @@ class Output:
     """Stands in for ``sys.stdout`` and ``sys.stderr``.  What a handler prints goes to the standard error."""
 
     def __init__(self, recorder: Recorder, marker: str, right: Credentials) -> None:
-        """*marker* is a wrong secret that no other text contains, and *right* the user with the right one."""
+        """*right* is the user with the right secret."""
+        self.marker: str = marker
+        """A wrong secret, which no other text contains."""
+
         self._recorder = recorder
-        self._marker = marker
         self._right = right
         self._error: TextIO = _opened(sys.stderr)
         self._broken: int | None = None
@@ -51,7 +53,7 @@ class Output:
         method = self._recorder.method_here()
         if method is None:
             return False
-        if self._marker in text or (method.startswith("authenticate_") and self._shows_secret(text)):
+        if self.marker in text or (method.startswith("authenticate_") and self._shows_secret(text)):
             self._recorder.report.add(
                 "secret printed",
                 f"{method} prints the password",

@@ -19,8 +19,8 @@ _READERS = {"get_message_reader", "get_top_reader"}
 class Recorder:
     """An ``on_new_connection`` that asks another one, and watches its handlers."""
 
-    def __init__(self, on_new_connection: Callable[[Any], Any], report: Report) -> None:
-        self.report = report
+    def __init__(self, on_new_connection: Callable[[Any], Any]) -> None:
+        self.report: Report = Report()
         self.piece: int | None = None
         """The most octets that a reader is asked for at once; None for what popart asks for."""
 

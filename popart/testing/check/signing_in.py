@@ -16,12 +16,12 @@ _TOKENS = ("XOAUTH2", "OAUTHBEARER")
 _SECRETS = {"PASS": "password", "APOP": "digest", "SCRAM-SHA-256": "password"}
 
 
-def check_sign_in(bench: Bench, marker: str) -> None:
+def check_sign_in(bench: Bench) -> None:
     """Try wrong secrets, and names that nobody has."""
     if bench.options.any_secret:
         bench.report.note("Without --password and --token anybody is let in, so no wrong password has been tried.")
         return
-    right = bench.credentials
+    right, marker = bench.credentials, bench.output.marker
     what = _SECRETS.get(right.way, "token")
     nobody = f"nobody-{secrets.token_hex(4)}"
     with bench.serving():
@@ -97,7 +97,7 @@ def _explain_taken(bench: Bench, what: str, how: str) -> None:
     )
 
 
-def check_other_ways(bench: Bench, marker: str) -> None:
+def check_other_ways(bench: Bench) -> None:
     """Try wrong secrets in the ways that the check does not sign in by."""
     if bench.options.any_secret:
         return
@@ -110,14 +110,14 @@ def check_other_ways(bench: Bench, marker: str) -> None:
     with bench.serving():
         for way in [*tokens, *passwords]:
             if way != right.way:
-                _try_other_way(bench, replace(right, way=way), marker)
+                _try_other_way(bench, replace(right, way=way))
 
 
-def _try_other_way(bench: Bench, right: Credentials, marker: str) -> None:
+def _try_other_way(bench: Bench, right: Credentials) -> None:
     """Try a wrong secret in another way and, if the right one is known, that one as an unknown user."""
     what = "token" if right.way in _TOKENS else "password"
     known = what == "password" and not bench.options.is_token
-    tries = {f"A wrong {what} is taken": replace(right, secret=marker)}
+    tries = {f"A wrong {what} is taken": replace(right, secret=bench.output.marker)}
     if known:
         tries["An unknown user is let in"] = replace(right, user=f"nobody-{secrets.token_hex(4)}")
     else:
@@ -134,7 +134,7 @@ def _try_other_way(bench: Bench, right: Credentials, marker: str) -> None:
             bench.report.note(f"A wrong {what}, by {right.way}, was answered {answer}{why}.")
 
 
-def check_retry(bench: Bench, marker: str) -> None:
+def check_retry(bench: Bench) -> None:
     """Try a wrong name and secret, and then, on the same connection, the right ones."""
     if bench.options.any_secret:
         return
@@ -146,7 +146,7 @@ def check_retry(bench: Bench, marker: str) -> None:
             return  # check_again has reported what each session changes
         for name in names:
             with bench.visitor() as visitor:
-                wrong = visitor.sign_in(replace(bench.credentials, user=name, secret=marker))
+                wrong = visitor.sign_in(replace(bench.credentials, user=name, secret=bench.output.marker))
                 if not wrong.startswith("-ERR [AUTH]"):
                     return  # that is found elsewhere
                 _retry(bench, visitor, before)
