@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -656,6 +656,15 @@ class DeletesHalf(Right):
 
 
 @wrong(delete=True, fails=True)
+class DeletesHalfAndSwallows(DeletesHalf):
+    """Messages are deleted one by one, and an error of the back end is swallowed."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        with suppress(OSError):
+            super().delete_messages(numbers)
+
+
+@wrong(delete=True, fails=True)
 class DeletesAndSwallows(Right):
     """An error of the back end is swallowed."""
 
@@ -714,6 +723,19 @@ class DeletesAndSwaps(Rewrites):
 
     def rewrite(self, messages: dict[str, bytes]) -> None:
         rotate(messages)
+
+
+@wrong(delete=True)
+class DeletesAndMeasures(Right):
+    """After a deletion the messages that stay have other sizes."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        super().delete_messages(numbers)
+        self.store.seen["deleted"] = True
+
+    def list_messages(self) -> Iterable[tuple[int, str]]:
+        less = 1 if "deleted" in self.store.seen else 0
+        return [(popart.wire_size(octets) - less, unique_id) for unique_id, octets in self.messages]
 
 
 @wrong(delete=True)
@@ -785,6 +807,16 @@ class CannotDelete(Right):
 
     def delete_messages(self, numbers: Sequence[int]) -> None:
         raise KeyError("no such column")
+
+
+@wrong(delete=True)
+class CannotEmpty(Right):
+    """The last messages cannot be deleted."""
+
+    def delete_messages(self, numbers: Sequence[int]) -> None:
+        if len(numbers) == len(self.messages):
+            raise KeyError("an empty table")
+        super().delete_messages(numbers)
 
 
 @wrong(delete=True)
@@ -1568,6 +1600,17 @@ class SharesItsListing(Right):
         self.messages += [
             (f"{unique_id}.{len(self.messages)}", octets) for unique_id, octets in self.drop.messages.items()
         ]
+
+
+@wrong()
+class ListsAgain(Right):
+    """Each session but the first lists every message twice."""
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        if self.store.seen.setdefault("sessions", 0):
+            self.messages += [(f"{unique_id}.2", octets) for unique_id, octets in self.messages]
+        self.store.seen["sessions"] += 1
 
 
 @wrong()

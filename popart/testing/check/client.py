@@ -240,5 +240,5 @@ def _encode(text: str) -> str:
 
 
 def hide(command: str) -> str:
-    """Return a command as a report may show it."""
-    return re.sub(r"^(PASS|APOP \S+|AUTH \S+) .*", r"\1 ***", command)
+    """Return a command, or a response of SCRAM, as a report may show it."""
+    return re.sub(r"^(PASS |APOP \S+ |AUTH \S+ ).*|^\S{16,}$", r"\1***", command)
