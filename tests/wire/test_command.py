@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+import popart
 from popart.testing import MailServer
+from popart.testing.wire import test_sign_in
 from popart.testing.wire.__main__ import main
+from popart.testing.wire.client import Target, WireClient
 from popart.testing.wire.messages import ALL
 from popart.testing.wire.test_messages import top
+from tests.conftest import Mail, MemoryHandler, running
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,6 +49,19 @@ def test_any_server_is_asked_from_any_directory(tmp_path: Path) -> None:
 def test_what_the_suite_wants_of_top(message: bytes, count: int, beginning: bytes) -> None:
     """The header ends with the first blank line, which may be the first line (RFC 1939 section 7)."""
     assert top(message, count) == beginning
+
+
+def test_a_refusal_may_repeat_the_name() -> None:
+    """Two refusals that differ only in the name that the client sent tell no user apart (RFC 1939 section 13)."""
+
+    class Repeats(MemoryHandler):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            raise popart.ReportableError(f"there is no {username} with this password")
+
+    server = popart.Server(("127.0.0.1", 0), lambda peer: Repeats(Mail()))
+    with running(server), ExitStack() as clients:
+        target = Target(("127.0.0.1", server.server_address[1]), b"alice", b"secret", None)
+        test_sign_in.test_users_cannot_be_guessed(lambda: clients.enter_context(closing(WireClient(target))), target)
 
 
 def test_the_messages_need_a_directory(tmp_path: Path) -> None:
