@@ -266,12 +266,13 @@ class Unordered(Rewrites):
 
 
 class Receives(Rewrites):
-    """Has new mail whenever some is deleted."""
+    """Has new mail whenever some is deleted, and one of two new messages is a copy of what is there."""
 
     def rewrite(self, messages: dict[str, bytes]) -> None:
         if self.store.seen.setdefault("new", 0) < 3:
             self.store.seen["new"] += 1
-            messages[f"new-{self.store.seen['new']}"] = b"Subject: new %d\r\n\r\n" % self.store.seen["new"]
+            number = self.store.seen["new"]
+            messages |= {f"new-{number}": b"Subject: new %d\r\n\r\n" % number, f"copy-{number}": MESSAGES[0]}
 
 
 @pytest.mark.parametrize("handler", [Rewrites, Unordered, Receives], ids=lambda handler: handler.__name__)
@@ -713,6 +714,20 @@ def test_a_sign_in_that_is_refused_is_an_error(store: Store) -> None:
         check_handler(lambda peer: None, user="alice", password="secret")
     with pytest.raises(CheckError, match="cannot sign in as bob: -ERR .AUTH. wrong name or password"):
         check(Right, store, other=("bob", "wrong"))
+
+
+def test_a_delay_between_sign_ins_is_an_error(store: Store) -> None:
+    """A handler that wants time between two sign-ins cannot be checked (RFC 2449 section 6.5)."""
+
+    class Delays(Right):
+        def lock_maildrop(self) -> None:
+            if self.store.seen.setdefault("sessions", 0):
+                raise popart.ReportableError("wait a minute", code="LOGIN-DELAY")
+            self.store.seen["sessions"] = 1
+            super().lock_maildrop()
+
+    with pytest.raises(CheckError, match="time between sign-ins, which must be off for the check: -ERR .LOGIN-DELAY."):
+        check(Delays, store)
 
 
 def test_a_hook_needs_deletion(store: Store) -> None:

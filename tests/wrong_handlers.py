@@ -7,8 +7,10 @@ tests/findings.txt what the check says of it.
 from __future__ import annotations
 
 import io
+import os
 import re
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -928,6 +930,19 @@ class LockReleasedAfterQuitAlone(Right):
 
 
 @wrong()
+class LockKeptAfterATimeout(Right):
+    """The lock is kept if the client was silent for too long."""
+
+    keeps = False
+
+    def handle_session_error(self, error: BaseException) -> None:
+        self.keeps = isinstance(error, popart.ClientTimeoutError)
+
+    def unlock_maildrop(self) -> None:
+        self.drop.locked = self.keeps
+
+
+@wrong()
 class LockReleasedTwice(Right):
     """The lock is released once more at the end of the connection, when another session may have it."""
 
@@ -1148,6 +1163,16 @@ class UserInAnyCase(Right):
         with self.store.guard:
             if username not in self.store.drops:
                 self.store.drops[username] = Drop()
+
+
+@wrong()
+class UserInAnyCaseWithoutALock(UserInAnyCase):
+    """The same, where there is no lock."""
+
+    def lock_maildrop(self) -> None:
+        self.messages = list(self.drop.messages.items())
+
+    def unlock_maildrop(self) -> None: ...
 
 
 @wrong()
@@ -1634,6 +1659,23 @@ class Prints(Right):
     def get_message_reader(self, number: int) -> popart.MessageReader:
         print("reading", number)
         return super().get_message_reader(number)
+
+
+@wrong()
+class PrintsByTheDescriptor(Right):
+    """It writes to the output's descriptor, as a program that it starts would."""
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        os.write(sys.stdout.fileno(), b"reading\n")
+        return super().get_message_reader(number)
+
+
+@wrong()
+class PrintsErrors(Prints):
+    """It prints what it does, and errors too, which is no fault: where they cannot be printed nothing is lost."""
+
+    def handle_session_error(self, error: BaseException) -> None:
+        print(error)
 
 
 @wrong()
