@@ -103,23 +103,21 @@ class Visitor(Client):
         if self.session is not None:
             self._bench.wait(self.session.over.wait, "the session does not end")
 
-    def leave(self) -> None:
-        """Leave without a word, and wait for the end of the session."""
+    def leave(self, end: str = "an end without QUIT") -> None:
+        """Leave without a word, and wait for the end of the session.  *end* is what a report calls it."""
         self.close()
         self.wait_until_over()
-        self._bench.last_end = "an end without QUIT"
+        self._bench.last_end = end
 
     def part(self) -> None:
         """Say QUIT, if the session goes on, and wait for the end of the session."""
         self.is_answered("QUIT")
-        self.leave()
-        self._bench.last_end = "QUIT"
+        self.leave("QUIT")
 
     def quit(self) -> None:
         """Say QUIT, which must succeed."""
         self.ok("QUIT")
-        self.leave()
-        self._bench.last_end = "QUIT"
+        self.leave("QUIT")
 
     def is_answered(self, command: str) -> bool:
         """Return whether the session goes on."""
@@ -188,14 +186,11 @@ class Bench:
         self.last_end: str = "QUIT"
         """How the last session ended."""
 
-        self.port: int = 0
-        self._deadline = 0.0
-
     @contextmanager
     def serving(self) -> Iterator[None]:
         """Serve the handler.  At the end the server closes, which ends the open sessions."""
         self._server = _Server(("127.0.0.1", 0), self.recorder, apop=self.options.apop)
-        self.port = self._server.server_address[1]
+        self.port: int = self._server.server_address[1]
         thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         thread.start()
         try:
@@ -244,16 +239,12 @@ class Bench:
     @contextmanager
     def nobody_reads_output(self) -> Iterator[None]:
         """Let handlers print into nothing, as when nobody reads the server's output any more, and report what fails."""
-        recorder = self.recorder
-        recorder.excused = True
         try:
-            with self.output.broken():
+            with self.recorder.excusing() as failures, self.output.broken():
                 yield
         finally:
-            recorder.excused = False
-            failures = [failure.partition(" raised BrokenPipeError") for failure in recorder.failures]
-            recorder.failures.clear()
-            for method, is_broken, _ in failures:
+            for failure in failures:
+                method, is_broken, _ = failure.partition(" raised BrokenPipeError")
                 if is_broken and method != "handle_session_error":
                     self.report.add(
                         "print",
@@ -319,6 +310,13 @@ class Bench:
             if not answer.startswith("+OK"):
                 raise StopError(f"the sign-in was answered {answer}")
             yield visitor
+
+    def look_into(self, most: int) -> Snapshot:
+        """List the maildrop in a session of its own, and read the first *most* messages."""
+        with self.session() as visitor:
+            found = visitor.look_into(most)
+            visitor.part()
+        return found
 
     def run(self, what: str, check: Callable[[Bench], None]) -> None:
         """Run one of the checks, unless no session can begin any more."""

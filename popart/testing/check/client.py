@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from popart import system
 from popart.sasl import apop_digest
@@ -54,14 +54,6 @@ class Credentials:
     way: str = ""
     """How: PASS, APOP, SCRAM-SHA-256, XOAUTH2 or OAUTHBEARER; ``""`` if it is not known yet."""
 
-    def with_secret(self, secret: str) -> Credentials:
-        """Return the same user with another secret."""
-        return replace(self, secret=secret)
-
-    def with_user(self, user: str) -> Credentials:
-        """Return another user with the same secret."""
-        return replace(self, user=user)
-
 
 def longest_wait(patience: float) -> float:
     """Return the seconds that anything may take while no single call is slow."""
@@ -81,17 +73,16 @@ class Client:
         self._sock = socket.create_connection(("127.0.0.1", port), timeout=LONGEST)
         self._sock.settimeout(patience / _GLANCES)
         self._buffer = bytearray()
-        self._received = 0
-        self._deadline = self._begin_answer()
+        self._begin_answer()
         try:
             self.greeting: str = self.line()
         except BaseException:
             self.close()
             raise
 
-    def _begin_answer(self) -> float:
+    def _begin_answer(self) -> None:
         self._received = 0
-        return time.monotonic() + longest_wait(self._patience)
+        self._deadline = time.monotonic() + longest_wait(self._patience)
 
     def _receive(self, missing: str) -> bytes:
         """Receive some octets, or nothing at the end of the connection.  *missing* says what is waited for."""
@@ -126,7 +117,7 @@ class Client:
 
     def send(self, command: str) -> None:
         """Send a line."""
-        self._deadline = self._begin_answer()
+        self._begin_answer()
         try:
             self._sock.sendall(command.encode() + b"\r\n")
         except TimeoutError:
@@ -249,5 +240,5 @@ def _encode(text: str) -> str:
 
 
 def hide(command: str) -> str:
-    """Return a command as a report may show it."""
-    return re.sub(r"^(PASS|APOP \S+|AUTH \S+) .*", r"\1 ***", command)
+    """Return a command, or a response of SCRAM, as a report may show it."""
+    return re.sub(r"^(PASS |APOP \S+ |AUTH \S+ ).*|^\S{16,}$", r"\1***", command)

@@ -18,27 +18,21 @@ _READ_AGAIN = 200
 
 def check_failing_deletion(bench: Bench) -> None:
     """Delete while the back end fails."""
-    recorder, break_backend = bench.recorder, bench.options.break_backend
+    break_backend = bench.options.break_backend
     if break_backend is None:
         return
     with bench.serving():
-        before = _look(bench)
+        before = bench.look_into(_READ_AGAIN)
         if not before.ids:
             return
         marked = range(1, min(len(before.ids), _TRIED) + 1)
         with bench.session() as visitor:
             for number in marked:
                 visitor.ok(f"DELE {number}")
-            recorder.excused = True
-            try:
-                with break_backend():
-                    answer = visitor.ask("QUIT")
-                    visitor.leave()
-                    bench.last_end = "a QUIT whose deletion failed"
-            finally:
-                recorder.excused = False
-                recorder.failures.clear()
-        after = _look(bench)
+            with bench.recorder.excusing(), break_backend():
+                answer = visitor.ask("QUIT")
+                visitor.leave("a QUIT whose deletion failed")
+        after = bench.look_into(_READ_AGAIN)
     gone = [number for number in marked if before.ids[number - 1] not in after.ids]
     _explain_failure(bench, answer, len(gone), len(marked))
     _compare_others(bench, before, after, marked, f"When QUIT was answered {answer[:4].strip()} as the back end failed")
@@ -73,14 +67,14 @@ def _compare_others(bench: Bench, before: Snapshot, after: Snapshot, marked: Seq
     if lost:
         bench.report.add(
             "others deleted",
-            f"{when} message {lost[0]}, which was not marked, is gone",
+            f"{when}, message {lost[0]}, which was not marked, is gone",
             "mail is lost that nobody has fetched",
             "Delete the messages that had these numbers in the listing, counted from 1",
         )
     if damaged:
         bench.report.add(
             ("damaged", when),
-            f"{when} message {damaged[0]} stays, and has another content or size than before",
+            f"{when}, message {damaged[0]} stays, and has another content or size than before",
             "mail is lost or damaged that nobody has fetched",
             "Leave the messages that stay as they are, each with its id, also when a deletion fails; a file that holds "
             "several messages is written anew beside the old one, and then moved into its place",
@@ -88,7 +82,7 @@ def _compare_others(bench: Bench, before: Snapshot, after: Snapshot, marked: Seq
     if copied:
         bench.report.add(
             ("copied", when),
-            f"{when} the maildrop has {count(copied, 'message')} besides: each is a copy of one that was there",
+            f"{when}, the maildrop has {count(copied, 'message')} besides: each is a copy of one that was there",
             "a client fetches the same mail again",
             "Add nothing to a maildrop in delete_messages",
         )
@@ -121,7 +115,7 @@ def check_deletion(bench: Bench) -> None:
 
 def _delete(bench: Bench, choose: Callable[[Sequence[str]], list[int]]) -> bool:
     """Delete messages, and return whether there is anything left to be checked."""
-    before = _look(bench)
+    before = bench.look_into(_READ_AGAIN)
     marked = choose(before.ids)
     with bench.session() as visitor:
         for number in marked:
@@ -129,10 +123,10 @@ def _delete(bench: Bench, choose: Callable[[Sequence[str]], list[int]]) -> bool:
         events = bench.report.events
         answer = _quit(bench, visitor)
     if not answer.startswith("+OK"):
-        if bench.report.events == events and not bench.recorder.failures:
+        if bench.report.events == events:
             raise StopError(f"QUIT was answered {answer}")
         return False
-    after = _look(bench)
+    after = bench.look_into(_READ_AGAIN)
     return _compare(bench, before, after, marked) and bool(after.ids)
 
 
@@ -148,16 +142,8 @@ def _quit(bench: Bench, visitor: Visitor) -> str:
             "the next session may begin while this one has not ended, and this one may then release its lock",
         )
     answer = visitor.line("QUIT")
-    visitor.leave()
-    bench.last_end = "QUIT"
+    visitor.leave("QUIT")
     return answer
-
-
-def _look(bench: Bench) -> Snapshot:
-    with bench.session() as visitor:
-        found = visitor.look_into(_READ_AGAIN)
-        visitor.part()
-    return found
 
 
 def _compare(bench: Bench, before: Snapshot, after: Snapshot, marked: Sequence[int]) -> bool:

@@ -10,10 +10,6 @@ _SIGN_IN = (
     "the client reads -ERR [SYS/TEMP] and is cut off, although only its name or password may be wrong",
     "Raise ReportableError for what you refuse, whatever name and password the client sent",
 )
-_LOCK = (
-    "the client cannot open its maildrop",
-    "Raise ReportableError if another session has the lock, and let nothing else fail",
-)
 _LISTING = (
     "the client cannot open its maildrop, as one message that cannot be listed hides all the others",
     "List only what can be read; numbers count from 1",
@@ -36,7 +32,10 @@ _METHODS: dict[str, tuple[str, str]] = {
     "authenticate_apop": _SIGN_IN,
     "authenticate_token": _SIGN_IN,
     "get_scram_credentials": _SIGN_IN,
-    "lock_maildrop": _LOCK,
+    "lock_maildrop": (
+        "the client cannot open its maildrop",
+        "Raise ReportableError if another session has the lock, and let nothing else fail",
+    ),
     "list_messages": _LISTING,
     "get_message_count": _LISTING,
     "get_message_size": _LISTING,

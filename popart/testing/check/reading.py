@@ -139,15 +139,11 @@ def _numbers_of_lines(message: bytes) -> list[int]:
 
 def _read_again(bench: Bench, visitor: Visitor, number: int) -> bytes:
     """Read a message a second time.  If that fails, only the fact is reported, not why."""
-    recorder = bench.recorder
-    recorder.excused = True
-    try:
-        return visitor.data(f"RETR {number}")
-    except StopError as stop:
-        return f"{stop}".encode()
-    finally:
-        recorder.excused = False
-        recorder.failures.clear()
+    with bench.recorder.excusing():
+        try:
+            return visitor.data(f"RETR {number}")
+        except StopError as stop:
+            return f"{stop}".encode()
 
 
 def top(message: bytes, lines: int) -> bytes:
@@ -243,16 +239,15 @@ def check_pieces(bench: Bench) -> None:
                 visitor.data(f"TOP {number} 0")
             except StopError:
                 return  # check_reading has reported it
-            recorder.piece, recorder.excused = max(7, len(whole) // PIECES), True
-            try:
-                pieces = visitor.data(f"RETR {number}")
-                visitor.data(f"TOP {number} 0")
-            except StopError as stop:
-                pieces = f"{stop}".encode()
-            finally:
-                recorder.piece, recorder.excused = None, False
-            failures = [*recorder.failures]
-            recorder.failures.clear()
+            with recorder.excusing() as failures:
+                recorder.piece = max(7, len(whole) // PIECES)
+                try:
+                    pieces = visitor.data(f"RETR {number}")
+                    visitor.data(f"TOP {number} 0")
+                except StopError as stop:
+                    pieces = f"{stop}".encode()
+                finally:
+                    recorder.piece = None
             if pieces != whole or failures:
                 bench.report.add(
                     "pieces",

@@ -9,19 +9,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from popart.errors import ClientGoneError, ClientTimeoutError, HandlerError, LimitError, ReportableError
+from popart.errors import HandlerError, ReportableError, SessionError
 from popart.testing.check.explanations import explain_coroutine, explain_raise, explain_result, show
 from popart.testing.check.report import Report
 
-_OF_CLIENTS = (ClientGoneError, ClientTimeoutError, LimitError)
 _READERS = {"get_message_reader", "get_top_reader"}
 
 
 class Recorder:
     """An ``on_new_connection`` that asks another one, and watches its handlers."""
 
-    def __init__(self, on_new_connection: Callable[[Any], Any], report: Report) -> None:
-        self.report = report
+    def __init__(self, on_new_connection: Callable[[Any], Any]) -> None:
+        self.report: Report = Report()
         self.piece: int | None = None
         """The most octets that a reader is asked for at once; None for what popart asks for."""
 
@@ -76,14 +75,23 @@ class Recorder:
             del self._running[thread]
 
     @contextmanager
+    def excusing(self) -> Iterator[list[str]]:
+        """Let methods have reason to fail: yield the list of their failures, which are no findings."""
+        self.excused = True
+        try:
+            yield self.failures
+        finally:
+            self.excused, self.failures = False, []
+
+    @contextmanager
     def spoiling(self) -> Iterator[None]:
         """Let readers return None, so that handlers are told of a `HandlerError`, which must not fail."""
-        self.spoiled = self.excused = True
-        try:
-            yield
-        finally:
-            self.spoiled = self.excused = False
-            self.failures.clear()
+        with self.excusing():
+            self.spoiled = True
+            try:
+                yield
+            finally:
+                self.spoiled = False
 
     def fail(self, what: str, explain: Callable[[], None]) -> None:
         """Keep a failure, or report it."""
@@ -151,7 +159,7 @@ class WatchedHandler:
         recorder = self.recorder
         if isinstance(error, HandlerError):
             recorder.fail(str(error), partial(explain_result, recorder.report, str(error)))
-        elif not isinstance(error, _OF_CLIENTS) and not any(error is known for known in self.raised):
+        elif not isinstance(error, SessionError) and not any(error is known for known in self.raised):
             recorder.fail(show(error), partial(explain_result, recorder.report, f"a call failed with {show(error)}"))
         result = _Method(self, "handle_session_error", self.handler.handle_session_error)(error)
         if isinstance(result, Coroutine):

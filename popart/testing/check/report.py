@@ -49,9 +49,7 @@ class Report:
     def __str__(self) -> str:
         """Return all of it, a line each."""
         lines = [f"finding: {text}" for text in self.findings] + [f"note: {text}" for text in self.notes]
-        found, noted = (
-            count(len(texts), what, "no") for texts, what in ((self.findings, "finding"), (self.notes, "note"))
-        )
+        found, noted = count(len(self.findings), "finding", "no"), count(len(self.notes), "note", "no")
         return "\n".join([*lines, f"{found}, {noted}"])
 
 

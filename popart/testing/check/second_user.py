@@ -81,7 +81,7 @@ def check_second_maildrop(bench: Bench) -> None:
 def _expect_same(bench: Bench, seen: Snapshot, when: str) -> None:
     """See that the second user has what it had alone."""
     lost = [number for number, known in enumerate(bench.second.ids, 1) if known not in seen.ids]
-    changed = [] if lost else bench.second.differing(seen)
+    changed = bench.second.differing(seen)
     if lost or changed:
         what = "is gone" if lost else "has another content or size"
         bench.report.add(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
@@ -106,13 +106,12 @@ def sign_in(connect: Callable[[], WireClient]) -> Callable[[], WireClient]:
     """Connects a client and signs in, as soon as an earlier session has unlocked the maildrop."""
 
     def sign_in() -> WireClient:
-        pause = threading.Event()
         for _ in range(round(PATIENCE / 0.1)):
             client = connect()
             if client.signs_in():
                 return client
             client.close()
-            pause.wait(0.1)
+            time.sleep(0.1)
         raise AssertionError("the maildrop stays locked")
 
     return sign_in

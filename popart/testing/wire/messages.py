@@ -73,4 +73,6 @@ def write_maildir(directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python3 -m popart.testing.wire.messages DIR")
     write_maildir(Path(sys.argv[1]))

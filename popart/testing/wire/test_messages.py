@@ -37,8 +37,9 @@ def read_all(client: WireClient) -> Iterator[tuple[int, bytes]]:
 
 def top(message: bytes, count: int) -> bytes:
     """Return a message's header, the blank line and the first *count* lines of its body."""
-    header, blank, body = message.partition(b"\r\n\r\n")
-    return header + blank + b"".join(re.findall(rb"(?s).*?\r\n", body)[:count])
+    # The line end in front ends the header where the header is empty.
+    header, blank, body = (b"\r\n" + message).partition(b"\r\n\r\n")
+    return (header + blank + b"".join(re.findall(rb"(?s).*?\r\n", body)[:count]))[2:]
 
 
 # Listings.

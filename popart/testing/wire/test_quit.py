@@ -15,9 +15,9 @@ deletes: pytest.MarkDecorator = pytest.mark.deletes
 SignIn = Callable[[], WireClient]
 
 
-def end(client: WireClient, command: bytes = b"QUIT") -> None:
+def end(client: WireClient) -> None:
     """Sign out and wait until the server has closed the connection."""
-    client.ok(command)
+    client.ok(b"QUIT")
     see_the_end(client)
 
 

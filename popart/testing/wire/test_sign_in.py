@@ -97,8 +97,9 @@ def test_users_cannot_be_guessed(connect: Connect, target: Target) -> None:
     answers = []
     for user in (target.user, b"no-such-user"):
         client = connect()
-        first = client.ask(b"USER " + user)
-        answers.append((first, client.ask(b"PASS wrong-" + target.password)))
+        lines = [client.ask(b"USER " + user), client.ask(b"PASS wrong-" + target.password)]
+        # An answer may repeat the name.
+        answers.append([line.replace(b"no-such-user", target.user) for line in lines])
     assert answers[0] == answers[1]
     assert answers[0][1].startswith(b"-ERR")
 
