@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import select
 import socket
@@ -14,6 +15,7 @@ import pytest
 import popart
 from popart import system
 from popart.testing import MailServer
+from popart.testing.handler import StoredMailHandler
 
 from .conftest import Client, wait_until
 from .test_testing import connected, dial, pop, signed_in
@@ -669,3 +671,56 @@ def test_half_a_stuffed_dot() -> None:
             client.ask(b"RETR 1")
             assert client.lines() == b"x\r\n.\r\n"
             assert client.ask(b"NOOP").startswith(b"+OK")
+
+
+def test_a_fault_for_good_has_happened_once_it_has_happened() -> None:
+    """With ``times=None`` it is not pending again when a later answer has nothing to change."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.deliver("alice", b"x\n")
+        server.truncate("RETR", 12, times=None)
+        with signed_in(server) as client:
+            for command, lines in ((b"RETR 1", b"Subject: x\r\n.\r\n"), (b"RETR 2", b"x\r\n.\r\n")):
+                client.ask(command)
+                assert client.lines() == lines
+        assert server.pending_faults == []
+
+
+def test_a_lasting_fault_behind_another() -> None:
+    """It begins with the first answer that it changes, so it waits where another fault answers in its place."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.spoil_sizes(1)
+        server.fail("LIST")
+        with signed_in(server) as client:
+            assert client.ask(b"LIST 1") == b"-ERR failed on demand\r\n"
+            assert server.pending_faults == ["spoil_sizes(1)"]
+            assert client.ask(b"LIST 1") == b"+OK 1 28\r\n"
+        assert server.pending_faults == []
+
+
+@pytest.mark.parametrize("forget", [MailServer.clear_faults, MailServer.reset])
+def test_faults_removed_while_one_happens(
+    forget: Callable[[MailServer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is gone with the others, though it finds nothing to change afterwards."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.truncate("RETR", 1_000)
+        monkeypatch.setattr(StoredMailHandler, "get_message_reader", lambda *_: forget(server) or io.BytesIO(MESSAGE))
+        with signed_in(server) as client:
+            assert client.ask(b"RETR 1") == STATUS
+            client.lines()
+        assert (server.pending_faults, server.errors) == ([], [])
+
+
+def test_faults_that_have_happened_are_forgotten() -> None:
+    """A server that runs for months without a reset keeps no more than the last hundred."""
+    with MailServer() as server, signed_in(server) as client:
+        for _ in range(120):
+            server.fail("NOOP")
+            client.ask(b"NOOP")
+        server.fail("NOOP")
+        assert len(server._faults) == 101
+        assert server.pending_faults == ["fail('NOOP')"]
+        assert client.ask(b"NOOP").startswith(b"-ERR")
