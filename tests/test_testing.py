@@ -1419,3 +1419,45 @@ def test_minimum_timeout() -> None:
     """The test kit takes each limit by its name, the smallest timeout too."""
     with pytest.raises(ValueError, match="timeout must be 5 seconds"), MailServer(minimum_timeout=5, timeout=1):
         pass
+
+
+def test_an_ssl_context_of_the_test() -> None:
+    """With one the server speaks TLS, its URL says so, and it makes none of its own: *tls* is refused."""
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with MailServer(ssl_context=context) as server:
+        assert server.url == f"pop3s://127.0.0.1:{server.port}"
+        client = poplib.POP3_SSL(server.host, server.port, timeout=PATIENCE, context=trusting)
+        client.quit()
+        client.close()
+    with pytest.raises(ValueError) as error:
+        MailServer(tls=True, ssl_context=context)
+    assert str(error.value) == "tls=True makes a certificate of its own: leave out tls or ssl_context"
+
+
+def test_a_forked_child_starts_again() -> None:
+    """A child that has left the block can enter it again, on the port that its parent has left."""
+    parent_left, leave = os.pipe()
+    child_is_back, come_back = os.pipe()
+
+    def start_again() -> None:
+        server.stop()
+        os.read(parent_left, 1)
+        server.start()
+        os.write(come_back, b"!")
+        signal.pause()
+
+    with MailServer() as server, contextlib.ExitStack() as block:
+        for descriptor in (parent_left, leave, child_is_back):
+            block.callback(os.close, descriptor)
+        with forked(start_again):
+            os.close(come_back)
+            server.stop()
+            os.write(leave, b"!")
+            assert os.read(child_is_back, 1) == b"!"
+            with signed_in(server) as client:
+                assert client.ask(b"STAT") == b"+OK 0 0\r\n"

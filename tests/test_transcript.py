@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from base64 import b64encode
+from types import FrameType
 from xml.etree import ElementTree
 
 import pytest
 
 from popart.testing import MailServer, SessionRecord
+from popart.testing.report import sections
+from popart.testing.server import started
+from popart.testing.session_record import moments
 
 from .test_pytest_plugin import Run, run
 from .test_testing import MESSAGE, connected, dial, sign_in_by_scram, signed_in
@@ -380,3 +385,21 @@ def test_report_in_xml(run: Run, pytester: pytest.Pytester) -> None:
     assert failure is not None and failure.text is not None
     assert re.search(r"POP3 conversation with .* C: QUIT\n", failure.text, re.DOTALL)
     assert result.stdout.str().count(" C: QUIT\n") == 1
+
+
+def test_servers_that_start_while_a_report_is_made() -> None:
+    """Tests in threads may start servers at any moment, here at each call: a report shows those that were there."""
+    servers = [MailServer()]
+
+    def start_another(frame: FrameType, event: str, argument: object) -> None:
+        servers.append(MailServer())
+        started[servers[-1]] = 0
+
+    started[servers[0]] = since = next(moments)
+    sys.setprofile(start_another)
+    try:
+        found = sections(since - 1)
+    finally:
+        sys.setprofile(None)
+    assert found == [("POP3 conversation with pop3://127.0.0.1:0", "no client has come")]
+    assert len(servers) > 1
