@@ -110,7 +110,7 @@ class AnswerFaults(FaultList):
             status, body, end = _octets(reply)
             left = _whole_lines(body[:after])
             cut = Reply(status, left, delay=reply.delay) if end else reply
-            if not end or left == body:
+            if left == body:
                 raise UnchangedError(cut)
             return cut
 
@@ -203,7 +203,7 @@ class AnswerFaults(FaultList):
 
 
 def refusal(text: str, code: str | None) -> Action:
-    if not isinstance(code, (str, type(None))):
+    if not isinstance(code, str | None):
         raise ValueError(f"code must be a str or None, not {code!r}")
     ReportableError(text, code=code)  # a bad code is the caller's mistake, and is told at once
 

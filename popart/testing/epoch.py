@@ -19,7 +19,6 @@ class Epoch:
     commands: list[tuple[str, ...]] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
     sessions: list[SessionRecord] = field(default_factory=list)
-    session_count: int = 0
     open_sessions: int = 0
     ended_sessions: int = 0
     awaited_sessions: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -91,11 +91,11 @@ class SessionRecord:
 
     # What the kit tells it.
 
-    def add_command(self, words: tuple[str, ...]) -> None:
-        self._add("C", [_show(" ".join(words).encode("utf-8", "surrogateescape"))])
+    def add_command(self, words: Sequence[str]) -> None:
+        self._add("C", " ".join(words))
 
     def add_event(self, text: str) -> None:
-        self._add("*", [_show(text.encode("utf-8", "backslashreplace"))])
+        self._add("*", text)
 
     def add_answer(self, octets: bytes) -> None:
         """Take a piece of an answer."""
@@ -109,8 +109,8 @@ class SessionRecord:
     def forget_conversation(self) -> None:
         self._entries.clear()
 
-    def _add(self, who: str, lines: list[str]) -> None:
-        self._keep(Entry(time.time(), who, lines))
+    def _add(self, who: str, text: str) -> None:
+        self._keep(Entry(time.time(), who, [_show(text.encode("utf-8", "backslashreplace"))]))
 
     def _keep(self, entry: Entry) -> None:
         self._entry_count += 1
@@ -130,8 +130,6 @@ class _Answer:
         self._tail = b""
 
     def add(self, octets: bytes) -> None:
-        if not octets:
-            return
         if not self.size:
             self.moment = time.time()
         self.size += len(octets)
@@ -142,7 +140,7 @@ class _Answer:
         """Return the answer's lines, abridged in the middle if there are many octets or lines."""
         lines = self._head.split(b"\n")
         if self.size == len(self._head) and len(lines) <= SHOWN_LINES:
-            return [_show(line) for line in lines[:-1]] + [_show(line) for line in lines[-1:] if line]
+            return [_show(line) for line in self._head.removesuffix(b"\n").split(b"\n")]
         shown = lines[: SHOWN_LINES - 2]
         dot = [b"."] if self._tail == b"\r\n.\r\n" else []
         left = self.size - len(b"\n".join(shown)) - (len(lines) > len(shown)) - 3 * len(dot)
