@@ -172,7 +172,9 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         else:
             self._send(answer)
 
-    do_POST = do_PUT = do_DELETE = do_GET
+    do_POST: Callable[..., None] = do_GET
+    do_PUT: Callable[..., None] = do_GET
+    do_DELETE: Callable[..., None] = do_GET
 
     def _refuse(self, error: RequestError) -> None:
         self._send(to_json({"error": str(error)}, status=error.status), allow=error.allow)
