@@ -1046,3 +1046,68 @@ def test_output_to_a_pipe_that_does_not_block() -> None:
                 output.print(f"{number} {'x' * 100}")
             for number in range(5_000):
                 assert file.readline() == f"{number} {'x' * 100}\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "sentence"),
+    [
+        ("POST", "/messages/alice", {}, "the JSON object lacks 'message'"),
+        (
+            "POST",
+            "/reset",
+            {"mail": 1, "users": 2},
+            "the JSON object has a member 'mail', which means nothing here",
+        ),
+        ("POST", "/reset", b"{}", "send JSON, with the header Content-Type: application/json"),
+        ("POST", "/reset", ["x"], "the body must be a JSON object"),
+        ("GET", "/ca", None, "this server has no certificate: start it with --tls"),
+        ("GET", "/nothing", None, "there is no /nothing here"),
+        ("GET", "/messages/bob", None, "there is no 'bob' here"),
+    ],
+)
+def test_what_a_wrong_request_is_told(control: Control, method: str, path: str, body: Any, sentence: str) -> None:
+    """The sentence says what is wrong with the request, and what is right."""
+    assert control.sentence(method, path, body)[1] == sentence
+
+
+def test_what_is_no_json(control: Control) -> None:
+    """The sentence is the interface's, not that of whatever reads JSON."""
+    for body in (b"{", b"\xff", b"[" * 200_000):
+        found = control.sentence("POST", "/reset", body, Content_Type="application/json")
+        assert found == (400, "the body is not JSON in UTF-8")
+
+
+def test_what_is_said_of_the_server(control: Control) -> None:
+    """GET /server returns the facts that it was given."""
+    assert control.ask("GET", "/server") == (200, {"version": "x"})
+
+
+def test_only_a_wrong_method_names_others(control: Control) -> None:
+    """Allow comes with 405 alone (RFC 9110 section 15.5.6)."""
+    found = control.raw(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 404 ") and b"\r\nAllow:" not in found
+
+
+def test_a_wait_that_takes_a_while(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on when the server was found not to be stopping, and asks no more than a few times a second."""
+    asked = threading.Semaphore(0)
+    calls = []
+    wait = control.mail.wait_for_session_end
+
+    def wait_for_session_end(timeout: float, **options: Any) -> None:
+        calls.append(timeout)
+        asked.release()
+        wait(timeout, **options)
+
+    monkeypatch.setattr(control.mail, "wait_for_session_end", wait_for_session_end)
+    assert control.sentence("POST", "/wait", {"timeout": 0.3}) == (408, "0 sessions open, 0 ended")
+    assert len(calls) <= 3
+    found = []
+    thread = threading.Thread(target=lambda: found.append(control.ask("POST", "/wait")))
+    thread.start()
+    for _ in range(len(calls) + 2):
+        assert asked.acquire(timeout=PATIENCE)
+    with pop(control.mail):
+        pass
+    thread.join(PATIENCE)
+    assert found == [(200, {})]

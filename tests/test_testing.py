@@ -8,6 +8,7 @@ import os
 import poplib
 import re
 import select
+import shutil
 import signal
 import socket
 import ssl
@@ -1461,3 +1462,95 @@ def test_a_forked_child_starts_again() -> None:
             assert os.read(child_is_back, 1) == b"!"
             with signed_in(server) as client:
                 assert client.ask(b"STAT") == b"+OK 0 0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("ask", "text"),
+    [
+        (lambda: MailServer(client_certificates=True), "client_certificates=True needs tls=True"),
+        (lambda: MailServer({"": "x"}), "user '' could never sign in: names and passwords must not be empty"),
+        (
+            lambda: MailServer(tokens={"bob": "x"}),
+            "the token of 'bob' could never sign in: it must be a user's, and not empty",
+        ),
+        (
+            lambda: MailServer(tokens={"alice": "x\n"}),
+            "the token of 'alice' could never sign in: it must have no NUL, CR or LF",
+        ),
+        (
+            lambda: MailServer().client_certificate("alice"),
+            "only a server with client_certificates=True has some, while in its block",
+        ),
+        (lambda: MailServer().deliver("alice", 5), "a message is bytes, str or email.message.Message, not int"),
+        (lambda: MailServer().wait_for_session_end(0.01), "0 sessions open, 0 ended, after 0.01 seconds"),
+    ],
+)
+def test_what_a_wrong_call_is_told(ask: Callable[[], object], text: str) -> None:
+    """The error says what is wrong with the call, and what is right."""
+    with pytest.raises(Exception) as error:
+        ask()
+    assert str(error.value) == text
+
+
+def test_started_twice() -> None:
+    """The error says that it runs."""
+    with MailServer() as server, pytest.raises(RuntimeError) as error:
+        server.start()
+    assert str(error.value) == "this server is running already"
+
+
+def test_the_smallest_timeout() -> None:
+    """It is a hundredth of a second."""
+    with MailServer(timeout=0.01), pytest.raises(ValueError), MailServer(timeout=0.009):
+        pass
+
+
+def test_a_temporary_directory_that_is_gone() -> None:
+    """Whoever empties the directory of temporary files does not break the end of the block."""
+    pytest.importorskip("trustme")
+    with MailServer(tls=True) as server:
+        assert server.ca_file is not None
+        shutil.rmtree(Path(server.ca_file).parent)
+
+
+def test_a_server_that_only_a_forked_child_starts() -> None:
+    """Its port, threads and files are the child's, and gone when the child stops it."""
+    pytest.importorskip("trustme")
+    server = MailServer(tls=True)
+    reading, writing = os.pipe()
+
+    def start_and_stop() -> None:
+        server.start()
+        directory = Path(server.ca_file or "").parent
+        was_there = directory.is_dir()
+        server.stop()
+        os.write(writing, b"gone" if was_there and not directory.exists() else b"left")
+
+    with open(reading, "rb", 0) as told, forked(start_and_stop):
+        os.close(writing)
+        assert told.read(4) == b"gone"
+
+
+def test_a_forked_child_closes_what_it_inherited() -> None:
+    """A child that leaves the block has no listening socket open any more."""
+    reading, writing = os.pipe()
+
+    def leave() -> None:
+        descriptor = server._servers[0].fileno()
+        server.stop()
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.write(writing, b"closed")
+
+    with MailServer() as server, open(reading, "rb", 0) as told, forked(leave):
+        os.close(writing)
+        assert told.read(6) == b"closed"
+
+
+def test_an_empty_password() -> None:
+    """A test may take a user's password away: then every line has the empty one in it, and is shown nevertheless."""
+    with MailServer() as server, connected(server) as client:
+        server.users["alice"] = ""
+        client.ask(b"XTND x")
+        assert server.commands == [("", "XTND", "x")]

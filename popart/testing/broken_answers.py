@@ -67,7 +67,7 @@ class AnswerFaults(FaultList):
         reset = _is_reset(how)
 
         def action(words: Sequence[str], run: Run) -> Reply:
-            status, body, _ = (b"", b"", b"") if after is None else _octets(run())
+            status, body = (b"", b"") if after is None else _octets(run())[:2]
             return Reply(b"", message=_break_off(status + body[:after], reset))
 
         call = describe("drop", command, after=after, how="reset" if reset else None)
@@ -277,6 +277,5 @@ def _in_packets(cuts: Callable[[bytes, bytes, bytes], Sequence[int]], seconds: f
 def _packets(octets: bytes, ends: Sequence[int], seconds: float) -> Generator[bytes, None, None]:
     start = 0
     for end in [*ends, len(octets)]:
-        if start < end:
-            yield Packet(octets[start:end], seconds if start else 0.0)
-            start = end
+        yield Packet(octets[start:end], seconds if start else 0.0)
+        start = end

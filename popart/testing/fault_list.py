@@ -21,11 +21,10 @@ class UnchangedError(Exception):
     """A fault would change nothing in this answer, so it has not happened yet."""
 
     def __init__(self, reply: Any) -> None:
-        super().__init__()
         self.reply = reply
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Fault:
     """One fault."""
 

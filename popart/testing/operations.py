@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,13 +50,12 @@ class Answer(NamedTuple):
     status: int = 200
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A request whose sender may make it."""
 
-    query: Sequence[tuple[str, str]] = ()
-    content_type: str = ""
-    body: bytes = b""
+    query: Sequence[tuple[str, str]]
+    content_type: str
+    body: bytes
 
     def arguments(self, *needed: str, may: Mapping[str, Any]) -> dict[str, Any]:
         """Return the members of the body's JSON object: those that are *needed*, and the others or their defaults.
