@@ -19,12 +19,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import popart
-from popart.testing import MailServer
+from popart.testing import MailServer, operations
 from popart.testing.__main__ import CommandLineServer, main, make_parser
 from popart.testing.control import PAGE, ControlServer
 from popart.testing.operations import FAULTS, ROUTES
@@ -1063,6 +1064,26 @@ def test_output_to_a_pipe_that_does_not_block() -> None:
         ("GET", "/ca", None, "this server has no certificate: start it with --tls"),
         ("GET", "/nothing", None, "there is no /nothing here"),
         ("GET", "/messages/bob", None, "there is no 'bob' here"),
+        (
+            "POST",
+            "/messages/alice?unique_id=x",
+            {"message": "x"},
+            "the unique_id of a message in JSON is a member of the JSON object",
+        ),
+        (
+            "POST",
+            "/messages/alice",
+            {"message": 5},
+            "a message is a JSON string, or the body itself as message/rfc822",
+        ),
+        ("POST", "/faults", {"fault": "hide", "capabilities": "TOP"}, "capabilities must be a list of strings"),
+        ("POST", "/wait", {"timeout": 601}, "timeout must be 0 to 600.0 seconds"),
+        (
+            "POST",
+            "/wait",
+            {"sessions": -1},
+            "sessions must be a number from 0 on, and since_last_call true or false",
+        ),
     ],
 )
 def test_what_a_wrong_request_is_told(control: Control, method: str, path: str, body: Any, sentence: str) -> None:
@@ -1088,26 +1109,87 @@ def test_only_a_wrong_method_names_others(control: Control) -> None:
     assert found.startswith(b"HTTP/1.1 404 ") and b"\r\nAllow:" not in found
 
 
-def test_a_wait_that_takes_a_while(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes on when the server was found not to be stopping, and asks no more than a few times a second."""
+@pytest.fixture
+def waits(control: Control, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the server was asked to wait each time, in vain, by a clock that moves as asked."""
+    timeouts: list[float] = []
+
+    def wait_for_session_end(timeout: float, **options: Any) -> None:
+        assert options == {"sessions": 1, "since_last_call": False}
+        timeouts.append(timeout)
+        raise TimeoutError("0 sessions open, 0 ended, after a while")
+
+    monkeypatch.setattr(control.mail, "wait_for_session_end", wait_for_session_end)
+    monkeypatch.setattr(operations, "time", SimpleNamespace(monotonic=lambda: sum(timeouts)))
+    return timeouts
+
+
+def test_how_long_to_wait(control: Control, waits: list[float]) -> None:
+    """It is ten seconds unless the request says otherwise, and ten minutes at most.  Every fifth of a second it looks
+    whether the server is stopping."""
+    for body, most in ((None, 10), ({"timeout": 600}, 600), ({"timeout": 0.5}, 0.5), ({"timeout": 0}, 0)):
+        assert control.sentence("POST", "/wait", body) == (408, "0 sessions open, 0 ended")
+        assert sum(waits) == pytest.approx(most)
+        assert max(waits) <= 0.2 and len(waits) <= 5 * most + 2
+        waits.clear()
+    assert control.sentence("POST", "/wait", {"timeout": 0.2}) == (408, "0 sessions open, 0 ended")
+    assert waits == [0.2]
+
+
+def test_a_wait_goes_on(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lasts until sessions have ended, if the server is not stopping."""
     asked = threading.Semaphore(0)
-    calls = []
     wait = control.mail.wait_for_session_end
 
     def wait_for_session_end(timeout: float, **options: Any) -> None:
-        calls.append(timeout)
         asked.release()
         wait(timeout, **options)
 
     monkeypatch.setattr(control.mail, "wait_for_session_end", wait_for_session_end)
-    assert control.sentence("POST", "/wait", {"timeout": 0.3}) == (408, "0 sessions open, 0 ended")
-    assert len(calls) <= 3
     found = []
     thread = threading.Thread(target=lambda: found.append(control.ask("POST", "/wait")))
     thread.start()
-    for _ in range(len(calls) + 2):
+    for _ in range(2):
         assert asked.acquire(timeout=PATIENCE)
     with pop(control.mail):
         pass
     thread.join(PATIENCE)
     assert found == [(200, {})]
+
+
+def test_a_wait_for_no_session(control: Control) -> None:
+    """With 0 *sessions* it waits only for those that are open."""
+    assert control.ask("POST", "/wait", {"sessions": 0, "timeout": 0}) == (200, {})
+
+
+def test_errors_and_texts(control: Control) -> None:
+    """An error is its type and its text; a conversation is text in UTF-8, whatever is in it."""
+    with pop(control.mail):
+        pass
+    control.mail.wait_for_session_end()
+    (error,) = control.mail.errors
+    assert control.ask("GET", "/errors") == (200, [{"type": "ClientGoneError", "text": str(error)}])
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(b"GET /transcript HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"\r\nContent-Type: text/plain; charset=utf-8\r\n" in file.read()
+
+
+def test_an_empty_message(control: Control) -> None:
+    """Octets that are a message are at least one: nothing at all is more likely a mistake."""
+    found = control.sentence("POST", "/messages/alice", b"", Content_Type="message/rfc822")
+    assert found == (400, "the body is the message, and it is empty")
+
+
+def test_the_ca_file_is_pem() -> None:
+    """GET /ca returns the file, and its type."""
+    pytest.importorskip("trustme")
+    with MailServer(tls=True) as mail:
+        made = ControlServer(("127.0.0.1", 0), mail, {}, token=TOKEN, hosts=[], stop=lambda: None)
+        with closing(made):
+            connection = http.client.HTTPConnection("127.0.0.1", made.port, PATIENCE)
+            with closing(connection):
+                connection.request("GET", "/ca")
+                answer = connection.getresponse()
+                assert answer.headers["Content-Type"] == "application/x-pem-file"
+                assert mail.ca_file is not None
+                assert answer.read() == Path(mail.ca_file).read_bytes()

@@ -14,7 +14,7 @@ import pytest
 
 import popart
 from popart import system
-from popart.testing import MailServer
+from popart.testing import MailServer, packets
 from popart.testing.handler import StoredMailHandler
 
 from .conftest import Client, wait_until
@@ -900,3 +900,13 @@ def test_what_the_transcript_says_of_a_fault_that_waits() -> None:
             client.lines()
             found = re.findall(r"\*: (.*)\n", server.transcript())
         assert found == ["truncate('RETR', 1000)", "truncate('RETR', 1000) has nothing to change here, and waits"]
+
+
+def test_a_stall_leaves_the_processor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for its client now and then, and sleeps meanwhile."""
+    looks = []
+    monkeypatch.setattr(packets, "_has_left", looks.append)
+    with MailServer() as server, signed_in(server) as client:
+        server.stall("STAT", 0.3)
+        assert client.ask(b"STAT") == b"+OK 0 0\r\n"
+    assert 1 <= len(looks) <= 7

@@ -146,7 +146,7 @@ class Operations:
     def sessions(self, request: Request) -> object:
         """With ``?last=N`` the last ones, without their commands, which may be many: it is for the page."""
         last = dict(request.query).get("last")
-        if last is not None and not (last.isascii() and last.isdigit() and 0 < len(last) < 10):
+        if last is not None and not (last.isascii() and last.isdigit() and len(last) < 10):
             raise RequestError(400, "last must be a number of sessions")
         sessions = [*self._server.sessions]
         return [
@@ -242,7 +242,7 @@ class Operations:
         while True:
             left = end - time.monotonic()
             try:
-                self._server.wait_for_session_end(max(0.0, min(left, WAIT_PAUSE)), **found)
+                self._server.wait_for_session_end(min(left, WAIT_PAUSE), **found)
                 return {}
             except TimeoutError as error:
                 if left <= WAIT_PAUSE or self.stopping:
