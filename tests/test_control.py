@@ -27,7 +27,7 @@ import pytest
 import popart
 from popart.testing import MailServer, operations
 from popart.testing.__main__ import CommandLineServer, main, make_parser
-from popart.testing.control import PAGE, ControlServer
+from popart.testing.control import PAGE, PAGE_POLICY, ControlServer
 from popart.testing.operations import FAULTS, ROUTES
 from popart.testing.output import Output
 
@@ -1193,3 +1193,84 @@ def test_the_ca_file_is_pem() -> None:
                 assert answer.headers["Content-Type"] == "application/x-pem-file"
                 assert mail.ca_file is not None
                 assert answer.read() == Path(mail.ca_file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("octets", "sentence"),
+    [
+        (b"GET /users HTTP/1.1\r\n\r\n", "send the header Host, once"),
+        (
+            b"GET /users HTTP/1.1\r\nHost: Evil.example:80\r\n\r\n",
+            "the host 'evil.example:80' is not known here: allow it with --allow-host",
+        ),
+        (
+            b"GET /users HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n\r\n",
+            "other web pages may not use this interface",
+        ),
+        (b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n", "this is no URL"),
+        (
+            b"POST /reset HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "this needs the header Authorization: Bearer TOKEN, with the server's token",
+        ),
+        (HEAD.replace(b"POST", b"PUT"), "/messages/alice takes GET and POST, not PUT"),
+        (HEAD.replace(b"/messages/alice", b"/"), "/ is the page, and takes GET, not POST"),
+        (WITH_TOKEN.replace(b"alice", b"%FF"), "'%FF' in the path is not UTF-8"),
+        (WITH_TOKEN + b"Transfer-Encoding: chunked\r\n\r\n", "send the body in one piece, with its Content-Length"),
+        (WITH_TOKEN + b"Content-Encoding: gzip\r\n\r\n", "send the body as it is, without Content-Encoding"),
+        (
+            WITH_TOKEN + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "there are two lengths of the body: send one Content-Length",
+        ),
+        (WITH_TOKEN + b"Content-Length: +1\r\n\r\n", "Content-Length is no number"),
+        (WITH_TOKEN + b"Content-Length: 67108865\r\n\r\n", "the body has more than 67108864 octets"),
+    ],
+)
+def test_what_is_refused_before_its_body(control: Control, octets: bytes, sentence: str) -> None:
+    """The sentence says what is wrong with the head of a request, and what is right."""
+    if not octets.endswith(b"\r\n\r\n"):
+        octets += b"Authorization: Bearer a-token\r\n\r\n"
+    body = control.raw(octets).partition(b"\r\n\r\n")[2]
+    assert json.loads(body) == {"error": sentence}
+
+
+def test_the_body_is_shorter(control: Control) -> None:
+    """The sentence is for a client that has ended its stream."""
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Content-Length: 2\r\n\r\nx")
+        sock.shutdown(socket.SHUT_WR)
+        assert json.loads(file.read().partition(b"\r\n\r\n")[2]) == {
+            "error": "the body is shorter than its Content-Length"
+        }
+
+
+def test_all_headers(control: Control) -> None:
+    """Each answer has these, so that no browser takes it for a page, keeps it, or lets another page in."""
+    common = [
+        "X-Content-Type-Options: nosniff",
+        "Cross-Origin-Resource-Policy: same-origin",
+        "Referrer-Policy: no-referrer",
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    closed = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    for request_line, status, kind, policy, more in (
+        ("GET /users", "200 OK", "application/json", f"{closed}; sandbox", []),
+        ("POST /reset", "401 Unauthorized", "application/json", f"{closed}; sandbox", ["WWW-Authenticate: Bearer"]),
+        ("PUT /", "405 Method Not Allowed", "application/json", f"{closed}; sandbox", ["Allow: GET"]),
+        ("GET /", "200 OK", "text/html; charset=utf-8", PAGE_POLICY, []),
+    ):
+        token = "Authorization: Bearer a-token\r\n" if request_line == "PUT /" else ""
+        answer = control.raw(f"{request_line} HTTP/1.1\r\nHost: localhost\r\n{token}\r\n".encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        assert first == f"HTTP/1.1 {status}"
+        assert [line for line in lines if not line.startswith(("Date:", "Server:"))] == [
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(body)}",
+            f"Content-Security-Policy: {policy}",
+            *common,
+            *more,
+        ]
+        assert [line.rstrip() for line in lines if line.startswith("Server:")] == ["Server: popart.testing"]
+    digest = "'sha256-[A-Za-z0-9+/]{43}='"
+    assert re.fullmatch(f"{closed}; connect-src 'self'; script-src {digest}; style-src {digest}", PAGE_POLICY)
