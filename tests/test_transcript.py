@@ -403,3 +403,22 @@ def test_servers_that_start_while_a_report_is_made() -> None:
         sys.setprofile(None)
     assert found == [("POP3 conversation with pop3://127.0.0.1:0", "no client has come")]
     assert len(servers) > 1
+
+
+def test_what_comes_after_a_refused_auth() -> None:
+    """Some clients send the response anyway: what is no command is hidden then, until the next command, and only where
+    a client signs in."""
+    response = b64encode(b"\0alice\0secret")
+    sent = [b"AUTH", b"a", b"AUTH CRAM-MD5", b"b", b"c", b"USER alice", b"d", b"AUTH PLAIN " + response, b"e",
+            b"AUTH CRAM-MD5", b"f"]  # fmt: skip
+    with MailServer() as server, connected(server) as client:
+        for line in sent:
+            client.ask(line)
+            if line == b"AUTH":
+                client.lines()
+        words = [command[1:] for command in server.commands]
+    refused = ("AUTH", "CRAM-MD5")
+    assert words == [
+        ("AUTH",), ("A",), refused, ("***",), ("***",), ("USER", "alice"), ("D",), ("AUTH", "PLAIN", "***"), ("E",),
+        refused, ("F",),
+    ]  # fmt: skip
