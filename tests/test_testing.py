@@ -1554,3 +1554,23 @@ def test_an_empty_password() -> None:
         server.users["alice"] = ""
         client.ask(b"XTND x")
         assert server.commands == [("", "XTND", "x")]
+
+
+def test_record_command_that_is_a_coroutine_function() -> None:
+    """The error says why no command is recorded."""
+
+    class Wrong(MailServer):
+        async def record_command(self, command: tuple[str, ...]) -> None:  # type: ignore[override]
+            """Never run."""
+
+    with Wrong() as server, connected(server) as client:
+        assert client.ask(b"CAPA").startswith(b"-ERR")
+        text = "record_command must not be a coroutine function: its body would never run"
+        assert [str(error) for error in server.errors] == [text]
+
+
+def test_record_command_that_raises_at_another_command() -> None:
+    """Only QUIT ends the session, and not a command with that word in it."""
+    with Picky("NOOP", AssertionError()) as server, connected(server) as client:
+        assert client.ask(b"NOOP QUIT").startswith(b"-ERR")
+        assert client.ask(b"USER alice").startswith(b"+OK")

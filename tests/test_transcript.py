@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from base64 import b64encode
+from datetime import datetime
 from types import FrameType
 from xml.etree import ElementTree
 
@@ -14,8 +15,9 @@ import pytest
 from popart.testing import MailServer, SessionRecord
 from popart.testing.report import sections
 from popart.testing.server import started
-from popart.testing.session_record import moments
+from popart.testing.session_record import Entry, moments
 
+from .conftest import wait_until
 from .test_pytest_plugin import Run, run
 from .test_testing import MESSAGE, connected, dial, sign_in_by_scram, signed_in
 
@@ -422,3 +424,27 @@ def test_what_comes_after_a_refused_auth() -> None:
         ("AUTH",), ("A",), refused, ("***",), ("***",), ("USER", "alice"), ("D",), ("AUTH", "PLAIN", "***"), ("E",),
         refused, ("F",),
     ]  # fmt: skip
+
+
+def test_one_entry_too_many() -> None:
+    """The 401st takes the place of the first, and the transcript says so."""
+    with MailServer() as server, signed_in(server) as client:
+        for _ in range(198):
+            client.ask(b"NOOP")
+        assert server.transcript().split("\n")[1] == "... 1 earlier"
+
+
+def test_a_session_in_which_nothing_was_said() -> None:
+    """It is in the transcript from its beginning on."""
+    with MailServer() as server:
+        server.delay_greeting()
+        with dial(server):
+            wait_until(lambda: "delay_greeting" in server.transcript())
+            assert without_times(server.transcript()) == ["session 1, still open", "*: delay_greeting(inf)"]
+
+
+@pytest.mark.parametrize("moment", [1_700_000_000.75, 1_700_000_000.03125])
+def test_the_time_of_day(moment: float) -> None:
+    """An entry begins with the hour, minute and second of this machine's clock, and the milliseconds."""
+    begin = datetime.fromtimestamp(moment).isoformat(timespec="milliseconds")[11:]
+    assert str(Entry(moment, "S", ["+OK", "x"])) == f"{begin} S: +OK\n                x"

@@ -81,12 +81,12 @@ class SessionRecord:
         and only the end of a long session is kept."""
         entries = [*self._entries]
         lost = self._entry_count - len(entries)
-        username = _show(self.username.encode("utf-8", "backslashreplace"))
+        username = _show(self.username.encode())
         head = f"session {self.number}" + (f" of {username}" if username else "")
         # A client that has read the answer to QUIT may look before the session has ended.
         leaves = [command[1:] for command in self.commands[-1:]] == [("QUIT",)]
         state = ", still open" if self.is_open and not leaves else ""
-        gap = [f"... {lost} earlier"] if lost > 0 else []
+        gap = [f"... {lost} earlier"] if lost else []
         return "\n".join([f"{head}{state}", *gap, *map(str, entries)])
 
     # What the kit tells it.
