@@ -448,3 +448,19 @@ def test_the_time_of_day(moment: float) -> None:
     """An entry begins with the hour, minute and second of this machine's clock, and the milliseconds."""
     begin = datetime.fromtimestamp(moment).isoformat(timespec="milliseconds")[11:]
     assert str(Entry(moment, "S", ["+OK", "x"])) == f"{begin} S: +OK\n                x"
+
+
+def test_whose_test_a_session_belongs_to() -> None:
+    """A report shows a session of an earlier test if something was said in it since: its end alone does not count."""
+    with MailServer() as server:
+        title = f"POP3 conversation with {server.url}"
+        with connected(server) as client:
+            wait_until(lambda: "POP3 server ready" in server.transcript())
+            begin = next(moments)
+            assert title not in dict(sections(begin))
+            client.ask(b"USER alice")
+            wait_until(lambda: "send PASS" in server.transcript())
+            assert "C: USER alice" in dict(sections(begin))[title]
+            begin = next(moments)
+        server.wait_for_session_end()
+        assert title not in dict(sections(begin))

@@ -124,7 +124,6 @@ class _Answer:
     """Keeps the beginning of one answer."""
 
     def __init__(self) -> None:
-        self.moment = 0.0
         self.size = 0
         self._head = b""
         self._tail = b""
