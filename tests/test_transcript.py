@@ -464,3 +464,19 @@ def test_whose_test_a_session_belongs_to() -> None:
             begin = next(moments)
         server.wait_for_session_end()
         assert title not in dict(sections(begin))
+
+
+@pytest.mark.parametrize("size", [3, 500, 10_000])
+def test_an_answer_in_pieces_is_abridged(size: int) -> None:
+    """It is shown as if it had come at once: what is left out is counted, and the final dot is there."""
+    with MailServer() as server:
+        server.deliver("alice", b"x" * 900)
+        server.drip("RETR", 0, size=size)
+        with signed_in(server) as client:
+            client.ask(b"RETR 1")
+            client.lines()
+        server.wait_for_session_end()
+    lines = without_times(server.transcript())
+    begin = lines.index("S: +OK 902 octets")
+    shown = 600 - len("+OK 902 octets\r\n")
+    assert lines[begin + 1 : begin + 4] == ["   " + "x" * shown, f"   ... {902 - shown} octets more", "   ."]

@@ -133,7 +133,7 @@ class _Answer:
             self.moment = time.time()
         self.size += len(octets)
         self._head += octets[: SHOWN_OCTETS - len(self._head)]
-        self._tail = (self._tail + octets[-5:])[-5:]
+        self._tail = (self._tail + octets)[-5:]
 
     def lines(self) -> list[str]:
         """Return the answer's lines, abridged in the middle if there are many octets or lines."""
