@@ -480,3 +480,19 @@ def test_an_answer_in_pieces_is_abridged(size: int) -> None:
     begin = lines.index("S: +OK 902 octets")
     shown = 600 - len("+OK 902 octets\r\n")
     assert lines[begin + 1 : begin + 4] == ["   " + "x" * shown, f"   ... {902 - shown} octets more", "   ."]
+
+
+def test_what_is_just_not_abridged() -> None:
+    """An answer of eleven lines is whole, and so is a line of 600 octets."""
+    with MailServer() as server:
+        for _ in range(9):
+            server.deliver("alice", b"x")
+        with signed_in(server) as client:
+            client.ask(b"X" * 600)
+            client.ask(b"LIST")
+            listing = client.lines().decode().splitlines()
+        server.wait_for_session_end()
+    lines = without_times(server.transcript())
+    assert "C: " + "X" * 600 in lines
+    begin = lines.index("C: LIST") + 2
+    assert lines[begin : begin + 10] == [f"   {line}" for line in listing]
