@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 import popart
-from popart.testing import MailServer, operations
+from popart.testing import MailServer, operations, output
 from popart.testing.__main__ import CommandLineServer, main, make_parser
 from popart.testing.control import PAGE, PAGE_POLICY, ControlServer
 from popart.testing.operations import FAULTS, ROUTES
@@ -1274,3 +1274,54 @@ def test_all_headers(control: Control) -> None:
         assert [line.rstrip() for line in lines if line.startswith("Server:")] == ["Server: popart.testing"]
     digest = "'sha256-[A-Za-z0-9+/]{43}='"
     assert re.fullmatch(f"{closed}; connect-src 'self'; script-src {digest}; style-src {digest}", PAGE_POLICY)
+
+
+def test_lines_left_out_are_told_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are told before the next line that has room, whatever characters the lines have."""
+    written: list[bytes] = []
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def write(descriptor: int, octets: bytes) -> int:
+        begun.set()
+        may_go_on.wait(PATIENCE)
+        written.append(octets)
+        return len(octets)
+
+    monkeypatch.setattr(output, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(output, "MOST_LINES", 2)
+    with open(tmp_path / "unused", "w") as stream, Output(stream) as lines:
+        lines.print("a\udcff")
+        assert begun.wait(PATIENCE)
+        for line in ("b", "c", "d", "e"):
+            lines.print(line)
+        may_go_on.set()
+        wait_until(lambda: len(written) == 3)
+        lines.print("f")
+        wait_until(lambda: len(written) == 5)
+        lines.print("g")
+    assert written == [
+        b"a\\udcff\n",
+        b"b\n",
+        b"c\n",
+        b"... 2 lines left out, because nobody read them\n",
+        b"f\n",
+        b"g\n",
+    ]
+
+
+def test_output_waits_for_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A pipe that does not block is not asked again before it has room."""
+    calls: list[Any] = []
+
+    def write(descriptor: int, octets: bytes) -> int:
+        calls.append(octets)
+        if len(calls) == 1:
+            raise BlockingIOError
+        return len(octets)
+
+    monkeypatch.setattr(output, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(output, "select", SimpleNamespace(select=lambda *lists: calls.append(lists)))
+    with open(tmp_path / "unused", "w") as stream:
+        with Output(stream) as lines:
+            lines.print("a")
+        assert calls == [b"a\n", ([], [stream.fileno()], []), b"a\n"]
