@@ -910,3 +910,25 @@ def test_a_stall_leaves_the_processor_alone(monkeypatch: pytest.MonkeyPatch) -> 
         server.stall("STAT", 0.3)
         assert client.ask(b"STAT") == b"+OK 0 0\r\n"
     assert 1 <= len(looks) <= 7
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256", "EXTERNAL", "ANONYMOUS", "CRAM-MD5", "DIGEST-MD5",
+        "GSSAPI", "GSS-SPNEGO", "KERBEROS_V4", "KERBEROS_V5", "NTLM", "OTP", "SKEY", "SECURID", "SAML20", "OPENID20",
+        "OAUTH10A", "SCRAM-SHA-1-PLUS", "GS2-KRB5", "ECDSA-NIST256P-CHALLENGE", "EAP-AES128", "9798-U-RSA-SHA1-ENC",
+        "NMAS_LOGIN", "X-MINE",
+    ],
+)  # fmt: skip
+def test_mechanisms_that_clients_try(mechanism: str) -> None:
+    """A fault may name any mechanism that is registered for SASL, and those that begin with X."""
+    server = MailServer()
+    server.fail(f"AUTH {mechanism}")
+    assert server.pending_faults == [f"fail('AUTH {mechanism}')"]
+
+
+def test_a_secret_before_a_hidden_one() -> None:
+    """All of PASS is hidden, so no part of it can be named."""
+    with pytest.raises(ValueError, match="PASS has a secret in it"):
+        MailServer().fail("PASS x ***")

@@ -9,7 +9,7 @@ from popart.testing.maildrop import Maildrop
 from popart.testing.session_record import SessionRecord
 
 
-@dataclass(eq=False)
+@dataclass
 class Epoch:
     """The faults, the mail and the records of one test.  A session stays with those that it began with, so that
     nothing of it reaches the next test."""
