@@ -932,3 +932,29 @@ def test_a_secret_before_a_hidden_one() -> None:
     """All of PASS is hidden, so no part of it can be named."""
     with pytest.raises(ValueError, match="PASS has a secret in it"):
         MailServer().fail("PASS x ***")
+
+
+@pytest.mark.parametrize(
+    ("command", "takes"),
+    [
+        *[(f"{keyword} 1 2", "1 argument") for keyword in ("LIST", "UIDL", "RETR", "DELE")],
+        ("TOP 1 2 3", "2 arguments"),
+        *[
+            (f"{keyword} 1", "no arguments")
+            for keyword in ("STAT", "NOOP", "RSET", "QUIT", "CAPA", "UTF8", "LAST", "STLS")
+        ],
+    ],
+)
+def test_an_argument_too_many(command: str, takes: str) -> None:
+    """No client's command has more arguments than its keyword takes (RFC 1939, RFC 2449, RFC 2595, RFC 6856)."""
+    with pytest.raises(ValueError) as error:
+        MailServer().fail(command)
+    assert str(error.value) == f"{command!r} has more than {command.split()[0]} takes: {takes}"
+
+
+@pytest.mark.parametrize("command", ["LIST 1", "UIDL 1", "RETR 1", "DELE 1", "TOP 1 1"])
+def test_a_number_is_no_secret(command: str) -> None:
+    """A command's number is shown, though a user's password is the same number."""
+    with MailServer({"alice": "1"}) as server, connected(server) as client:
+        client.ask(command.encode())
+        assert server.commands == [("", *command.split())]

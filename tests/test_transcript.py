@@ -443,7 +443,7 @@ def test_a_session_in_which_nothing_was_said() -> None:
             assert without_times(server.transcript()) == ["session 1, still open", "*: delay_greeting(inf)"]
 
 
-@pytest.mark.parametrize("moment", [1_700_000_000.75, 1_700_000_000.03125])
+@pytest.mark.parametrize("moment", [1_700_000_123.75, 1_700_000_123.03125])
 def test_the_time_of_day(moment: float) -> None:
     """An entry begins with the hour, minute and second of this machine's clock, and the milliseconds."""
     begin = datetime.fromtimestamp(moment).isoformat(timespec="milliseconds")[11:]
