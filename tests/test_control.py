@@ -26,7 +26,7 @@ import pytest
 
 import popart
 from popart.testing import MailServer, operations, output
-from popart.testing.__main__ import CommandLineServer, main, make_parser
+from popart.testing.__main__ import CommandLineServer, describe, main, make_parser
 from popart.testing.control import PAGE, PAGE_POLICY, ControlServer
 from popart.testing.operations import FAULTS, ROUTES
 from popart.testing.output import Output
@@ -1325,3 +1325,95 @@ def test_output_waits_for_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         with Output(stream) as lines:
             lines.print("a")
         assert calls == [b"a\n", ([], [stream.fileno()], []), b"a\n"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--user", "x"], "argument --user: 'x' is not a name and a secret with a colon between them"),
+        (["--user-token", "x:"], "argument --user-token: 'x:' is not a name and a secret with a colon between them"),
+        (["--host", ""], "argument --host: it must not be empty"),
+        (["--allow-host", ""], "argument --allow-host: it must not be empty"),
+        (["--token", "a b"], "argument --token: a token is letters, digits and ._~+/-, with = at its end alone"),
+        (["--token", "="], "argument --token: a token is letters, digits and ._~+/-, with = at its end alone"),
+    ],
+)
+def test_what_a_wrong_option_is_told(options: list[str], sentence: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The sentence says what is wrong with the option, and what is right."""
+    with pytest.raises(SystemExit) as end:
+        main(["--control", *options])
+    assert end.value.code == 2
+    assert capfd.readouterr().err.endswith(f"\npython3 -m popart.testing: error: {sentence}\n")
+
+
+HELP = {
+    "--port": "N: TCP port (default: any free one)",
+    "--tls": "TLS from the first octet, with a certificate of its own",
+    "--user": "NAME:PASSWORD: a user; may be repeated (default: alice:secret)",
+    "messages": "MESSAGE.eml: a message for the first user",
+    "--apop": "offer APOP",
+    "--scram": "offer AUTH SCRAM-SHA-256",
+    "--login": "offer AUTH LOGIN",
+    "--oauth": "offer AUTH XOAUTH2 and OAUTHBEARER",
+    "--user-token": "NAME:TOKEN: a user's OAuth 2.0 token; may be repeated, and means --oauth",
+    "--control": "an HTTP interface; the first line of the output is JSON",
+    "--control-port": "N: its TCP port (default: any free one)",
+    "--token": "what each request that changes something must carry (default: a random one)",
+    "--host": "the address to listen on (default: this machine alone); elsewhere all must give the token",
+    "--allow-host": "NAME: a name by which HTTP clients may call this host; may be repeated",
+    "--exit-with-parent": "end when the process that has started this one is gone",
+    "--verbose": "write what is said in each session to stderr",
+    "--timeout": "SECONDS: for a command (default: 600)",
+    "--max-messages": "N",
+    "--login-timeout": "SECONDS",
+}
+
+
+def test_help() -> None:
+    """It says what each option takes and does, and its groups are those of the manual."""
+    parser = make_parser()
+    found = {
+        action.option_strings[0] if action.option_strings else action.dest: ": ".join(
+            [str(text) for text in (action.metavar, action.help) if text]
+        )
+        for action in parser._actions
+    }
+    assert {option: found.get(option) for option in HELP} == HELP
+    assert [group.title for group in parser._action_groups][2:] == [
+        "more ways to sign in", "for tests in any language", "limits",
+    ]  # fmt: skip
+    assert parser._action_groups[-1].description == ("as in popart's manual; none switches one off, except --timeout")
+    assert parser.description == (
+        "Serve messages from memory to POP3 clients on this machine, and print each command. "
+        "Nothing is changed but memory.  Ends with Ctrl-C."
+    )
+
+
+def test_the_line_for_people() -> None:
+    """Without --control the first line is for people: the URL, the first user, and with TLS what to trust."""
+    pytest.importorskip("trustme")
+    for tls in (False, True):
+        with MailServer({"bob": "x", "carol": "y"}, tls=tls) as mail:
+            trust = f", trust {mail.ca_file}" if tls else ""
+            assert describe(mail) == f"{mail.url} user bob, password x{trust}"
+
+
+def test_defaults() -> None:
+    """Without options there is one user, alice, and nothing but what a plain POP3 server has."""
+    options = vars(make_parser().parse_args([]))
+    assert options == {
+        "port": 0, "tls": False, "user": None, "messages": [], "apop": False, "scram": False, "login": False,
+        "oauth": False, "user_token": [], "control": False, "control_port": 0, "token": None, "host": None,
+        "allow_host": [], "exit_with_parent": False, "verbose": False,
+    }  # fmt: skip
+    with Output(None) as lines:
+        server = CommandLineServer(make_parser().parse_args([]), {}, lines)
+    assert (server.users, server.tokens, server._offers) == ({"alice": "secret"}, {}, set())
+
+
+def test_limits_that_are_none() -> None:
+    """Counts are whole numbers and times are seconds, and none of either is no limit."""
+    given = ["--max-messages", "none", "--max-connections", "5", "--login-timeout", "none", "--shutdown-grace", "0.5"]
+    options = make_parser().parse_args([*given, "--timeout", "2.5"])
+    assert (options.max_messages, options.max_connections) == (None, 5)
+    assert (options.login_timeout, options.shutdown_grace, options.timeout) == (None, 0.5, 2.5)
