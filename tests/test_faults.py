@@ -791,6 +791,10 @@ def test_what_a_fault_is_by_default(ask: Callable[[MailServer], None], text: str
         ),
         (lambda server: server.fail(5), "a command must be a str, not 5"),
         (lambda server: server.fail("RETRE"), "'RETRE' begins with no keyword of POP3: is it RETR?"),
+        (lambda server: server.fail("STLT"), "'STLT' begins with no keyword of POP3: is it STLS?"),
+        (lambda server: server.fail("RECV"), "'RECV' begins with no keyword of POP3"),
+        (lambda server: server.fail("AUTH PLIAN ***"), "'AUTH PLIAN ***' names no mechanism of SASL: is it PLAIN?"),
+        (lambda server: server.fail("AUTH FOO"), "'AUTH FOO' names no mechanism of SASL"),
         (lambda server: server.fail("STAT "), "'STAT ' has a space too many"),
         (
             lambda server: server.fail("PASS x"),
@@ -925,7 +929,8 @@ def test_mechanisms_that_clients_try(mechanism: str) -> None:
     """A fault may name any mechanism that is registered for SASL, and those that begin with X."""
     server = MailServer()
     server.fail(f"AUTH {mechanism}")
-    assert server.pending_faults == [f"fail('AUTH {mechanism}')"]
+    server.fail(f"AUTH {mechanism} ***")
+    assert server.pending_faults == [f"fail('AUTH {mechanism}')", f"fail('AUTH {mechanism} ***')"]
 
 
 def test_a_secret_before_a_hidden_one() -> None:

@@ -496,3 +496,22 @@ def test_what_is_just_not_abridged() -> None:
     assert "C: " + "X" * 600 in lines
     begin = lines.index("C: LIST") + 2
     assert lines[begin : begin + 10] == [f"   {line}" for line in listing]
+
+
+@pytest.mark.parametrize(
+    ("secrets", "line", "shown"),
+    [
+        (["1"], "LANG 1", "LANG ***"),
+        (["HELP"], "HELP", "HELP"),
+        (["abc", "ab"], "xabcx", "X***X"),
+        (["ab", "abc"], "xabcx", "X***X"),
+        (["\ud800"], "xyzzy eHl6", "XYZZY eHl6"),
+    ],
+)
+def test_what_is_masked(secrets: list[str], line: str, shown: str) -> None:
+    """A secret where none belongs is masked as a whole, and what cannot be one is shown: a command that is known, and
+    any line where a test has made a password that no client can send."""
+    with MailServer() as server, connected(server) as client:
+        server.users.update({f"user-{number}": secret for number, secret in enumerate(secrets)})
+        client.ask(line.encode())
+        assert server.commands == [("", *shown.split())]
