@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -1417,3 +1417,19 @@ def test_limits_that_are_none() -> None:
     options = make_parser().parse_args([*given, "--timeout", "2.5"])
     assert (options.max_messages, options.max_connections) == (None, 5)
     assert (options.login_timeout, options.shutdown_grace, options.timeout) == (None, 0.5, 2.5)
+
+
+def test_the_hundredth_connection() -> None:
+    """A hundred at a time are taken."""
+    with MailServer() as mail, closing(_control(mail)) as made, ExitStack() as block:
+        for _ in range(99):
+            block.enter_context(socket.create_connection(("127.0.0.1", made.port), PATIENCE))
+        wait_until(lambda: len(made._open) == 99)
+        assert Control(made, mail, threading.Event()).ask("GET", "/users")[0] == 200
+
+
+def test_the_longest_body(control: Control) -> None:
+    """It has 64 MiB: a client that is about to send as much is asked to go on."""
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Expect: 100-continue\r\nContent-Length: 67108864\r\n\r\n")
+        assert file.readline() == b"HTTP/1.1 100 Continue\r\n"
