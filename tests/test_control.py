@@ -1433,3 +1433,47 @@ def test_the_longest_body(control: Control) -> None:
     with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
         sock.sendall(WITH_TOKEN + b"Expect: 100-continue\r\nContent-Length: 67108864\r\n\r\n")
         assert file.readline() == b"HTTP/1.1 100 Continue\r\n"
+
+
+def test_closing_waits_for_no_silent_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that has not come yet is not waited for."""
+    monkeypatch.setattr("popart.testing.control.LAST_SECONDS", 30.0)
+    with MailServer() as mail:
+        made = _control(mail)
+        with socket.create_connection(("127.0.0.1", made.port), PATIENCE):
+            wait_until(lambda: len(made._open) == 1)
+            begin = time.monotonic()
+            made.close()
+            assert time.monotonic() - begin < 10
+
+
+def test_closing_waits_for_no_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is not read is waited for no longer than the last seconds, whatever a request may take else."""
+    monkeypatch.setattr("popart.testing.control.LAST_SECONDS", 0.1)
+    monkeypatch.setattr("popart.testing.control.REQUEST_SECONDS", 30.0)
+    with MailServer() as mail:
+        unique_id = mail.deliver("alice", b"x" * 20_000_000)
+        made = _control(mail)
+        with socket.create_connection(("127.0.0.1", made.port), PATIENCE) as sock:
+            sock.sendall(f"GET /messages/alice/{unique_id} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert sock.recv(10) == b"HTTP/1.1 2"
+            begin = time.monotonic()
+            made.close()
+            assert time.monotonic() - begin < 10
+
+
+def test_the_sentences_of_the_standard_library(control: Control) -> None:
+    """What it says of a request is handed on, and where it says nothing there is a sentence, too."""
+    for octets, sentence in (
+        (b"GET\r\n\r\n", "Bad request syntax ('GET')"),
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", "this is not a request of HTTP"),
+    ):
+        assert json.loads(control.raw(octets).partition(b"\r\n\r\n")[2]) == {"error": sentence}
+
+
+def test_a_ca_file_that_is_gone(tmp_path: Path) -> None:
+    """It is told, as all that goes wrong within the server."""
+    with MailServer() as mail, closing(_control(mail)) as made:
+        mail.ca_file = str(tmp_path / "ca.pem")
+        status, found = Control(made, mail, threading.Event()).ask("GET", "/ca")
+        assert status == 500 and found["error"].startswith("FileNotFoundError: ")

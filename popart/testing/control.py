@@ -165,8 +165,6 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
             answer = self._run()
         except RequestError as error:
             self._refuse(error)
-        except OSError:
-            raise
         except Exception as error:  # a fault of the kit's own
             self._refuse(RequestError(500, f"{type(error).__name__}: {error}"))
         else:
