@@ -17,16 +17,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import popart
-from popart.testing import MailServer
-from popart.testing.__main__ import CommandLineServer, main, make_parser
-from popart.testing.control import PAGE, ControlServer
+from popart.testing import MailServer, operations, output
+from popart.testing.__main__ import CommandLineServer, describe, main, make_parser
+from popart.testing.control import PAGE, PAGE_POLICY, ControlServer
 from popart.testing.operations import FAULTS, ROUTES
 from popart.testing.output import Output
 
@@ -1046,3 +1047,433 @@ def test_output_to_a_pipe_that_does_not_block() -> None:
                 output.print(f"{number} {'x' * 100}")
             for number in range(5_000):
                 assert file.readline() == f"{number} {'x' * 100}\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "sentence"),
+    [
+        ("POST", "/messages/alice", {}, "the JSON object lacks 'message'"),
+        (
+            "POST",
+            "/reset",
+            {"mail": 1, "users": 2},
+            "the JSON object has a member 'mail', which means nothing here",
+        ),
+        ("POST", "/reset", b"{}", "send JSON, with the header Content-Type: application/json"),
+        ("POST", "/reset", ["x"], "the body must be a JSON object"),
+        ("GET", "/ca", None, "this server has no certificate: start it with --tls"),
+        ("GET", "/nothing", None, "there is no /nothing here"),
+        ("GET", "/messages/bob", None, "there is no 'bob' here"),
+        (
+            "POST",
+            "/messages/alice?unique_id=x",
+            {"message": "x"},
+            "the unique_id of a message in JSON is a member of the JSON object",
+        ),
+        (
+            "POST",
+            "/messages/alice",
+            {"message": 5},
+            "a message is a JSON string, or the body itself as message/rfc822",
+        ),
+        ("POST", "/faults", {"fault": "hide", "capabilities": "TOP"}, "capabilities must be a list of strings"),
+        ("POST", "/wait", {"timeout": 601}, "timeout must be 0 to 600.0 seconds"),
+        (
+            "POST",
+            "/wait",
+            {"sessions": -1},
+            "sessions must be a number from 0 on, and since_last_call true or false",
+        ),
+    ],
+)
+def test_what_a_wrong_request_is_told(control: Control, method: str, path: str, body: Any, sentence: str) -> None:
+    """The sentence says what is wrong with the request, and what is right."""
+    assert control.sentence(method, path, body)[1] == sentence
+
+
+def test_what_is_no_json(control: Control) -> None:
+    """The sentence is the interface's, not that of whatever reads JSON."""
+    for body in (b"{", b"\xff", b"[" * 200_000):
+        found = control.sentence("POST", "/reset", body, Content_Type="application/json")
+        assert found == (400, "the body is not JSON in UTF-8")
+
+
+def test_what_is_said_of_the_server(control: Control) -> None:
+    """GET /server returns the facts that it was given."""
+    assert control.ask("GET", "/server") == (200, {"version": "x"})
+
+
+def test_only_a_wrong_method_names_others(control: Control) -> None:
+    """Allow comes with 405 alone (RFC 9110 section 15.5.6)."""
+    found = control.raw(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 404 ") and b"\r\nAllow:" not in found
+
+
+@pytest.fixture
+def waits(control: Control, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the server was asked to wait each time, in vain, by a clock that moves as asked."""
+    timeouts: list[float] = []
+
+    def wait_for_session_end(timeout: float, **options: Any) -> None:
+        assert options == {"sessions": 1, "since_last_call": False}
+        timeouts.append(timeout)
+        raise TimeoutError("0 sessions open, 0 ended, after a while")
+
+    monkeypatch.setattr(control.mail, "wait_for_session_end", wait_for_session_end)
+    monkeypatch.setattr(operations, "time", SimpleNamespace(monotonic=lambda: sum(timeouts)))
+    return timeouts
+
+
+def test_how_long_to_wait(control: Control, waits: list[float]) -> None:
+    """It is ten seconds unless the request says otherwise, and ten minutes at most.  Every fifth of a second it looks
+    whether the server is stopping."""
+    for body, most in ((None, 10), ({"timeout": 600}, 600), ({"timeout": 0.5}, 0.5), ({"timeout": 0}, 0)):
+        assert control.sentence("POST", "/wait", body) == (408, "0 sessions open, 0 ended")
+        assert sum(waits) == pytest.approx(most)
+        assert max(waits) <= 0.2 and len(waits) <= 5 * most + 2
+        waits.clear()
+    assert control.sentence("POST", "/wait", {"timeout": 0.2}) == (408, "0 sessions open, 0 ended")
+    assert waits == [0.2]
+
+
+def test_a_wait_goes_on(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lasts until sessions have ended, if the server is not stopping."""
+    asked = threading.Semaphore(0)
+    wait = control.mail.wait_for_session_end
+
+    def wait_for_session_end(timeout: float, **options: Any) -> None:
+        asked.release()
+        wait(timeout, **options)
+
+    monkeypatch.setattr(control.mail, "wait_for_session_end", wait_for_session_end)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(control.ask("POST", "/wait")))
+    thread.start()
+    for _ in range(2):
+        assert asked.acquire(timeout=PATIENCE)
+    with pop(control.mail):
+        pass
+    thread.join(PATIENCE)
+    assert found == [(200, {})]
+
+
+def test_a_wait_for_no_session(control: Control) -> None:
+    """With 0 *sessions* it waits only for those that are open."""
+    assert control.ask("POST", "/wait", {"sessions": 0, "timeout": 0}) == (200, {})
+
+
+def test_errors_and_texts(control: Control) -> None:
+    """An error is its type and its text; a conversation is text in UTF-8, whatever is in it."""
+    with pop(control.mail):
+        pass
+    control.mail.wait_for_session_end()
+    (error,) = control.mail.errors
+    assert control.ask("GET", "/errors") == (200, [{"type": "ClientGoneError", "text": str(error)}])
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(b"GET /transcript HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"\r\nContent-Type: text/plain; charset=utf-8\r\n" in file.read()
+
+
+def test_an_empty_message(control: Control) -> None:
+    """Octets that are a message are at least one: nothing at all is more likely a mistake."""
+    found = control.sentence("POST", "/messages/alice", b"", Content_Type="message/rfc822")
+    assert found == (400, "the body is the message, and it is empty")
+
+
+def test_the_ca_file_is_pem() -> None:
+    """GET /ca returns the file, and its type."""
+    pytest.importorskip("trustme")
+    with MailServer(tls=True) as mail:
+        made = ControlServer(("127.0.0.1", 0), mail, {}, token=TOKEN, hosts=[], stop=lambda: None)
+        with closing(made):
+            connection = http.client.HTTPConnection("127.0.0.1", made.port, PATIENCE)
+            with closing(connection):
+                connection.request("GET", "/ca")
+                answer = connection.getresponse()
+                assert answer.headers["Content-Type"] == "application/x-pem-file"
+                assert mail.ca_file is not None
+                assert answer.read() == Path(mail.ca_file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("octets", "sentence"),
+    [
+        (b"GET /users HTTP/1.1\r\n\r\n", "send the header Host, once"),
+        (
+            b"GET /users HTTP/1.1\r\nHost: Evil.example:80\r\n\r\n",
+            "the host 'evil.example:80' is not known here: allow it with --allow-host",
+        ),
+        (
+            b"GET /users HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n\r\n",
+            "other web pages may not use this interface",
+        ),
+        (b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n", "this is no URL"),
+        (
+            b"POST /reset HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "this needs the header Authorization: Bearer TOKEN, with the server's token",
+        ),
+        (HEAD.replace(b"POST", b"PUT"), "/messages/alice takes GET and POST, not PUT"),
+        (HEAD.replace(b"/messages/alice", b"/"), "/ is the page, and takes GET, not POST"),
+        (WITH_TOKEN.replace(b"alice", b"%FF"), "'%FF' in the path is not UTF-8"),
+        (WITH_TOKEN + b"Transfer-Encoding: chunked\r\n\r\n", "send the body in one piece, with its Content-Length"),
+        (WITH_TOKEN + b"Content-Encoding: gzip\r\n\r\n", "send the body as it is, without Content-Encoding"),
+        (
+            WITH_TOKEN + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "there are two lengths of the body: send one Content-Length",
+        ),
+        (WITH_TOKEN + b"Content-Length: +1\r\n\r\n", "Content-Length is no number"),
+        (WITH_TOKEN + b"Content-Length: 67108865\r\n\r\n", "the body has more than 67108864 octets"),
+    ],
+)
+def test_what_is_refused_before_its_body(control: Control, octets: bytes, sentence: str) -> None:
+    """The sentence says what is wrong with the head of a request, and what is right."""
+    if not octets.endswith(b"\r\n\r\n"):
+        octets += b"Authorization: Bearer a-token\r\n\r\n"
+    body = control.raw(octets).partition(b"\r\n\r\n")[2]
+    assert json.loads(body) == {"error": sentence}
+
+
+def test_the_body_is_shorter(control: Control) -> None:
+    """The sentence is for a client that has ended its stream."""
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Content-Length: 2\r\n\r\nx")
+        sock.shutdown(socket.SHUT_WR)
+        assert json.loads(file.read().partition(b"\r\n\r\n")[2]) == {
+            "error": "the body is shorter than its Content-Length"
+        }
+
+
+def test_all_headers(control: Control) -> None:
+    """Each answer has these, so that no browser takes it for a page, keeps it, or lets another page in."""
+    common = [
+        "X-Content-Type-Options: nosniff",
+        "Cross-Origin-Resource-Policy: same-origin",
+        "Referrer-Policy: no-referrer",
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    closed = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    for request_line, status, kind, policy, more in (
+        ("GET /users", "200 OK", "application/json", f"{closed}; sandbox", []),
+        ("POST /reset", "401 Unauthorized", "application/json", f"{closed}; sandbox", ["WWW-Authenticate: Bearer"]),
+        ("PUT /", "405 Method Not Allowed", "application/json", f"{closed}; sandbox", ["Allow: GET"]),
+        ("GET /", "200 OK", "text/html; charset=utf-8", PAGE_POLICY, []),
+    ):
+        token = "Authorization: Bearer a-token\r\n" if request_line == "PUT /" else ""
+        answer = control.raw(f"{request_line} HTTP/1.1\r\nHost: localhost\r\n{token}\r\n".encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        assert first == f"HTTP/1.1 {status}"
+        assert [line for line in lines if not line.startswith(("Date:", "Server:"))] == [
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(body)}",
+            f"Content-Security-Policy: {policy}",
+            *common,
+            *more,
+        ]
+        assert [line.rstrip() for line in lines if line.startswith("Server:")] == ["Server: popart.testing"]
+    digest = "'sha256-[A-Za-z0-9+/]{43}='"
+    assert re.fullmatch(f"{closed}; connect-src 'self'; script-src {digest}; style-src {digest}", PAGE_POLICY)
+
+
+def test_lines_left_out_are_told_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are told before the next line that has room, whatever characters the lines have."""
+    written: list[bytes] = []
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def write(descriptor: int, octets: bytes) -> int:
+        begun.set()
+        may_go_on.wait(PATIENCE)
+        written.append(octets)
+        return len(octets)
+
+    monkeypatch.setattr(output, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(output, "MOST_LINES", 2)
+    with open(tmp_path / "unused", "w") as stream, Output(stream) as lines:
+        lines.print("a\udcff")
+        assert begun.wait(PATIENCE)
+        for line in ("b", "c", "d", "e"):
+            lines.print(line)
+        may_go_on.set()
+        wait_until(lambda: len(written) == 3)
+        lines.print("f")
+        wait_until(lambda: len(written) == 5)
+        lines.print("g")
+    assert written == [
+        b"a\\udcff\n",
+        b"b\n",
+        b"c\n",
+        b"... 2 lines left out, because nobody read them\n",
+        b"f\n",
+        b"g\n",
+    ]
+
+
+def test_output_waits_for_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A pipe that does not block is not asked again before it has room."""
+    calls: list[Any] = []
+
+    def write(descriptor: int, octets: bytes) -> int:
+        calls.append(octets)
+        if len(calls) == 1:
+            raise BlockingIOError
+        return len(octets)
+
+    monkeypatch.setattr(output, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(output, "select", SimpleNamespace(select=lambda *lists: calls.append(lists)))
+    with open(tmp_path / "unused", "w") as stream:
+        with Output(stream) as lines:
+            lines.print("a")
+        assert calls == [b"a\n", ([], [stream.fileno()], []), b"a\n"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--user", "x"], "argument --user: 'x' is not a name and a secret with a colon between them"),
+        (["--user-token", "x:"], "argument --user-token: 'x:' is not a name and a secret with a colon between them"),
+        (["--host", ""], "argument --host: it must not be empty"),
+        (["--allow-host", ""], "argument --allow-host: it must not be empty"),
+        (["--token", "a b"], "argument --token: a token is letters, digits and ._~+/-, with = at its end alone"),
+        (["--token", "="], "argument --token: a token is letters, digits and ._~+/-, with = at its end alone"),
+    ],
+)
+def test_what_a_wrong_option_is_told(options: list[str], sentence: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The sentence says what is wrong with the option, and what is right."""
+    with pytest.raises(SystemExit) as end:
+        main(["--control", *options])
+    assert end.value.code == 2
+    assert capfd.readouterr().err.endswith(f"\npython3 -m popart.testing: error: {sentence}\n")
+
+
+HELP = {
+    "--port": "N: TCP port (default: any free one)",
+    "--tls": "TLS from the first octet, with a certificate of its own",
+    "--user": "NAME:PASSWORD: a user; may be repeated (default: alice:secret)",
+    "messages": "MESSAGE.eml: a message for the first user",
+    "--apop": "offer APOP",
+    "--scram": "offer AUTH SCRAM-SHA-256",
+    "--login": "offer AUTH LOGIN",
+    "--oauth": "offer AUTH XOAUTH2 and OAUTHBEARER",
+    "--user-token": "NAME:TOKEN: a user's OAuth 2.0 token; may be repeated, and means --oauth",
+    "--control": "an HTTP interface; the first line of the output is JSON",
+    "--control-port": "N: its TCP port (default: any free one)",
+    "--token": "what each request that changes something must carry (default: a random one)",
+    "--host": "the address to listen on (default: this machine alone); elsewhere all must give the token",
+    "--allow-host": "NAME: a name by which HTTP clients may call this host; may be repeated",
+    "--exit-with-parent": "end when the process that has started this one is gone",
+    "--verbose": "write what is said in each session to stderr",
+    "--timeout": "SECONDS: for a command (default: 600)",
+    "--max-messages": "N",
+    "--login-timeout": "SECONDS",
+}
+
+
+def test_help() -> None:
+    """It says what each option takes and does, and its groups are those of the manual."""
+    parser = make_parser()
+    found = {
+        action.option_strings[0] if action.option_strings else action.dest: ": ".join(
+            [str(text) for text in (action.metavar, action.help) if text]
+        )
+        for action in parser._actions
+    }
+    assert {option: found.get(option) for option in HELP} == HELP
+    assert [group.title for group in parser._action_groups][2:] == [
+        "more ways to sign in", "for tests in any language", "limits",
+    ]  # fmt: skip
+    assert parser._action_groups[-1].description == ("as in popart's manual; none switches one off, except --timeout")
+    assert parser.description == (
+        "Serve messages from memory to POP3 clients on this machine, and print each command. "
+        "Nothing is changed but memory.  Ends with Ctrl-C."
+    )
+
+
+def test_the_line_for_people() -> None:
+    """Without --control the first line is for people: the URL, the first user, and with TLS what to trust."""
+    pytest.importorskip("trustme")
+    for tls in (False, True):
+        with MailServer({"bob": "x", "carol": "y"}, tls=tls) as mail:
+            trust = f", trust {mail.ca_file}" if tls else ""
+            assert describe(mail) == f"{mail.url} user bob, password x{trust}"
+
+
+def test_defaults() -> None:
+    """Without options there is one user, alice, and nothing but what a plain POP3 server has."""
+    options = vars(make_parser().parse_args([]))
+    assert options == {
+        "port": 0, "tls": False, "user": None, "messages": [], "apop": False, "scram": False, "login": False,
+        "oauth": False, "user_token": [], "control": False, "control_port": 0, "token": None, "host": None,
+        "allow_host": [], "exit_with_parent": False, "verbose": False,
+    }  # fmt: skip
+    with Output(None) as lines:
+        server = CommandLineServer(make_parser().parse_args([]), {}, lines)
+    assert (server.users, server.tokens, server._offers) == ({"alice": "secret"}, {}, set())
+
+
+def test_limits_that_are_none() -> None:
+    """Counts are whole numbers and times are seconds, and none of either is no limit."""
+    given = ["--max-messages", "none", "--max-connections", "5", "--login-timeout", "none", "--shutdown-grace", "0.5"]
+    options = make_parser().parse_args([*given, "--timeout", "2.5"])
+    assert (options.max_messages, options.max_connections) == (None, 5)
+    assert (options.login_timeout, options.shutdown_grace, options.timeout) == (None, 0.5, 2.5)
+
+
+def test_the_hundredth_connection() -> None:
+    """A hundred at a time are taken."""
+    with MailServer() as mail, closing(_control(mail)) as made, ExitStack() as block:
+        for _ in range(99):
+            block.enter_context(socket.create_connection(("127.0.0.1", made.port), PATIENCE))
+        wait_until(lambda: len(made._open) == 99)
+        assert Control(made, mail, threading.Event()).ask("GET", "/users")[0] == 200
+
+
+def test_the_longest_body(control: Control) -> None:
+    """It has 64 MiB: a client that is about to send as much is asked to go on."""
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(WITH_TOKEN + b"Expect: 100-continue\r\nContent-Length: 67108864\r\n\r\n")
+        assert file.readline() == b"HTTP/1.1 100 Continue\r\n"
+
+
+def test_closing_waits_for_no_silent_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that has not come yet is not waited for."""
+    monkeypatch.setattr("popart.testing.control.LAST_SECONDS", 30.0)
+    with MailServer() as mail:
+        made = _control(mail)
+        with socket.create_connection(("127.0.0.1", made.port), PATIENCE):
+            wait_until(lambda: len(made._open) == 1)
+            begin = time.monotonic()
+            made.close()
+            assert time.monotonic() - begin < 10
+
+
+def test_closing_waits_for_no_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is not read is waited for no longer than the last seconds, whatever a request may take else."""
+    monkeypatch.setattr("popart.testing.control.LAST_SECONDS", 0.1)
+    monkeypatch.setattr("popart.testing.control.REQUEST_SECONDS", 30.0)
+    with MailServer() as mail:
+        unique_id = mail.deliver("alice", b"x" * 20_000_000)
+        made = _control(mail)
+        with socket.create_connection(("127.0.0.1", made.port), PATIENCE) as sock:
+            sock.sendall(f"GET /messages/alice/{unique_id} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert sock.recv(10) == b"HTTP/1.1 2"
+            begin = time.monotonic()
+            made.close()
+            assert time.monotonic() - begin < 10
+
+
+def test_the_sentences_of_the_standard_library(control: Control) -> None:
+    """What it says of a request is handed on, and where it says nothing there is a sentence, too."""
+    for octets, sentence in (
+        (b"GET\r\n\r\n", "Bad request syntax ('GET')"),
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", "this is not a request of HTTP"),
+    ):
+        assert json.loads(control.raw(octets).partition(b"\r\n\r\n")[2]) == {"error": sentence}
+
+
+def test_a_ca_file_that_is_gone(tmp_path: Path) -> None:
+    """It is told, as all that goes wrong within the server."""
+    with MailServer() as mail, closing(_control(mail)) as made:
+        mail.ca_file = str(tmp_path / "ca.pem")
+        status, found = Control(made, mail, threading.Event()).ask("GET", "/ca")
+        assert status == 500 and found["error"].startswith("FileNotFoundError: ")

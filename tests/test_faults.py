@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import select
 import socket
@@ -13,7 +14,8 @@ import pytest
 
 import popart
 from popart import system
-from popart.testing import MailServer
+from popart.testing import MailServer, packets
+from popart.testing.handler import StoredMailHandler
 
 from .conftest import Client, wait_until
 from .test_testing import connected, dial, pop, signed_in
@@ -669,3 +671,295 @@ def test_half_a_stuffed_dot() -> None:
             client.ask(b"RETR 1")
             assert client.lines() == b"x\r\n.\r\n"
             assert client.ask(b"NOOP").startswith(b"+OK")
+
+
+def test_a_fault_for_good_has_happened_once_it_has_happened() -> None:
+    """With ``times=None`` it is not pending again when a later answer has nothing to change."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.deliver("alice", b"x\n")
+        server.truncate("RETR", 12, times=None)
+        with signed_in(server) as client:
+            for command, lines in ((b"RETR 1", b"Subject: x\r\n.\r\n"), (b"RETR 2", b"x\r\n.\r\n")):
+                client.ask(command)
+                assert client.lines() == lines
+        assert server.pending_faults == []
+
+
+def test_a_lasting_fault_behind_another() -> None:
+    """It begins with the first answer that it changes, so it waits where another fault answers in its place."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.spoil_sizes(1)
+        server.fail("LIST")
+        with signed_in(server) as client:
+            assert client.ask(b"LIST 1") == b"-ERR failed on demand\r\n"
+            assert server.pending_faults == ["spoil_sizes(1)"]
+            assert client.ask(b"LIST 1") == b"+OK 1 28\r\n"
+        assert server.pending_faults == []
+
+
+@pytest.mark.parametrize("forget", [MailServer.clear_faults, MailServer.reset])
+def test_faults_removed_while_one_happens(
+    forget: Callable[[MailServer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is gone with the others, though it finds nothing to change afterwards."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.truncate("RETR", 1_000)
+        monkeypatch.setattr(StoredMailHandler, "get_message_reader", lambda *_: forget(server) or io.BytesIO(MESSAGE))
+        with signed_in(server) as client:
+            assert client.ask(b"RETR 1") == STATUS
+            client.lines()
+        assert (server.pending_faults, server.errors) == ([], [])
+
+
+def test_faults_that_have_happened_are_forgotten() -> None:
+    """A server that runs for months without a reset keeps no more than the last hundred."""
+    with MailServer() as server, signed_in(server) as client:
+        for _ in range(120):
+            server.fail("NOOP")
+            client.ask(b"NOOP")
+        server.fail("NOOP")
+        assert len(server._faults) == 101
+        assert server.pending_faults == ["fail('NOOP')"]
+        assert client.ask(b"NOOP").startswith(b"-ERR")
+
+
+@pytest.mark.parametrize(
+    ("ask", "text"),
+    [
+        (lambda server: server.fail("NOOP"), "fail('NOOP')"),
+        (lambda server: server.drop("NOOP"), "drop('NOOP')"),
+        (lambda server: server.hang_up("NOOP"), "hang_up('NOOP')"),
+        (lambda server: server.truncate("RETR", 5), "truncate('RETR', 5)"),
+        (lambda server: server.delay("NOOP", 5), "delay('NOOP', 5)"),
+        (lambda server: server.stall("NOOP", 5), "stall('NOOP', 5, after=0)"),
+        (lambda server: server.drip("NOOP"), "drip('NOOP', 0.01, size=1)"),
+        (lambda server: server.split("NOOP"), "split('NOOP', 0.02)"),
+        (lambda server: server.refuse_connection(), "refuse_connection(code='SYS/TEMP')"),
+        (lambda server: server.delay_greeting(), "delay_greeting(inf)"),
+        (lambda server: server.refuse_sign_in(), "refuse_sign_in(code='AUTH')"),
+        (lambda server: server.lock_maildrop(), "lock_maildrop(code='IN-USE')"),
+        (lambda server: server.fail_commit(), "fail_commit(code='SYS/TEMP')"),
+        (lambda server: server.spoil_sizes(1), "spoil_sizes(1)"),
+        (lambda server: server.spoil_ids("repeat"), "spoil_ids('repeat')"),
+        (lambda server: server.hide("TOP"), "hide('TOP')"),
+    ],
+)
+def test_what_a_fault_is_by_default(ask: Callable[[MailServer], None], text: str) -> None:
+    """It happens once, with the arguments that the manual shows."""
+    server = MailServer()
+    ask(server)
+    assert server.pending_faults == [text]
+
+
+@pytest.mark.parametrize(
+    ("ask", "text"),
+    [
+        (
+            lambda server: server.fail("AUTH", username="alice"),
+            "AUTH comes before the user is known: leave out username, or use refuse_sign_in",
+        ),
+        (lambda server: server.fail("NOOP", username=5), "username must be a str or None, not 5"),
+        (
+            lambda server: server.fail("NOOP", username="bob"),
+            "there is no user 'bob' yet, so nothing can happen to them: ['alice']",
+        ),
+        (lambda server: server.fail("NOOP", times=0), "times must be 1 or more, or None, not 0"),
+        (lambda server: server.fail("NOOP", code=5), "code must be a str or None, not 5"),
+        (lambda server: server.drop("RETR", after=-1), "after must be 0 octets or more, not -1"),
+        (lambda server: server.drop("RETR", how="fin"), 'how must be "end" or "reset", not \'fin\''),
+        (lambda server: server.delay("RETR", -1), "seconds must be 0 or more, not -1"),
+        (
+            lambda server: server.truncate("STAT", 1),
+            "the answer to STAT has one line: there is nothing to truncate",
+        ),
+        (lambda server: server.spoil_sizes(0), "by must be a number of octets other than 0, not 0"),
+        (
+            lambda server: server.spoil_sizes(10**18 + 1),
+            "by must be at most 10**18: a line of an answer holds no more",
+        ),
+        (
+            lambda server: server.spoil_ids("all"),
+            "how must be one of ('repeat', 'change', 'malformed'), not 'all'",
+        ),
+        (
+            lambda server: server.hide("RETR"),
+            "hide some of ['AUTH-RESP-CODE', 'EXPIRE', 'IMPLEMENTATION', 'PIPELINING', 'RESP-CODES', 'SASL', 'TOP', "
+            "'UIDL', 'USER'], not ['RETR']",
+        ),
+        (lambda server: server.fail(5), "a command must be a str, not 5"),
+        (lambda server: server.fail("RETRE"), "'RETRE' begins with no keyword of POP3: is it RETR?"),
+        (lambda server: server.fail("STLT"), "'STLT' begins with no keyword of POP3: is it STLS?"),
+        (lambda server: server.fail("RECV"), "'RECV' begins with no keyword of POP3"),
+        (lambda server: server.fail("AUTH PLIAN ***"), "'AUTH PLIAN ***' names no mechanism of SASL: is it PLAIN?"),
+        (lambda server: server.fail("AUTH FOO"), "'AUTH FOO' names no mechanism of SASL"),
+        (lambda server: server.fail("STAT "), "'STAT ' has a space too many"),
+        (
+            lambda server: server.fail("PASS x"),
+            "PASS has a secret in it, which is hidden from faults too: leave it out",
+        ),
+        (lambda server: server.fail("AUTH PLIAN"), "'AUTH PLIAN' names no mechanism of SASL: is it PLAIN?"),
+        (lambda server: server.fail("STAT 1"), "'STAT 1' has more than STAT takes: no arguments"),
+        (lambda server: server.fail("RETR 1 2"), "'RETR 1 2' has more than RETR takes: 1 argument"),
+        (lambda server: server.fail("RETR x"), "'RETR x' has an argument that is no number"),
+    ],
+)
+def test_what_a_wrong_fault_is_told(ask: Callable[[MailServer], None], text: str) -> None:
+    """The error says what is wrong with the call, and what is right."""
+    with pytest.raises(ValueError) as error:
+        ask(MailServer())
+    assert str(error.value) == text
+
+
+@pytest.mark.parametrize(
+    ("ask", "command", "answer"),
+    [
+        (lambda server: server.fail("NOOP"), b"NOOP", b"-ERR failed on demand\r\n"),
+        (lambda server: server.fail_commit(), b"QUIT", b"-ERR [SYS/TEMP] no message was deleted\r\n"),
+        (
+            lambda server: server.lock_maildrop(),
+            b"PASS secret",
+            b"-ERR [IN-USE] another session has the maildrop\r\n",
+        ),
+        (lambda server: server.refuse_sign_in(), b"PASS secret", b"-ERR [AUTH] wrong name or password\r\n"),
+        (
+            lambda server: server.maildrop("alice").lock(),
+            b"PASS secret",
+            b"-ERR [IN-USE] another session has the maildrop\r\n",
+        ),
+    ],
+)
+def test_what_a_client_reads(ask: Callable[[MailServer], None], command: bytes, answer: bytes) -> None:
+    """Without a *text* of the test's own, a refusal has the manual's; a lock that somebody has is refused alike."""
+    with MailServer() as server, connected(server) as client:
+        server.deliver("alice", MESSAGE)
+        ask(server)
+        client.ask(b"USER alice")
+        if command != b"PASS secret":
+            client.ask(b"PASS secret")
+            client.ask(b"DELE 1")
+        assert client.ask(command) == answer
+
+
+@pytest.mark.parametrize("command", ["CAPA", "LIST", "RETR", "RETR 1", "TOP", "TOP 1 0", "UIDL"])
+def test_what_can_be_truncated(command: str) -> None:
+    """Each answer that may have several lines, of one message too."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.truncate(command, 0)
+        with signed_in(server) as client:
+            sent = {"RETR": "RETR 1", "TOP": "TOP 1 0"}.get(command, command)
+            assert client.ask(sent.encode()).startswith(b"+OK")
+            assert client.lines() == b".\r\n"
+
+
+def test_stall_of_one_line(sent: list[bytes]) -> None:
+    """An answer of one line stalls in the middle of it."""
+    with MailServer() as server, signed_in(server) as client:
+        server.stall("STAT", 0.01)
+        sent.clear()
+        assert client.ask(b"STAT") == b"+OK 0 0\r\n"
+        assert sent == [b"+OK ", b"0 0\r\n"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SASL", "TOP", "UIDL", "USER", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE", "EXPIRE", "IMPLEMENTATION"],
+)
+def test_each_capability_can_be_hidden(name: str) -> None:
+    """It is left out of CAPA, no other is, and the command that it stands for is unknown."""
+    with MailServer() as server, connected(server) as client:
+        client.ask(b"CAPA")
+        all_of_them = client.lines().splitlines()
+        server.hide(name)
+        client.ask(b"CAPA")
+        assert client.lines().splitlines() == [line for line in all_of_them if line.split()[0].decode() != name]
+        command = {"SASL": b"AUTH PLAIN", "USER": b"USER alice"}.get(name)
+        if command is not None:
+            assert client.ask(command) == b"-ERR unknown command\r\n"
+
+
+@pytest.mark.parametrize("by", [10**18, -(10**18)])
+def test_sizes_that_are_as_wrong_as_can_be(by: int) -> None:
+    """10**18 octets either way can be asked for, and no size or sum is below 0."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.spoil_sizes(by)
+        with signed_in(server) as client:
+            size = max(0, 27 + by)
+            assert client.ask(b"LIST").startswith(b"+OK")
+            assert client.lines() == b"1 %d\r\n.\r\n" % size
+            assert client.ask(b"STAT") == b"+OK 1 %d\r\n" % size
+
+
+def test_what_the_transcript_says_of_a_fault_that_waits() -> None:
+    """The fault, and why it has not happened."""
+    with MailServer() as server:
+        server.deliver("alice", MESSAGE)
+        server.truncate("RETR", 1_000)
+        with signed_in(server) as client:
+            client.ask(b"RETR 1")
+            client.lines()
+            found = re.findall(r"\*: (.*)\n", server.transcript())
+        assert found == ["truncate('RETR', 1000)", "truncate('RETR', 1000) has nothing to change here, and waits"]
+
+
+def test_a_stall_leaves_the_processor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for its client now and then, and sleeps meanwhile."""
+    looks = []
+    monkeypatch.setattr(packets, "_has_left", looks.append)
+    with MailServer() as server, signed_in(server) as client:
+        server.stall("STAT", 0.3)
+        assert client.ask(b"STAT") == b"+OK 0 0\r\n"
+    assert 1 <= len(looks) <= 7
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256", "EXTERNAL", "ANONYMOUS", "CRAM-MD5", "DIGEST-MD5",
+        "GSSAPI", "GSS-SPNEGO", "KERBEROS_V4", "KERBEROS_V5", "NTLM", "OTP", "SKEY", "SECURID", "SAML20", "OPENID20",
+        "OAUTH10A", "SCRAM-SHA-1-PLUS", "GS2-KRB5", "ECDSA-NIST256P-CHALLENGE", "EAP-AES128", "9798-U-RSA-SHA1-ENC",
+        "NMAS_LOGIN", "X-MINE",
+    ],
+)  # fmt: skip
+def test_mechanisms_that_clients_try(mechanism: str) -> None:
+    """A fault may name any mechanism that is registered for SASL, and those that begin with X."""
+    server = MailServer()
+    server.fail(f"AUTH {mechanism}")
+    server.fail(f"AUTH {mechanism} ***")
+    assert server.pending_faults == [f"fail('AUTH {mechanism}')", f"fail('AUTH {mechanism} ***')"]
+
+
+def test_a_secret_before_a_hidden_one() -> None:
+    """All of PASS is hidden, so no part of it can be named."""
+    with pytest.raises(ValueError, match="PASS has a secret in it"):
+        MailServer().fail("PASS x ***")
+
+
+@pytest.mark.parametrize(
+    ("command", "takes"),
+    [
+        *[(f"{keyword} 1 2", "1 argument") for keyword in ("LIST", "UIDL", "RETR", "DELE")],
+        ("TOP 1 2 3", "2 arguments"),
+        *[
+            (f"{keyword} 1", "no arguments")
+            for keyword in ("STAT", "NOOP", "RSET", "QUIT", "CAPA", "UTF8", "LAST", "STLS")
+        ],
+    ],
+)
+def test_an_argument_too_many(command: str, takes: str) -> None:
+    """No client's command has more arguments than its keyword takes (RFC 1939, RFC 2449, RFC 2595, RFC 6856)."""
+    with pytest.raises(ValueError) as error:
+        MailServer().fail(command)
+    assert str(error.value) == f"{command!r} has more than {command.split()[0]} takes: {takes}"
+
+
+@pytest.mark.parametrize("command", ["LIST 1", "UIDL 1", "RETR 1", "DELE 1", "TOP 1 1"])
+def test_a_number_is_no_secret(command: str) -> None:
+    """A command's number is shown, though a user's password is the same number."""
+    with MailServer({"alice": "1"}) as server, connected(server) as client:
+        client.ask(command.encode())
+        assert server.commands == [("", *command.split())]

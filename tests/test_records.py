@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 import poplib
 import socket
@@ -403,3 +404,29 @@ def test_a_listener_of_poplib_at_home() -> None:
                 client = poplib.POP3(server.host, server.port, timeout=PATIENCE)
             client.quit()
             client.close()
+
+
+def test_a_reset_is_for_sessions_that_are_open_too() -> None:
+    """One that connected before and signs in after it finds none of the old mail, and meets none of the old faults."""
+    with MailServer() as server, connected(server) as old:
+        server.deliver("alice", MESSAGE)
+        server.fail("NOOP")
+        server.reset()
+        old.sign_in()
+        assert old.ask(b"STAT") == b"+OK 0 0\r\n"
+        assert old.ask(b"NOOP").startswith(b"+OK")
+
+
+def test_serial_numbers() -> None:
+    """They count the sessions of a server from 1, whatever is reset between them."""
+    with MailServer() as server:
+        for number in (1, 2):
+            with connected(server):
+                (session,) = server.sessions
+            assert (session.number, session.serial_number) == (1, number)
+            server.reset()
+
+
+def test_how_long_to_wait() -> None:
+    """Without a *timeout* it is ten seconds."""
+    assert inspect.signature(MailServer.wait_for_session_end).parameters["timeout"].default == 10

@@ -8,6 +8,7 @@ import os
 import poplib
 import re
 import select
+import shutil
 import signal
 import socket
 import ssl
@@ -1419,3 +1420,157 @@ def test_minimum_timeout() -> None:
     """The test kit takes each limit by its name, the smallest timeout too."""
     with pytest.raises(ValueError, match="timeout must be 5 seconds"), MailServer(minimum_timeout=5, timeout=1):
         pass
+
+
+def test_an_ssl_context_of_the_test() -> None:
+    """With one the server speaks TLS, its URL says so, and it makes none of its own: *tls* is refused."""
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with MailServer(ssl_context=context) as server:
+        assert server.url == f"pop3s://127.0.0.1:{server.port}"
+        client = poplib.POP3_SSL(server.host, server.port, timeout=PATIENCE, context=trusting)
+        client.quit()
+        client.close()
+    with pytest.raises(ValueError) as error:
+        MailServer(tls=True, ssl_context=context)
+    assert str(error.value) == "tls=True makes a certificate of its own: leave out tls or ssl_context"
+
+
+def test_a_forked_child_starts_again() -> None:
+    """A child that has left the block can enter it again, on the port that its parent has left."""
+    parent_left, leave = os.pipe()
+    child_is_back, come_back = os.pipe()
+
+    def start_again() -> None:
+        server.stop()
+        os.read(parent_left, 1)
+        server.start()
+        os.write(come_back, b"!")
+        signal.pause()
+
+    with MailServer() as server, contextlib.ExitStack() as block:
+        for descriptor in (parent_left, leave, child_is_back):
+            block.callback(os.close, descriptor)
+        with forked(start_again):
+            os.close(come_back)
+            server.stop()
+            os.write(leave, b"!")
+            assert os.read(child_is_back, 1) == b"!"
+            with signed_in(server) as client:
+                assert client.ask(b"STAT") == b"+OK 0 0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("ask", "text"),
+    [
+        (lambda: MailServer(client_certificates=True), "client_certificates=True needs tls=True"),
+        (lambda: MailServer({"": "x"}), "user '' could never sign in: names and passwords must not be empty"),
+        (
+            lambda: MailServer(tokens={"bob": "x"}),
+            "the token of 'bob' could never sign in: it must be a user's, and not empty",
+        ),
+        (
+            lambda: MailServer(tokens={"alice": "x\n"}),
+            "the token of 'alice' could never sign in: it must have no NUL, CR or LF",
+        ),
+        (
+            lambda: MailServer().client_certificate("alice"),
+            "only a server with client_certificates=True has some, while in its block",
+        ),
+        (lambda: MailServer().deliver("alice", 5), "a message is bytes, str or email.message.Message, not int"),
+        (lambda: MailServer().wait_for_session_end(0.01), "0 sessions open, 0 ended, after 0.01 seconds"),
+    ],
+)
+def test_what_a_wrong_call_is_told(ask: Callable[[], object], text: str) -> None:
+    """The error says what is wrong with the call, and what is right."""
+    with pytest.raises(Exception) as error:
+        ask()
+    assert str(error.value) == text
+
+
+def test_started_twice() -> None:
+    """The error says that it runs."""
+    with MailServer() as server, pytest.raises(RuntimeError) as error:
+        server.start()
+    assert str(error.value) == "this server is running already"
+
+
+def test_the_smallest_timeout() -> None:
+    """It is a hundredth of a second."""
+    with MailServer(timeout=0.01), pytest.raises(ValueError), MailServer(timeout=0.009):
+        pass
+
+
+def test_a_temporary_directory_that_is_gone() -> None:
+    """Whoever empties the directory of temporary files does not break the end of the block."""
+    pytest.importorskip("trustme")
+    with MailServer(tls=True) as server:
+        assert server.ca_file is not None
+        shutil.rmtree(Path(server.ca_file).parent)
+
+
+def test_a_server_that_only_a_forked_child_starts() -> None:
+    """Its port, threads and files are the child's, and gone when the child stops it."""
+    pytest.importorskip("trustme")
+    server = MailServer(tls=True)
+    reading, writing = os.pipe()
+
+    def start_and_stop() -> None:
+        server.start()
+        directory = Path(server.ca_file or "").parent
+        was_there = directory.is_dir()
+        server.stop()
+        os.write(writing, b"gone" if was_there and not directory.exists() else b"left")
+
+    with open(reading, "rb", 0) as told, forked(start_and_stop):
+        os.close(writing)
+        assert told.read(4) == b"gone"
+
+
+def test_a_forked_child_closes_what_it_inherited() -> None:
+    """A child that leaves the block has no listening socket open any more."""
+    reading, writing = os.pipe()
+
+    def leave() -> None:
+        descriptor = server._servers[0].fileno()
+        server.stop()
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.write(writing, b"closed")
+
+    with MailServer() as server, open(reading, "rb", 0) as told, forked(leave):
+        os.close(writing)
+        assert told.read(6) == b"closed"
+
+
+def test_an_empty_password() -> None:
+    """A test may take a user's password away: then every line has the empty one in it, and is shown nevertheless."""
+    with MailServer() as server, connected(server) as client:
+        server.users["alice"] = ""
+        client.ask(b"XTND x")
+        assert server.commands == [("", "XTND", "x")]
+
+
+def test_record_command_that_is_a_coroutine_function() -> None:
+    """The error says why no command is recorded."""
+
+    class Wrong(MailServer):
+        async def record_command(self, command: tuple[str, ...]) -> None:  # type: ignore[override]
+            """Never run."""
+
+    with Wrong() as server, connected(server) as client:
+        assert client.ask(b"CAPA").startswith(b"-ERR")
+        text = "record_command must not be a coroutine function: its body would never run"
+        assert [str(error) for error in server.errors] == [text]
+
+
+def test_record_command_that_raises_at_another_command() -> None:
+    """Only QUIT ends the session, and not a command with that word in it."""
+    with Picky("NOOP", AssertionError()) as server, connected(server) as client:
+        assert client.ask(b"NOOP QUIT").startswith(b"-ERR")
+        assert client.ask(b"USER alice").startswith(b"+OK")

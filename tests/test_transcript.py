@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from base64 import b64encode
+from datetime import datetime
+from types import FrameType
 from xml.etree import ElementTree
 
 import pytest
 
 from popart.testing import MailServer, SessionRecord
+from popart.testing.report import sections
+from popart.testing.server import started
+from popart.testing.session_record import Entry, moments
 
+from .conftest import wait_until
 from .test_pytest_plugin import Run, run
 from .test_testing import MESSAGE, connected, dial, sign_in_by_scram, signed_in
 
@@ -380,3 +387,131 @@ def test_report_in_xml(run: Run, pytester: pytest.Pytester) -> None:
     assert failure is not None and failure.text is not None
     assert re.search(r"POP3 conversation with .* C: QUIT\n", failure.text, re.DOTALL)
     assert result.stdout.str().count(" C: QUIT\n") == 1
+
+
+def test_servers_that_start_while_a_report_is_made() -> None:
+    """Tests in threads may start servers at any moment, here at each call: a report shows those that were there."""
+    servers = [MailServer()]
+
+    def start_another(frame: FrameType, event: str, argument: object) -> None:
+        servers.append(MailServer())
+        started[servers[-1]] = 0
+
+    started[servers[0]] = since = next(moments)
+    sys.setprofile(start_another)
+    try:
+        found = sections(since - 1)
+    finally:
+        sys.setprofile(None)
+    assert found == [("POP3 conversation with pop3://127.0.0.1:0", "no client has come")]
+    assert len(servers) > 1
+
+
+def test_what_comes_after_a_refused_auth() -> None:
+    """Some clients send the response anyway: what is no command is hidden then, until the next command, and only where
+    a client signs in."""
+    response = b64encode(b"\0alice\0secret")
+    sent = [b"AUTH", b"a", b"AUTH CRAM-MD5", b"b", b"c", b"USER alice", b"d", b"AUTH PLAIN " + response, b"e",
+            b"AUTH CRAM-MD5", b"f"]  # fmt: skip
+    with MailServer() as server, connected(server) as client:
+        for line in sent:
+            client.ask(line)
+            if line == b"AUTH":
+                client.lines()
+        words = [command[1:] for command in server.commands]
+    refused = ("AUTH", "CRAM-MD5")
+    assert words == [
+        ("AUTH",), ("A",), refused, ("***",), ("***",), ("USER", "alice"), ("D",), ("AUTH", "PLAIN", "***"), ("E",),
+        refused, ("F",),
+    ]  # fmt: skip
+
+
+def test_one_entry_too_many() -> None:
+    """The 401st takes the place of the first, and the transcript says so."""
+    with MailServer() as server, signed_in(server) as client:
+        for _ in range(198):
+            client.ask(b"NOOP")
+        assert server.transcript().split("\n")[1] == "... 1 earlier"
+
+
+def test_a_session_in_which_nothing_was_said() -> None:
+    """It is in the transcript from its beginning on."""
+    with MailServer() as server:
+        server.delay_greeting()
+        with dial(server):
+            wait_until(lambda: "delay_greeting" in server.transcript())
+            assert without_times(server.transcript()) == ["session 1, still open", "*: delay_greeting(inf)"]
+
+
+@pytest.mark.parametrize("moment", [1_700_000_123.75, 1_700_000_123.03125])
+def test_the_time_of_day(moment: float) -> None:
+    """An entry begins with the hour, minute and second of this machine's clock, and the milliseconds."""
+    begin = datetime.fromtimestamp(moment).isoformat(timespec="milliseconds")[11:]
+    assert str(Entry(moment, "S", ["+OK", "x"])) == f"{begin} S: +OK\n                x"
+
+
+def test_whose_test_a_session_belongs_to() -> None:
+    """A report shows a session of an earlier test if something was said in it since: its end alone does not count."""
+    with MailServer() as server:
+        title = f"POP3 conversation with {server.url}"
+        with connected(server) as client:
+            wait_until(lambda: "POP3 server ready" in server.transcript())
+            begin = next(moments)
+            assert title not in dict(sections(begin))
+            client.ask(b"USER alice")
+            wait_until(lambda: "send PASS" in server.transcript())
+            assert "C: USER alice" in dict(sections(begin))[title]
+            begin = next(moments)
+        server.wait_for_session_end()
+        assert title not in dict(sections(begin))
+
+
+@pytest.mark.parametrize("size", [3, 500, 10_000])
+def test_an_answer_in_pieces_is_abridged(size: int) -> None:
+    """It is shown as if it had come at once: what is left out is counted, and the final dot is there."""
+    with MailServer() as server:
+        server.deliver("alice", b"x" * 900)
+        server.drip("RETR", 0, size=size)
+        with signed_in(server) as client:
+            client.ask(b"RETR 1")
+            client.lines()
+        server.wait_for_session_end()
+    lines = without_times(server.transcript())
+    begin = lines.index("S: +OK 902 octets")
+    shown = 600 - len("+OK 902 octets\r\n")
+    assert lines[begin + 1 : begin + 4] == ["   " + "x" * shown, f"   ... {902 - shown} octets more", "   ."]
+
+
+def test_what_is_just_not_abridged() -> None:
+    """An answer of eleven lines is whole, and so is a line of 600 octets."""
+    with MailServer() as server:
+        for _ in range(9):
+            server.deliver("alice", b"x")
+        with signed_in(server) as client:
+            client.ask(b"X" * 600)
+            client.ask(b"LIST")
+            listing = client.lines().decode().splitlines()
+        server.wait_for_session_end()
+    lines = without_times(server.transcript())
+    assert "C: " + "X" * 600 in lines
+    begin = lines.index("C: LIST") + 2
+    assert lines[begin : begin + 10] == [f"   {line}" for line in listing]
+
+
+@pytest.mark.parametrize(
+    ("secrets", "line", "shown"),
+    [
+        (["1"], "LANG 1", "LANG ***"),
+        (["HELP"], "HELP", "HELP"),
+        (["abc", "ab"], "xabcx", "X***X"),
+        (["ab", "abc"], "xabcx", "X***X"),
+        (["\ud800"], "xyzzy eHl6", "XYZZY eHl6"),
+    ],
+)
+def test_what_is_masked(secrets: list[str], line: str, shown: str) -> None:
+    """A secret where none belongs is masked as a whole, and what cannot be one is shown: a command that is known, and
+    any line where a test has made a password that no client can send."""
+    with MailServer() as server, connected(server) as client:
+        server.users.update({f"user-{number}": secret for number, secret in enumerate(secrets)})
+        client.ask(line.encode())
+        assert server.commands == [("", *shown.split())]

@@ -213,7 +213,7 @@ def make_parser() -> argparse.ArgumentParser:
                             help="a user's OAuth 2.0 token; may be repeated, and means --oauth")  # fmt: skip
     add_control(parser.add_argument_group("for tests in any language"))
     limits = parser.add_argument_group(
-        "limits", "as in popart's manual; none switches a limit off", argument_default=argparse.SUPPRESS
+        "limits", "as in popart's manual; none switches one off, except --timeout", argument_default=argparse.SUPPRESS
     )
     limits.add_argument("--timeout", type=float, metavar="SECONDS", help="for a command (default: 600)")
     for name in COUNTS:

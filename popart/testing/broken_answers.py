@@ -67,7 +67,7 @@ class AnswerFaults(FaultList):
         reset = _is_reset(how)
 
         def action(words: Sequence[str], run: Run) -> Reply:
-            status, body, _ = (b"", b"", b"") if after is None else _octets(run())
+            status, body = (b"", b"") if after is None else _octets(run())[:2]
             return Reply(b"", message=_break_off(status + body[:after], reset))
 
         call = describe("drop", command, after=after, how="reset" if reset else None)
@@ -110,7 +110,7 @@ class AnswerFaults(FaultList):
             status, body, end = _octets(reply)
             left = _whole_lines(body[:after])
             cut = Reply(status, left, delay=reply.delay) if end else reply
-            if not end or left == body:
+            if left == body:
                 raise UnchangedError(cut)
             return cut
 
@@ -203,7 +203,7 @@ class AnswerFaults(FaultList):
 
 
 def refusal(text: str, code: str | None) -> Action:
-    if not isinstance(code, (str, type(None))):
+    if not isinstance(code, str | None):
         raise ValueError(f"code must be a str or None, not {code!r}")
     ReportableError(text, code=code)  # a bad code is the caller's mistake, and is told at once
 
@@ -277,6 +277,5 @@ def _in_packets(cuts: Callable[[bytes, bytes, bytes], Sequence[int]], seconds: f
 def _packets(octets: bytes, ends: Sequence[int], seconds: float) -> Generator[bytes, None, None]:
     start = 0
     for end in [*ends, len(octets)]:
-        if start < end:
-            yield Packet(octets[start:end], seconds if start else 0.0)
-            start = end
+        yield Packet(octets[start:end], seconds if start else 0.0)
+        start = end

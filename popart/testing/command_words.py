@@ -95,5 +95,5 @@ def read_command(command: str) -> list[str]:
 
 
 def _is_it(word: str, known: Collection[str]) -> str:
-    similar = difflib.get_close_matches(word, known, 1)
-    return f": is it {similar[0]}?" if similar else ""
+    similar = "".join(difflib.get_close_matches(word, known, 1))
+    return f": is it {similar}?" if similar else ""

@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import http.server
 import io
-import json
 import re
 import secrets
 import socket
@@ -22,7 +21,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 from popart import system
-from popart.testing.operations import Answer, Operations, Request, RequestError, find
+from popart.testing.operations import Answer, Operations, Request, RequestError, find, to_json
 from popart.testing.server import MailServer
 
 MAX_BODY = 64 << 20
@@ -134,18 +133,6 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         self.rfile.close()
         self.rfile: io.BufferedIOBase = io.BufferedReader(_TimedReader(self.connection, self._deadline))
 
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def do_PUT(self) -> None:
-        self._answer()
-
-    def do_DELETE(self) -> None:
-        self._answer()
-
     def log_message(self, format: str, *arguments: Any) -> None:
         """Say nothing."""
 
@@ -172,20 +159,23 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
             error = found
         self._refuse(error)
 
-    def _answer(self) -> None:
+    def do_GET(self) -> None:
+        """Answer a request of any method."""
         try:
             answer = self._run()
         except RequestError as error:
             self._refuse(error)
-        except OSError:
-            raise
         except Exception as error:  # a fault of the kit's own
             self._refuse(RequestError(500, f"{type(error).__name__}: {error}"))
         else:
             self._send(answer)
 
+    do_POST: Callable[..., None] = do_GET
+    do_PUT: Callable[..., None] = do_GET
+    do_DELETE: Callable[..., None] = do_GET
+
     def _refuse(self, error: RequestError) -> None:
-        self._send(Answer(json.dumps({"error": error.text}).encode() + b"\n", status=error.status), allow=error.allow)
+        self._send(to_json({"error": str(error)}, status=error.status), allow=error.allow)
         self._read_rest()
 
     def _run(self) -> Answer:
@@ -200,8 +190,7 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
             self._check_token()
         operation, names = find(self.command, parts.path)
         query = parse_qsl(parts.query, keep_blank_values=True)
-        kind = self.headers.get_content_type() if "Content-Type" in self.headers else ""
-        request = Request(query, kind, self._body())
+        request = Request(query, self.headers.get_content_type(), self._body())
         return self.server.operations.run(request, *map(_resolve, names), operation=operation)
 
     def _check_host(self) -> None:
@@ -317,12 +306,11 @@ def _is_address(name: str) -> bool:
 
 def _policy(page: bytes) -> str:
     """Return a policy that lets a page run its own script and style, and ask this server, and nothing else."""
-    sources = {}
-    for name in (b"script", b"style"):
-        (text,) = re.findall(rb"<%b>(.*?)</%b>" % (name, name), page, re.DOTALL)
-        sources[name] = base64.b64encode(hashlib.sha256(text).digest()).decode()
-    script, style = sources[b"script"], sources[b"style"]
-    return f"{_CLOSED}; connect-src 'self'; script-src 'sha256-{script}'; style-src 'sha256-{style}'"
+    policy = f"{_CLOSED}; connect-src 'self'"
+    for name in ("script", "style"):
+        (text,) = re.findall(f"<{name}>(.*?)</{name}>".encode(), page, re.DOTALL)
+        policy += f"; {name}-src 'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
+    return policy
 
 
 PAGE = resources.files("popart.testing").joinpath("page.html").read_bytes()

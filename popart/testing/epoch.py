@@ -9,7 +9,7 @@ from popart.testing.maildrop import Maildrop
 from popart.testing.session_record import SessionRecord
 
 
-@dataclass(eq=False)
+@dataclass
 class Epoch:
     """The faults, the mail and the records of one test.  A session stays with those that it began with, so that
     nothing of it reaches the next test."""
@@ -19,7 +19,6 @@ class Epoch:
     commands: list[tuple[str, ...]] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
     sessions: list[SessionRecord] = field(default_factory=list)
-    session_count: int = 0
     open_sessions: int = 0
     ended_sessions: int = 0
     awaited_sessions: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -14,16 +13,18 @@ Action = Callable[[Sequence[str], Run], Any]
 """What a fault does in place of a call.  It gets the command's words, or the name of the step, and the call.  It may
 raise an `UnchangedError`."""
 
+MOST_SPENT = 100
+"""Faults that have happened and are kept: one that happens just now may turn out to change nothing, and then waits."""
+
 
 class UnchangedError(Exception):
     """A fault would change nothing in this answer, so it has not happened yet."""
 
     def __init__(self, reply: Any) -> None:
-        super().__init__()
         self.reply = reply
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Fault:
     """One fault."""
 
@@ -37,17 +38,22 @@ class Fault:
     """Makes the action anew for each time that it happens."""
 
     times: float
-    """How often it has yet to happen."""
+    """How often it is asked for, `math.inf` for good."""
 
     username: str | None
     lasts: bool = False
     """True if it goes on until the end of the session."""
 
-    waits: bool = True
-    """True if it has not happened as often as was asked for; ``times=None`` asks for once at least."""
+    happened: int = 0
 
-    number: int = 0
-    """Its place among all that were asked for."""
+    @property
+    def waits(self) -> bool:
+        """True if it has not happened as often as was asked for; ``times=None`` asks for once at least."""
+        return self.happened < (1 if self.times == math.inf else self.times)
+
+    @property
+    def is_spent(self) -> bool:
+        return self.happened == self.times
 
     def is_at(self, words: Sequence[str]) -> bool:
         return any(place == words[: len(place)] for place in self.places)
@@ -59,8 +65,9 @@ class Fault:
     def pending(self) -> str:
         """Return the call that would ask for what has yet to happen."""
         method, *shown = self.call
-        if self.times != 1:
-            shown.append(f"times={None if self.times == math.inf else self.times}")
+        left = self.times - self.happened
+        if left != 1:
+            shown.append(f"times={None if left == math.inf else left}")
         if self.username is not None:
             shown.append(f"username={self.username!r}")
         return f"{method}({', '.join(shown)})"
@@ -74,7 +81,6 @@ class FaultList:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._faults: list[Fault] = []
-        self._numbers = itertools.count()
 
     @property
     def pending_faults(self) -> list[str]:
@@ -108,8 +114,10 @@ class FaultList:
         if username is not None and username not in self.users:
             raise ValueError(f"there is no user {username!r} yet, so nothing can happen to them: {[*self.users]}")
         with self._guard:
-            fault.number = next(self._numbers)
             self._faults.append(fault)
+            spent = [fault for fault in self._faults if fault.is_spent]
+            for old in spent[:-MOST_SPENT]:
+                self._faults.remove(old)
 
     def _begin_faults(self) -> list[Fault]:
         """Remove all faults, and begin another list: to the old one no fault is added any more."""
@@ -126,24 +134,18 @@ class FaultList:
         With *besides* it is one that lasts, of another method than these.
         """
         with self._guard:
-            due = (fault for fault in faults if fault.is_at(words) and fault.username in (None, username)
-                   and fault.lasts == (besides is not None) and fault.call[0] not in (besides or ()))  # fmt: skip
+            due = (fault for fault in faults if not fault.is_spent and fault.is_at(words)
+                   and fault.username in (None, username) and fault.lasts == (besides is not None)
+                   and fault.call[0] not in (besides or ()))  # fmt: skip
             fault = next(due, None)
             if fault is not None:
-                fault.times -= 1
-                fault.waits = 0 < fault.times < math.inf
-                if not fault.times:
-                    faults.remove(fault)
+                fault.happened += 1
             return fault
 
-    def _give_back(self, faults: list[Fault], fault: Fault) -> None:
+    def _give_back(self, fault: Fault) -> None:
         """Let a fault that was taken, and has changed nothing, happen another time."""
         with self._guard:
-            fault.times += 1
-            fault.waits = True
-            if fault not in faults:
-                faults.append(fault)
-                faults.sort(key=lambda fault: fault.number)
+            fault.happened -= 1
 
 
 def count(times: int | None) -> float:

@@ -11,7 +11,6 @@ from popart.errors import ReportableError
 from popart.handler import BaseHandler, MessageReader, ScramCredentials, SupportsClose
 from popart.sasl import apop_digest, scram_credentials
 from popart.testing.fault_list import Fault, Run, UnchangedError
-from popart.testing.maildrop import Maildrop
 from popart.testing.session_record import SessionRecord
 from popart.testing.store import MailStore
 
@@ -29,8 +28,6 @@ class StoredMailHandler(BaseHandler, SupportsClose):
             self.get_scram_credentials: Callable[[str], ScramCredentials] = self._get_scram_credentials
         if "certificates" in mail._offers:
             self.authenticate_certificate: Callable[[str, Mapping[str, Any]], None] = self._authenticate_certificate
-        self._maildrop = Maildrop()
-        self._messages: list[tuple[str, bytes]] = []
 
     def authenticate_pass(self, username: str, password: str) -> None:
         self._authenticate(username, lambda secret: secret == password)
@@ -101,7 +98,7 @@ class StoredMailHandler(BaseHandler, SupportsClose):
 
     def give_back(self, fault: Fault) -> None:
         """Let a fault that has changed nothing happen another time."""
-        self.mail._give_back(self.record.epoch.faults, fault)
+        self.mail._give_back(fault)
         self.record.add_event(f"{fault} has nothing to change here, and waits")
 
 

@@ -7,23 +7,19 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from popart.testing.broken_answers import AnswerFaults
-from popart.testing.fault_list import is_seconds, is_whole
+from popart.testing.fault_list import FaultList, is_seconds, is_whole
 from popart.testing.faults import Faults
 from popart.testing.server import MailServer
 from popart.testing.store import why_unusable
-from popart.testing.wrong_answers import SessionFaults
 
-FAULTS = sorted(
+FAULTS = [
     name
-    for kind in (AnswerFaults, SessionFaults, Faults)
-    for name, member in vars(kind).items()
-    if inspect.isfunction(member) and not name.startswith("_")
-)
+    for name, _ in inspect.getmembers(Faults, inspect.isfunction)
+    if not name.startswith("_") and name not in vars(FaultList)
+]
 """The methods that ask for a fault."""
 
 JSON = "application/json"
@@ -43,7 +39,6 @@ class RequestError(Exception):
     def __init__(self, status: int, text: str, *, allow: str = "") -> None:
         super().__init__(text)
         self.status = status
-        self.text = text
         self.allow = allow
 
 
@@ -55,13 +50,12 @@ class Answer(NamedTuple):
     status: int = 200
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A request whose sender may make it."""
 
-    query: Sequence[tuple[str, str]] = ()
-    content_type: str = ""
-    body: bytes = b""
+    query: Sequence[tuple[str, str]]
+    content_type: str
+    body: bytes
 
     def arguments(self, *needed: str, may: Mapping[str, Any]) -> dict[str, Any]:
         """Return the members of the body's JSON object: those that are *needed*, and the others or their defaults.
@@ -115,7 +109,7 @@ class Operations:
             raise RequestError(404, f"there is no {error.args[0]!r} here") from None
         except (TypeError, ValueError) as error:
             raise RequestError(400, str(error)) from None
-        return found if isinstance(found, Answer) else _to_json(found)
+        return found if isinstance(found, Answer) else to_json(found)
 
     # Reading.
 
@@ -152,7 +146,7 @@ class Operations:
     def sessions(self, request: Request) -> object:
         """With ``?last=N`` the last ones, without their commands, which may be many: it is for the page."""
         last = dict(request.query).get("last")
-        if last is not None and not (last.isascii() and last.isdigit() and 0 < len(last) < 10):
+        if last is not None and not (last.isascii() and last.isdigit() and len(last) < 10):
             raise RequestError(400, "last must be a number of sessions")
         sessions = [*self._server.sessions]
         return [
@@ -188,7 +182,7 @@ class Operations:
             if not isinstance(message, str):
                 raise RequestError(400, "a message is a JSON string, or the body itself as message/rfc822")
         unique_id = self._server.deliver(name, message, unique_id=unique_id)
-        return _to_json({"unique_id": unique_id}, status=201)
+        return to_json({"unique_id": unique_id}, status=201)
 
     def add_user(self, request: Request, name: str) -> object:
         password = request.arguments("password", may={})["password"]
@@ -226,7 +220,7 @@ class Operations:
         method = getattr(self._server, name)
         inspect.signature(method).bind(*listed, **arguments)
         method(*listed, **arguments)
-        return _to_json(self._server.pending_faults, status=201)
+        return to_json(self._server.pending_faults, status=201)
 
     def clear_faults(self, request: Request) -> object:
         self._server.clear_faults()
@@ -248,7 +242,7 @@ class Operations:
         while True:
             left = end - time.monotonic()
             try:
-                self._server.wait_for_session_end(max(0.0, min(left, WAIT_PAUSE)), **found)
+                self._server.wait_for_session_end(min(left, WAIT_PAUSE), **found)
                 return {}
             except TimeoutError as error:
                 if left <= WAIT_PAUSE or self.stopping:
@@ -321,5 +315,5 @@ def _secret(what: str, value: object) -> str:
     return value
 
 
-def _to_json(found: object, *, status: int = 200) -> Answer:
+def to_json(found: object, *, status: int = 200) -> Answer:
     return Answer(json.dumps(found).encode() + b"\n", status=status)

@@ -23,9 +23,9 @@ class Output:
 
     def __init__(self, stream: TextIO | None) -> None:
         """Without a *stream*, as where the descriptor was closed from the beginning, the lines are dropped."""
-        self._descriptor = None if stream is None else stream.fileno()
+        descriptor = None if stream is None else stream.fileno()
         self._lines: queue.Queue[str | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._write_all, daemon=True)
+        self._thread = threading.Thread(target=self._write_all, args=[descriptor], daemon=True)
         self._guard = threading.Lock()
         self._left_out = 0
         self._thread.start()
@@ -48,8 +48,7 @@ class Output:
         self._lines.put(None)
         self._thread.join(LAST_SECONDS)
 
-    def _write_all(self) -> None:
-        descriptor = self._descriptor
+    def _write_all(self, descriptor: int | None) -> None:
         while (line := self._lines.get()) is not None:
             octets = f"{line}\n".encode("utf-8", "backslashreplace")
             while octets and descriptor is not None:

@@ -48,8 +48,6 @@ class RecordingSender(Sender):
         if self.record is not None:
             self.record.add_answer(octets)
         super()._keep(octets)
-        if isinstance(octets, Packet):
-            self.flush()
 
     def _wait(self, seconds: float) -> None:
         """Pause, until the server closes, the time to sign in is over, or the client leaves.

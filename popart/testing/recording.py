@@ -59,21 +59,21 @@ class RecordingSession(Session):
     def _record_and_run(self, line: bytes, words: list[str]) -> Reply:
         client, record = self.client, self.client.record
         username = record.username
-        run = partial(super().respond, line)
-        record.add_command(tuple(words))
+        run = partial(self._run_spoilt, words, partial(super().respond, line))
+        record.add_command(words)
         recorded = client.mail._record(record, (username, *words))
         if isinstance(recorded, Coroutine):
             recorded.close()
             raise TypeError("record_command must not be a coroutine function: its body would never run")
         if self.in_exchange:
-            return run()
+            return super().respond(line)
         if self.state is State.AUTHORIZATION and words[0] in ("USER", "APOP"):
             record.username = " ".join(words[1:] if words[0] == "USER" else words[1:2])
-        reply: Reply = client.run_or_fail(words, self._spoilt(words, run))
+        reply: Reply = client.run_or_fail(words, run)
         return reply
 
-    def _spoilt(self, words: Sequence[str], run: Run) -> Run:
-        """Return *run* as the lasting faults change it, including those that begin now."""
+    def _run_spoilt(self, words: Sequence[str], run: Run) -> Any:
+        """Run a command as the lasting faults change it, including those that begin now."""
         begun = set()
         while (fault := self.client.take_fault(words, besides=self._lasting)) is not None:
             self._lasting[fault.call[0]] = fault, fault.begin()
@@ -81,7 +81,7 @@ class RecordingSession(Session):
         for fault, action in self._lasting.values():
             if fault.is_at(words):
                 run = partial(self._spoil, fault, partial(action, words, run), begins=fault in begun)
-        return run
+        return run()
 
     def _spoil(self, fault: Fault, run: Run, *, begins: bool) -> Any:
         """Run what a lasting fault has changed.  The fault begins with the first answer that it changes."""

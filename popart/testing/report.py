@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from popart.testing.server import started
-from popart.testing.session_record import moments
-
-
-def now() -> int:
-    """Return a moment, for `sections`."""
-    return next(moments)
 
 
 def sections(since: int) -> list[tuple[str, str]]:
     """Return a title and the conversations for each server that was started, or had a session, after a moment."""
+    # A list at once: other threads may start servers meanwhile.
+    servers = [server for reference in started.keyrefs() if (server := reference()) is not None]
     found = []
-    for server in sorted(started, key=lambda server: server._started):
+    for server in sorted(servers, key=lambda server: started[server]):
         text = server._transcript(since)
-        if server._started > since or text:
+        if started[server] > since or text:
             found.append((f"POP3 conversation with {server.url}", text or "no client has come"))
     return found

@@ -33,8 +33,8 @@ if sys.version_info >= (3, 11):
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
-started: weakref.WeakSet[MailServer] = weakref.WeakSet()
-"""The servers that somebody may still look at."""
+started: weakref.WeakKeyDictionary[MailServer, int] = weakref.WeakKeyDictionary()
+"""The servers that somebody may still look at, and when each was started last."""
 
 AnyMailServer = TypeVar("AnyMailServer", bound="MailServer")
 
@@ -70,9 +70,9 @@ class MailServer(MailStore):
 
     :raises OSError: when entered: the port is not free.
     :raises ImportError: when entered: *tls* without trustme, *scram* without scramp.
-    :raises ValueError: *client_certificates* without *tls*, a name, password or token that no client can send, such as
-        an empty one, a token for a name that is not among *users*, or, when entered, a value of *server_options* that
-        `popart.Server` does not take.
+    :raises ValueError: *client_certificates* without *tls*, *ssl_context* beside *tls*, a name, password or token that
+        no client can send, such as an empty one, a token for a name that is not among *users*, or, when entered, a
+        value of *server_options* that `popart.Server` does not take.
     """
 
     host: str
@@ -99,6 +99,8 @@ class MailServer(MailStore):
     ) -> None:
         if client_certificates and not tls:
             raise ValueError("client_certificates=True needs tls=True")
+        if tls and server_options.get("ssl_context") is not None:
+            raise ValueError("tls=True makes a certificate of its own: leave out tls or ssl_context")
         offers = {"tokens": tokens is not None, "scram": scram, "login": login, "certificates": client_certificates}
         super().__init__(users, tokens or {}, {name for name, wanted in offers.items() if wanted})
         self.host = "localhost" if tls else "127.0.0.1"
@@ -106,14 +108,12 @@ class MailServer(MailStore):
         self.ca_file = None
         self._tls = tls
         self._certificates: Certificates | None = None
-        self._wanted_port = port
         self._server_options = server_options
         self._addresses = ["127.0.0.1", "::1"] if tls else ["127.0.0.1"]
         self._names = ["localhost", "127.0.0.1", "::1"]
         self._servers: list[_Server] = []
         self._block = contextlib.ExitStack()
         self._process = os.getpid()
-        self._started = 0
 
     def __enter__(self: AnyMailServer) -> AnyMailServer:
         return self.start()
@@ -137,16 +137,14 @@ class MailServer(MailStore):
                     import scramp  # noqa: F401
             block.callback(self._servers.clear)
             self._servers += self._listen(block, options)
-            self.port = self._wanted_port = self._servers[0].server_address[1]
+            self.port = self._servers[0].server_address[1]
             for server in self._servers:
                 thread = threading.Thread(target=server.serve_forever)
                 thread.start()
                 block.callback(thread.join)
-                block.callback(server.server_close)
                 block.callback(server.shut_listener)
             self._process = os.getpid()
-            self._started = next(moments)
-            started.add(self)
+            started[self] = next(moments)
             self._block = block.pop_all()
         return self
 
@@ -157,12 +155,14 @@ class MailServer(MailStore):
         else:  # a forked child: port, threads and files are its parent's
             for server in self._servers:
                 server.server_close()
+            self._servers.clear()
 
     @property
     def url(self) -> str:
         """The scheme, ``pop3`` or ``pop3s``, with host and port: ``pop3://127.0.0.1:40123``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'pop3s' if self._tls else 'pop3'}://{host}:{self.port}"
+        is_tls = self._tls or self._server_options.get("ssl_context") is not None
+        return f"{'pop3s' if is_tls else 'pop3'}://{host}:{self.port}"
 
     def client_certificate(self, username: str) -> str:
         """Return the path of a new PEM file with a certificate of this user and its key, removed when the block ends.
@@ -185,11 +185,11 @@ class MailServer(MailStore):
     def _listen(self, block: contextlib.ExitStack, options: dict[str, Any]) -> list[_Server]:
         """Listen on one port of each address."""
         first, *others = self._addresses
-        tries = 1 if self._wanted_port else 9
+        tries = 1 if self.port else 9
         while True:
             tries -= 1
             with contextlib.ExitStack() as attempt:
-                servers = [attempt.enter_context(_Server((first, self._wanted_port), self._make_handler, **options))]
+                servers = [attempt.enter_context(_Server((first, self.port), self._make_handler, **options))]
                 try:
                     for address in others:
                         port = servers[0].server_address[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -81,21 +81,21 @@ class SessionRecord:
         and only the end of a long session is kept."""
         entries = [*self._entries]
         lost = self._entry_count - len(entries)
-        username = _show(self.username.encode("utf-8", "backslashreplace"))
+        username = _show(self.username.encode())
         head = f"session {self.number}" + (f" of {username}" if username else "")
         # A client that has read the answer to QUIT may look before the session has ended.
         leaves = [command[1:] for command in self.commands[-1:]] == [("QUIT",)]
         state = ", still open" if self.is_open and not leaves else ""
-        gap = [f"... {lost} earlier"] if lost > 0 else []
+        gap = [f"... {lost} earlier"] if lost else []
         return "\n".join([f"{head}{state}", *gap, *map(str, entries)])
 
     # What the kit tells it.
 
-    def add_command(self, words: tuple[str, ...]) -> None:
-        self._add("C", [_show(" ".join(words).encode("utf-8", "surrogateescape"))])
+    def add_command(self, words: Sequence[str]) -> None:
+        self._add("C", " ".join(words))
 
     def add_event(self, text: str) -> None:
-        self._add("*", [_show(text.encode("utf-8", "backslashreplace"))])
+        self._add("*", text)
 
     def add_answer(self, octets: bytes) -> None:
         """Take a piece of an answer."""
@@ -109,8 +109,8 @@ class SessionRecord:
     def forget_conversation(self) -> None:
         self._entries.clear()
 
-    def _add(self, who: str, lines: list[str]) -> None:
-        self._keep(Entry(time.time(), who, lines))
+    def _add(self, who: str, text: str) -> None:
+        self._keep(Entry(time.time(), who, [_show(text.encode("utf-8", "backslashreplace"))]))
 
     def _keep(self, entry: Entry) -> None:
         self._entry_count += 1
@@ -124,25 +124,22 @@ class _Answer:
     """Keeps the beginning of one answer."""
 
     def __init__(self) -> None:
-        self.moment = 0.0
         self.size = 0
         self._head = b""
         self._tail = b""
 
     def add(self, octets: bytes) -> None:
-        if not octets:
-            return
         if not self.size:
             self.moment = time.time()
         self.size += len(octets)
         self._head += octets[: SHOWN_OCTETS - len(self._head)]
-        self._tail = (self._tail + octets[-5:])[-5:]
+        self._tail = (self._tail + octets)[-5:]
 
     def lines(self) -> list[str]:
         """Return the answer's lines, abridged in the middle if there are many octets or lines."""
         lines = self._head.split(b"\n")
         if self.size == len(self._head) and len(lines) <= SHOWN_LINES:
-            return [_show(line) for line in lines[:-1]] + [_show(line) for line in lines[-1:] if line]
+            return [_show(line) for line in self._head.removesuffix(b"\n").split(b"\n")]
         shown = lines[: SHOWN_LINES - 2]
         dot = [b"."] if self._tail == b"\r\n.\r\n" else []
         left = self.size - len(b"\n".join(shown)) - (len(lines) > len(shown)) - 3 * len(dot)

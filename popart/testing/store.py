@@ -37,8 +37,7 @@ class MailStore(Faults):
     def __init__(self, users: Mapping[str, str], tokens: Mapping[str, str], offers: Collection[str]) -> None:
         super().__init__()
         for name, password in users.items():
-            why = why_unusable(name) or why_unusable(password)
-            if why:
+            if why := why_unusable(name) or why_unusable(password):
                 raise ValueError(f"user {name!r} could never sign in: names and passwords must {why}")
         for name, token in tokens.items():
             if name not in users or not token:
@@ -77,8 +76,9 @@ class MailStore(Faults):
     def reset(self) -> None:
         """Forget the mail, the records and the faults, as for a new test.  Users and tokens stay.
 
-        A session that is still open goes on, but no more of it is recorded and no fault happens to it.  It neither
-        holds the lock on the new maildrop nor counts in `wait_for_session_end`.
+        A session that is still open goes on, with the wrong sizes or unique-ids that it has shown, but no more of it is
+        recorded and no further fault happens to it.  It neither holds the lock on the new maildrop nor counts in
+        `wait_for_session_end`.
         """
         with self._sessions_changed:
             self._epoch.maildrops.clear()
@@ -172,8 +172,8 @@ class MailStore(Faults):
         with self._sessions_changed:
             epoch = self._epoch
             epoch.open_sessions += 1
-            epoch.session_count += 1
-            record = SessionRecord(epoch.session_count, next(self._serial_numbers), epoch, self._tell)
+            number = epoch.open_sessions + epoch.ended_sessions
+            record = SessionRecord(number, next(self._serial_numbers), epoch, self._tell)
             _append(epoch.sessions, record, self._most_sessions)
             for old in epoch.sessions[-MOST_TRANSCRIPTS - 1 : -MOST_TRANSCRIPTS]:
                 old.forget_conversation()

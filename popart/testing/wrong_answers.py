@@ -134,7 +134,7 @@ def _change_listing(reply: Reply, change: Callable[[int, bytes], bytes], fewest:
         return reply
     if reply.lines is None:
         return reply._replace(status=b"+OK " + _change_line(reply.status.removeprefix(b"+OK "), change))
-    lines = reply.lines.splitlines(keepends=True)
+    lines = reply.lines.splitlines()
     if len(lines) < fewest:
         return reply
     return reply._replace(lines=b"".join([_change_line(line, change) for line in lines]))
