@@ -147,6 +147,13 @@ def test_defaults() -> None:
     with popart.Server(HOST, lambda peer: None) as server:
         assert (server.command_timeout, server.implementation, server.expire) == (600.0, "popart", "NEVER")
         assert (server.ssl_context, server.scram_decoy_key, server.processor) == (None, None, None)
+        assert (server.max_connections, server.max_connections_per_peer, server.max_messages) == (
+            2000,
+            1000,
+            10_000_000,
+        )
+        assert (server.max_bad_commands, server.max_failed_logins, server.shutdown_grace) == (50, 5, 5)
+        assert (server.minimum_timeout, server.handshake_timeout, server.login_timeout) == (600, 30, 180)
         assert server.allow_cleartext
         assert not (server.apop or server.require_tls or server.proxy_protocol or server.reuse_port)
         assert list(map(str, server.trusted_proxies)) == ["127.0.0.0/8", "::1/128"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import runpy
 import select
@@ -130,6 +131,10 @@ def test_sockets_that_never_block(kind: type[socket.socket], pair: Pair) -> None
         found = others.submit(sock.recv, 100)
         client.sendall(b"QUIT\r\n")
         assert found.result(PATIENCE) == b"QUIT\r\n"
+        client.sendall(b"NOOP\r\n")
+        assert select.select([sock], [], [], PATIENCE)[0]
+        buffer = bytearray(100)
+        assert sock.recv_into(buffer) == 6 and buffer.startswith(b"NOOP\r\n")
         found = others.submit(sock.recv, 100)
         assert not wait([found], 0.05).done
         system.wake_reader(sock)
@@ -137,6 +142,59 @@ def test_sockets_that_never_block(kind: type[socket.socket], pair: Pair) -> None
         assert sock.recv_into(bytearray(100)) == 0
         sock.sendall(b"+OK\r\n")
         assert client.recv(100) == b"+OK\r\n"
+        sock.shutdown(socket.SHUT_WR)
+        assert client.recv(100) == b""
+
+
+@pytest.mark.parametrize("has_poll", [True, False])
+def test_what_is_accepted_where_no_flag_helps(has_poll: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a socket that never blocks and waits by poll, or on a system without poll by looking again and again."""
+    kind = system.WaitingSocket if has_poll else system.PolledSocket
+    monkeypatch.setattr(system, "_AT_ONCE", 0)
+    if has_poll:
+        monkeypatch.setattr(select, "poll", object, raising=False)
+    else:
+        monkeypatch.delattr(select, "poll", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = system.accept(listener)
+        with accepted:
+            assert type(accepted) is kind and accepted.gettimeout() == 0
+
+
+@pytest.mark.skipif(not system._AT_ONCE, reason="sockets never block on this system")
+def test_the_default_timeout_is_not_the_clients() -> None:
+    """What an application sets for its own sockets cuts no session short."""
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+            accepted, _ = system.accept(listener)
+            with accepted:
+                assert accepted.gettimeout() is None
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def test_a_client_without_an_address(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has gone, and counts as lost."""
+    monkeypatch.setattr(socket.socket, "accept", lambda listener: (pair[0], None))
+    with socket.socket() as listener, pytest.raises(ConnectionAbortedError):
+        system.accept(listener)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_lost"),
+    [
+        *((name, True) for name in ["ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH"]),
+        *((name, True) for name in ["EOPNOTSUPP", "ENETUNREACH", "ECONNABORTED", "ECONNRESET"]),
+        *((name, False) for name in ["EMFILE", "EBADF", "EINVAL"]),
+    ],
+)
+def test_errors_of_accept(name: str, is_lost: bool) -> None:
+    """Those that accept(2) of Linux lists, and a reset, are one client's; the others are the server's."""
+    number = getattr(errno, name, None)
+    if number is None:
+        pytest.skip("the system has no such error")
+    assert system.is_lost(OSError(number, "")) is is_lost
 
 
 def test_what_has_come_before_the_end(pair: Pair) -> None:
