@@ -177,7 +177,7 @@ class Server(ClosingServer):
     def _begin_in_child(self) -> None:
         """Close the copies that a fork made: the parent's sessions and threads go on in the parent."""
         # A child that was forked in serve_forever, by a hook, would accept on a socket that its parent closes.
-        within_loop = threading.current_thread() not in self._loops
+        within_loop = threading.current_thread() in self._loops
         for place in self._places.all():
             place.socket.close()
         for door in self._doors:
