@@ -43,8 +43,8 @@ methods, whether they come from a class, a property or ``__getattr__``.  Two att
 ``allow_sasl_login = True``
     AUTH LOGIN is offered, for old clients that know no other AUTH.
 
-In every way to sign in, names, passwords and tokens are UTF-8 and hold no NUL, CR or LF.  popart does
-not check what a client sends in a mechanism of the handler's own.
+In every way to sign in, names, passwords and tokens are UTF-8 and hold no NUL, CR or LF.  popart does not check what a
+client sends in a mechanism of the handler's own.
 
 A handler may block: only its own client waits.  popart cannot interrupt it, so give your backends their own timeouts.
 When the server closes, it waits for running calls.

@@ -69,8 +69,8 @@ class Limits:
 
     max_connections: int | None = 2000
     """Connections at a time.  When all places are taken, popart cuts the oldest connection that has not signed in and
-    whose handler is not at work, to make room for a new one.  If there is none, popart refuses the newcomer with ``-ERR
-    [SYS/TEMP]``, or closed before a TLS handshake."""
+    whose handler is not at work, to make room for a new one.  If there is none, popart refuses the newcomer with
+    ``-ERR [SYS/TEMP]``, or closes its connection before a TLS handshake."""
 
     max_connections_per_peer: int | None = 1000
     """Connections of one IPv4 address or one IPv6 /64; one more is refused.  The default is half of `max_connections`,

@@ -306,7 +306,7 @@ class Server(ClosingServer):
         self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Learn, in an ``except`` block, of a failure before there is a handler: PROXY, TLS, *on_new_connection*.
+        """Learn, in an ``except`` block, of a failure that no handler is told of: PROXY, TLS, *on_new_connection*.
 
         *client_address* is the client's address, or the proxy's until the PROXY header has come.  This method does
         nothing; override it to log `sys.exc_info`.

@@ -127,7 +127,7 @@ class Session:
                     reply = found.run(self, *_arguments(found, line, rest))
                 elif found.fewest:
                     raise BadCommandError("missing argument")
-                else:  # by the way of the others a NOOP would take half as long again
+                else:  # through `_arguments` a NOOP would take half as long again
                     reply = found.run(self)
         except BaseException as error:
             return self._explain(error)

@@ -174,13 +174,13 @@ def test_drip(sent: list[bytes]) -> None:
 
 
 def test_drip_of_one_line(sent: list[bytes]) -> None:
-    """What was answered before leaves first."""
+    """What was answered before leaves first, and what is answered after it leaves apart."""
     with MailServer() as server, signed_in(server) as client:
         server.drip("STAT", 0.0, size=5)
         sent.clear()
-        client.send(b"NOOP\r\nSTAT\r\n")
-        assert client.line() + client.line() == b"+OK nothing done\r\n+OK 0 0\r\n"
-        assert sent == [b"+OK nothing done\r\n", b"+OK 0", b" 0\r\n"]
+        client.send(b"NOOP\r\nSTAT\r\nNOOP\r\n")
+        assert client.line() + client.line() + client.line() == b"+OK nothing done\r\n+OK 0 0\r\n+OK nothing done\r\n"
+        assert sent == [b"+OK nothing done\r\n", b"+OK 0", b" 0\r\n", b"+OK nothing done\r\n"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from popart.testing.fault_list import Action, FaultList, Run, UnchangedError, de
 from popart.testing.packets import Packet
 
 NEVER = 1_000_000.0
-"""Seconds, eleven days, in place of an infinite delay: no system can wait for ever."""
+"""Seconds, eleven days, in place of an infinite delay: no system's waits can count that far."""
 
 LISTINGS = {"CAPA", "LIST", "RETR", "TOP", "UIDL"}
 """The commands whose answers may have several lines, except AUTH and LANG."""

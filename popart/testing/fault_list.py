@@ -95,7 +95,7 @@ class FaultList:
             return [fault.pending() for fault in self._faults if fault.waits]
 
     def clear_faults(self) -> None:
-        """Remove all faults.  A session goes on with the wrong sizes or unique-ids that it has shown."""
+        """Remove all faults.  A session goes on with the wrong sizes, unique-ids or capabilities that it has shown."""
         with self._guard:
             self._faults.clear()
 

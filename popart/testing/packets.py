@@ -48,6 +48,8 @@ class RecordingSender(Sender):
         if self.record is not None:
             self.record.add_answer(octets)
         super()._keep(octets)
+        if isinstance(octets, Packet):
+            self.flush()  # the answer to the next command of a pipeline does not join it
 
     def _wait(self, seconds: float) -> None:
         """Pause, until the server closes, the time to sign in is over, or the client leaves.

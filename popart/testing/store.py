@@ -76,9 +76,9 @@ class MailStore(Faults):
     def reset(self) -> None:
         """Forget the mail, the records and the faults, as for a new test.  Users and tokens stay.
 
-        A session that is still open goes on, with the wrong sizes or unique-ids that it has shown, but no more of it is
-        recorded and no further fault happens to it.  It neither holds the lock on the new maildrop nor counts in
-        `wait_for_session_end`.
+        A session that is still open goes on, with the wrong sizes, unique-ids or capabilities that it has shown, but no
+        more of it is recorded and no further fault happens to it.  It neither holds the lock on the new maildrop nor
+        counts in `wait_for_session_end`.
         """
         with self._sessions_changed:
             self._epoch.maildrops.clear()

@@ -26,8 +26,7 @@ _OCTETS = re.compile(rb"\+OK ([0-9]+) octets\r\n")
 
 
 class SessionFaults(FaultList):
-    """Faults that last from the first command that shows them to the end of the session.  That
-    counts as one time."""
+    """Faults that last from the first command that shows them to the end of the session.  That counts as one time."""
 
     def spoil_sizes(self, by: int, *, times: int | None = 1, username: str | None = None) -> None:
         """Say in STAT, LIST and RETR that each message has *by* more octets than it has, or fewer if *by* is negative,
