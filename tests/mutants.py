@@ -2,7 +2,7 @@
 
     python3 -m tests.mutants [-j PROCESSES] [--seconds SECONDS] [MODULE ...] > mutants.log &
 
-MODULE is a name such as sasl or testing.faults.  Without one, all are taken, which needs two hours on two cores.
+MODULE is a name such as sasl or testing.faults.  Without one, all are taken, which needs a night on two cores.
 
 First all tests run once, to see which test runs which line; build/mutants.json keeps that until a file changes.  Then
 the tests that run a fault's line are run on it, quick ones that run little else first, until one fails or hangs.  A
