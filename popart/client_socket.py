@@ -80,7 +80,7 @@ class Stream:
     """
 
     def __init__(self, place: Place, pace: Pace, timeout: float) -> None:
-        self.socket = place.socket
+        self.socket: socket.socket = place.socket
         self._place = place
         self._pace = pace
         self._timeout = timeout
