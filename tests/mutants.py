@@ -6,9 +6,9 @@ MODULE is a name such as sasl or testing.faults.  Without one, all are taken, wh
 
 First all tests run once, to see which test runs which line; build/mutants.json keeps that until a file changes.  Then
 the tests that run a fault's line are run on it, quick ones that run little else first, until one fails or hangs.  A
-constant or a default is tried with the tests that run a line which names it, and a line that no test runs in its own
-process with the tests that start others.  Where such tests need more than SECONDS (20) together, only the first are
-run: the survivor's line says so.  Tests that fail without a fault are named and left out.
+constant or a default is tried with the tests that name it, or run a line which names it, and a line that no test runs
+in its own process with the tests that start others.  Where such tests need more than SECONDS (20) together, only the
+first are run: the survivor's line says so.  Tests that fail without a fault are named and left out.
 
 tests/mutants.txt lists the survivors that are no fault of the tests, with the reasons.  The exit status is 1 if a
 survivor is not in that list, or an entry of it has become wrong.
@@ -328,6 +328,14 @@ class Map:
                     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
                         for name, _ in used(ast.walk(statement)):
                             self._makes[name].update(defined(statement))
+        self._named_by: dict[str, set[str]] = defaultdict(set)
+        """The tests that name something in their own code, as file and function."""
+
+        for path in tree.glob("tests/test_*.py"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.FunctionDef):
+                    for name, _ in used(ast.walk(node)):
+                        self._named_by[name].add(f"{path.name}::{node.name}")
         everywhere = (tests for lines in self._ran.values() for tests in lines.values())
         self._breadth = Counter(test for tests in everywhere for test in tests)
 
@@ -342,6 +350,8 @@ class Map:
             for name in names:
                 names += self._makes[name].difference(names)
             tests |= {test for name in names for use in self._uses[name] for test in self._run(*use)}
+            named_by = {function for name in names for function in self._named_by[name]}
+            tests |= {test for test in self.seconds if short_name(test) in named_by}
             if not tests & self.seconds.keys():
                 tests = {test for ran in self._ran[mutant.module].values() for test in ran}
         return self._ordered(tests & self.seconds.keys()) or self._starters
@@ -360,6 +370,12 @@ class Map:
         """Return those of *tests* that *seconds* are enough for, and the first one in any case."""
         spent = list(accumulate(self.seconds[test] for test in tests))
         return tests[: max(1, bisect_right(spent, seconds))]
+
+
+def short_name(test: str) -> str:
+    """Return the file and the function of a test's node id."""
+    file, _, rest = test.partition("[")[0].partition("::")
+    return f"{Path(file).name}::{rest.rpartition('::')[2]}"
 
 
 class Recorder:

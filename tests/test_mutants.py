@@ -29,6 +29,9 @@ def in_a_process():
 
 def never_tested():
     return True
+
+
+WIDTH = 5
 """
 
 LOOP = """
@@ -69,6 +72,10 @@ def test_empty():
     assert not items
 
 
+def test_width():
+    assert popart.WIDTH == 5
+
+
 def test_that_fails():
     raise AssertionError
 """
@@ -85,9 +92,9 @@ popart/__init__.py:18: constant: True -> False (tests: 1)
     return True
 
                       mutants   caught  survived  of these new
-__init__                   11        7         4             4  63.6%
+__init__                   13        9         4             4  69.2%
 loop                        2        2         0             0  100.0%
-all                        13        9         4             4  69.2%
+all                        15       11         4             4  73.3%
 """
 
 ACCEPTED = """\
@@ -128,8 +135,8 @@ def test_survivors_are_told(tmp_path: Path) -> None:
     output = run(tmp_path, "__init__")
     assert "LIMIT = 3" in output and "len(text) >= LIMIT" not in output
     assert output.endswith("""\
-__init__                   11        7         4             3  63.6%
-all                        11        7         4             3  63.6%
+__init__                   13        9         4             3  69.2%
+all                        13        9         4             3  69.2%
 tests/mutants.txt: caught, or no longer there: __init__: return len(text) > LIMIT
     len(text) > LIMIT -> len(text) <= LIMIT
 """)
