@@ -335,7 +335,9 @@ class TestWatchdog:
             assert (waiting.woken, working.woken) == (1, 0)
 
     def test_its_thread(self) -> None:
-        """It is one, looks again and again, and ends when the server closes and nobody is left."""
+        """It is one, looks again and again, and ends when the server closes and nobody is left.  No program waits for
+        it.
+        """
         closing, place = Closing(), FakePlace()
         places = [place]
         watchdog = watchdog_of(places, closing)
@@ -343,6 +345,7 @@ class TestWatchdog:
         watchdog.start()
         watchdog.start()
         assert threading.active_count() == before + 1
+        assert watchdog._thread is not None and watchdog._thread.daemon
         for _ in range(3):
             assert place.watched.wait(PATIENCE)
             place.watched.clear()
