@@ -81,6 +81,6 @@ class BrokenMessageError(SessionError):
     without the final dot: by a reset or, if *reset* is False, like any other connection.
     """
 
-    def __init__(self, text: str, *, answer: bytes | None = None, reset: bool = True) -> None:
+    def __init__(self, *, answer: bytes | None = None, reset: bool = True) -> None:
         self.answer = answer
         self.reset = reset

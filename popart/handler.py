@@ -273,7 +273,8 @@ class BaseHandler(Handler, SupportsListing):
         """Return how many messages the session's listing has."""
         if not self.__is_kept:
             self.__listing = None
-        return len(self.__known()[0])
+        sizes, _ = self.__known()
+        return len(sizes)
 
     def get_message_size(self, number: int) -> int:
         """Return the size that the session's listing gives message *number*."""

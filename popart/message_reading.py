@@ -68,12 +68,12 @@ class _Source:
             yield from encode_message(self._chunks(first), top, size)
         except ShortMessageError as error:
             answer = explain(self._handler, self.ended_early(error.octets, size))
-            raise BrokenMessageError("the message ended early", answer=answer.head()) from None
+            raise BrokenMessageError(answer=answer.head()) from None
         except BrokenMessageError:
             raise
         except Exception as error:  # such as MemoryError: a reader may return more than it was asked for
             tell_error(self._handler, error)
-            raise BrokenMessageError("the message could not be encoded") from None
+            raise BrokenMessageError from None
         finally:
             self.close()
 
@@ -84,7 +84,7 @@ class _Source:
                 chunk = self.read()
             except BaseException as error:
                 tell_error(self._handler, error)
-                raise BrokenMessageError("the message's reader failed") from None
+                raise BrokenMessageError from None
             if not chunk:
                 return
             yield chunk

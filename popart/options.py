@@ -8,12 +8,18 @@ import math
 import re
 import socket
 import ssl
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from popart import system
 from popart.addresses import IPNetwork
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack as Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack as Unpack
 
 COUNTS = ("max_connections", "max_connections_per_peer", "max_bad_commands", "max_failed_logins", "max_messages")
 """The limits that are whole numbers, 0 or more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
@@ -26,7 +27,8 @@ class Processor:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._sign_ins = {number: 0} | dict.fromkeys(system.processors(), 0)  # slow ones that run on each
+        self._all = [number, *system.processors()]
+        self._sign_ins = Counter[int]()  # slow ones that run on each
         self._lock = threading.Lock()  # guards it
         self._sign_in_is_slow = False
 
@@ -47,7 +49,7 @@ class Processor:
     @contextmanager
     def _anywhere(self) -> Iterator[None]:
         with self._lock:
-            number = min(self._sign_ins, key=self._sign_ins.__getitem__)
+            number = min(self._all, key=self._sign_ins.__getitem__)
             self._sign_ins[number] += 1
         system.run_on(number)
         try:

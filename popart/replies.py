@@ -18,7 +18,8 @@ GATHER_SIZE = 32_768
 """Octets of replies to gather before sending.  It is less than a chunk of a message, so each chunk but the first
 is sent by itself, without a copy."""
 
-_CONTROLS_TO_SPACES = bytes(0x20 if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
+_CONTROLS = bytes([*range(0x20), 0x7F])
+_CONTROLS_TO_SPACES = bytes.maketrans(_CONTROLS, b" " * len(_CONTROLS))
 
 
 class Reply(NamedTuple):

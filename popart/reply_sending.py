@@ -57,7 +57,7 @@ class Sender:
             self._keep(status)
             for octets in message:
                 if self._place.closing.grace_over:
-                    raise BrokenMessageError("the server has closed")
+                    raise BrokenMessageError
                 self._keep(octets)
         except BrokenMessageError as broken:
             if broken.answer is None or self.octets != sent:

@@ -19,7 +19,7 @@ from base64 import b64decode
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from popart.command_lines import FORBIDDEN, MAX_LINE, read_text
 from popart.errors import BadCommandError, ReportableError
@@ -49,7 +49,7 @@ OAUTHBEARER_ERROR = b'{"status":"invalid_token"}'
 XOAUTH2_ERROR = b'{"status":"401","schemes":"bearer","scope":""}'
 """Google's form has these three keys.  Only the application knows which scope would be right."""
 
-_DECOY_KEY = secrets.token_bytes(32)  # for this process
+_DECOY_KEY = secrets.token_bytes()  # for this process
 
 _SCRAM = "SCRAM-SHA-256"
 
@@ -284,15 +284,15 @@ def _read_name(mechanism: Any, message: str) -> str:
     """Return the name in a client's first message, as SASLprep prepares it; ``""`` if the message is malformed.
 
     scramp hides what is raised by the function that it asks for credentials.  So that function never asks the handler:
-    at this first reading it learns the name, at a second it has the answer.
+    at this first reading it learns the name and ends the reading, at a second it has the answer.
     """
     from scramp import ScramException
 
     names = [""]
 
-    def note_name(name: str) -> tuple[bytes, bytes, bytes, int]:
+    def note_name(name: str) -> NoReturn:
         names.append(name)
-        return b"", b"", b"", 1  # scramp looks at the last alone, the iterations: some versions want 1 or more
+        raise ScramException("")  # the rest of what scramp does with a first message comes at the second reading
 
     with suppress(ScramException):
         mechanism.make_server(note_name).set_client_first(message)

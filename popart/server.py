@@ -39,11 +39,10 @@ import contextlib
 import os
 import socket
 import ssl
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from popart import options, system
 from popart.addresses import IPNetwork, ip_address, is_trusted
@@ -57,11 +56,6 @@ from popart.options import LOOPBACK, SocketOptions
 from popart.processor import Processor
 from popart.server_closing import ClosingServer
 from popart.workers import Workers
-
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-elif TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 AnyServer = TypeVar("AnyServer", bound="Server")
 
@@ -190,7 +184,7 @@ class Server(ClosingServer):
         cls: type[AnyServer],
         listener: socket.socket,
         on_new_connection: Callable[[Any], Handler | None],
-        **arguments: Unpack[SocketOptions],
+        **arguments: options.Unpack[SocketOptions],
     ) -> AnyServer:
         """Make a server of a stream socket that is already bound, and may be listening: TCP or UNIX.
 
@@ -219,7 +213,7 @@ class Server(ClosingServer):
     def server_bind(self) -> None:
         """Bind the socket, to a port that others may share with *reuse_port*."""
         if self.reuse_port:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
         if self.address_family == socket.AF_INET6:
             system.take_both_families(self.socket)
         super().server_bind()

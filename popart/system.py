@@ -183,7 +183,7 @@ def acknowledge(sock: socket.socket) -> None:
     """Acknowledge at once what has come: a client may hold back the rest of its line until then (Nagle's algorithm)."""
     if hasattr(socket, "TCP_QUICKACK"):
         with contextlib.suppress(OSError):  # a UNIX socket has no such option
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, True)
 
 
 def send_small_writes_at_once(sock: socket.socket) -> None:

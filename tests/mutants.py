@@ -5,10 +5,11 @@
 MODULE is a name such as sasl or testing.faults.  Without one, all are taken, which needs a night on two cores.
 
 First all tests run once, to see which test runs which line; build/mutants.json keeps that until a file changes.  Then
-the tests that run a fault's line are run on it, quick ones that run little else first, until one fails or hangs.  A
-constant or a default is tried with the tests that name it, or run a line which names it, and a line that no test runs
-in its own process with the tests that start others.  Where such tests need more than SECONDS (20) together, only the
-first are run: the survivor's line says so.  Tests that fail without a fault are named and left out.
+the tests that run a fault's line are run on it, until one fails or hangs: first those that found the module's last
+faults, then quick ones that run little else.  A constant or a default is tried with the tests that name it, or run a
+line which names it, and a line that no test runs in its own process with the tests that start others.  Where such tests
+need more than SECONDS (20) together, only the first are run: the survivor's line says so.  Tests that fail without a
+fault are named and left out.
 
 tests/mutants.txt lists the survivors that are no fault of the tests, with the reasons.  The exit status is 1 if a
 survivor is not in that list, or an entry of it has become wrong.
@@ -69,6 +70,9 @@ LONGEST = 60.0
 
 MOST_MEMORY = 16 << 30
 """Octets of address space: a fault in a loop may ask for all there is."""
+
+MOST_FINDERS = 50
+"""How many of the last faults that were found tell which tests are tried first."""
 
 BATCHES = [(0, 10), (10, 100), (100, None)]
 """Which tests run together: most faults need the first few, and to collect all tests takes seconds."""
@@ -366,6 +370,11 @@ class Map:
             costs[test] *= cases[function]
         return sorted(costs, key=lambda test: (costs[test], test))
 
+    def hopeful_first(self, tests: list[str], finders: list[str]) -> list[str]:
+        """Return *tests*, beginning with those of the last *finders*."""
+        last = [test for test in reversed(finders[-MOST_FINDERS:]) if test in set(tests)]
+        return list(dict.fromkeys([*last, *tests]))
+
     def affordable(self, tests: list[str], seconds: float) -> list[str]:
         """Return those of *tests* that *seconds* are enough for, and the first one in any case."""
         spent = list(accumulate(self.seconds[test] for test in tests))
@@ -427,9 +436,13 @@ class Recorder:
 
 
 class Chooser:
-    """Runs *tests* in their order, and ends the process when one hangs.  A pytest plugin."""
+    """Runs *tests* in their order, and ends the process when one hangs.  A pytest plugin.
 
-    def __init__(self, tests: list[str], known: Map) -> None:
+    The file *running* has the name of the last one.
+    """
+
+    def __init__(self, tests: list[str], known: Map, running: Path) -> None:
+        self._running = running
         self._order = {test: number for number, test in enumerate(tests)}
         self._known = known.seconds.keys() | set(known.failed)
         self._seconds = known.seconds
@@ -454,6 +467,7 @@ class Chooser:
         items[:] = sorted(chosen, key=lambda item: self._order.get(item.nodeid, -1))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._running.write_text(nodeid, "utf-8")
         self._wait(self._patience([nodeid]))
 
 
@@ -536,17 +550,23 @@ class Outcome:
 def try_out(task: tuple[Mutant, float]) -> Outcome:
     """Run the tests of a mutant until one fails."""
     mutant, seconds = task
-    file = Worker.tree / mutant.file
+    source = Worker.tree / mutant.file
     known = the_map()
-    tests = known.tests_of(mutant)
+    finders = Worker.original.with_name(f"{mutant.module}.finders")
+    found = finders.read_text("utf-8").splitlines() if finders.exists() else []
+    tests = known.hopeful_first(known.tests_of(mutant), found)
     chosen = known.affordable(tests, seconds)
-    file.write_bytes(mutant.source)
-    os.utime(file, (0, 0))  # what was compiled of the original in this second, if its size is the same, must not count
+    source.write_bytes(mutant.source)
+    # What was compiled of the original in this second, if its size is the same, must not count.
+    os.utime(source, (0, 0))
     try:
         batches = [chosen[first:end] for first, end in BATCHES]
         caught = any(not passes(batch, known) for batch in batches if batch)
+        if caught and (running := Worker.tree.with_suffix(".running")).exists():
+            with finders.open("a", encoding="utf-8") as file:
+                file.write(f"{running.read_text('utf-8')}\n")
     finally:
-        shutil.copy2(Worker.original / mutant.file, file)
+        shutil.copy2(Worker.original / mutant.file, source)
     return Outcome(mutant, caught, len(chosen), len(tests) - len(chosen))
 
 
@@ -557,7 +577,7 @@ def the_map() -> Map:
 
 def passes(tests: list[str], known: Map) -> bool:
     functions = dict.fromkeys(test.partition("[")[0] for test in tests)
-    status = run_pytest(["-x", *functions], lambda: Chooser(tests, known))
+    status = run_pytest(["-x", *functions], lambda: Chooser(tests, known, Worker.tree.with_suffix(".running")))
     return status in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
 
 

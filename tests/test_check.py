@@ -820,9 +820,15 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         (["wrong", "--password", "secret"], 1, "1 finding, 2 notes\n"),
         (["right", "--password", "x"], 2, "the check cannot sign in as alice: -ERR [AUTH] wrong name or password.\n"),
         (["none", "--password", "x"], 2, "factories:none cannot be found"),
+        (["right", "--password", "x", "--break-backend", "nowhere:hook"], 2, "nowhere:hook cannot be found"),
+        (["right", "--password", "x", "--break-backend", "a b:hook"], 2, "a b:hook cannot be found"),
         (["store", "--password", "x"], 2, "factories:store cannot be called: it is a Store"),
-        (["right", "--password", "x", "--other", "bob"], 2, "not NAME:SECRET"),
-        (["right", "--password", "x", "--break-backend", "factories:hook"], 2, "--break-backend needs --delete"),
+        (["right", "--password", "x", "--other", "bob"], 2, "argument --other: not NAME:SECRET\n"),
+        (
+            ["right", "--password", "x", "--break-backend", "factories:hook"],
+            2,
+            "check: error: --break-backend needs --delete\n",
+        ),
         (["right", "--password", "x", "--break-backend", "hook"], 2, "not MODULE:NAME: hook"),
         (["right", "--password", "x", "--other", "alice:x"], 2, "must be someone other than alice"),
         (["right", "--password", "x", "--patience", "nan"], 2, "patience must be more than 0"),
@@ -839,6 +845,45 @@ def test_the_command(
         found = int(str(end.code))
     out, err = capfd.readouterr()
     assert (found, says in (err if status == 2 else out)) == (status, True), out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        ([], {}),
+        (["--password", "a", "--apop"], {"password": "a", "apop": True}),
+        (["--token", "b", "--other", "bob:c:d"], {"token": "b", "other": ("bob", "c:d")}),
+        (["--delete", "--patience", "2.5"], {"delete": True, "patience": 2.5}),
+    ],
+    ids=str,
+)
+def test_what_the_command_asks_for(
+    factories: Path,
+    arguments: list[str],
+    chosen: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Each option is an argument of check_handler(), whose defaults are those of the command."""
+    asked: dict[str, Any] = {}
+
+    def check(factory: object, **options: Any) -> Report:
+        asked.update(options)
+        return Report()
+
+    monkeypatch.setattr("popart.testing.check.__main__.check_handler", check)
+    assert main(["factories:right", "--user", "alice", *arguments]) == 0
+    assert capfd.readouterr().out == "no findings, no notes\n"
+    defaults = {"password": None, "token": None, "apop": False, "other": None, "delete": False, "break_backend": None}
+    assert asked == {"user": "alice", **defaults, "patience": 10.0, **chosen}
+
+
+@pytest.mark.parametrize("arguments", [["--password", "x"], ["--user", "alice"]], ids=str)
+def test_what_the_command_needs(factories: Path, arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """It cannot do without a factory, nor without a user."""
+    with pytest.raises(SystemExit) as end:
+        main(["factories:right"] * ("--user" not in arguments) + arguments)
+    assert end.value.code == 2 and "the following arguments are required" in capfd.readouterr().err
 
 
 def test_the_command_ends_though_a_handler_blocks(factories: Path) -> None:

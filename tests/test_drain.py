@@ -117,8 +117,9 @@ def test_the_queue_is_served(served_before: bool) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0.1, 0])
-def test_the_timeout(timeout: float) -> None:
+def test_the_timeout(timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the timeout drain returns False and has harmed nobody; server_close then ends the sessions and unlocks."""
+    monkeypatch.setattr("popart.server_closing.SIGNAL_PAUSE", PATIENCE)
     mail = Mail(MESSAGE)
     server = make_server(mail)
     with running(server), signed_in(server) as client:
@@ -133,6 +134,16 @@ def test_the_timeout(timeout: float) -> None:
     assert not mail.locked
     assert mail.count("unlock_maildrop") == 1
     assert not mail.count("delete_messages")
+
+
+def test_the_end_of_a_session_wakes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """drain returns as soon as the last session has ended: it does not wait until it looks for signals again."""
+    monkeypatch.setattr("popart.server_closing.SIGNAL_PAUSE", 600.0)
+    monkeypatch.setattr("popart.workers.SPARE_SECONDS", 600.0)
+    server = make_server(Mail())
+    with running(server), signed_in(server) as client, draining(server) as result:
+        assert says_goodbye(client)
+        assert result.result(PATIENCE) is True
 
 
 def test_a_second_drain() -> None:
@@ -226,7 +237,8 @@ def test_an_empty_queue_is_looked_at_once() -> None:
 
 
 def test_it_waits_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """drain does not return before serve_forever, which afterwards returns at once."""
+    """drain does not return before serve_forever, which wakes it, and which afterwards returns at once."""
+    monkeypatch.setattr("popart.accepting.SIGNAL_PAUSE", 600.0)
     with make_server(Mail()) as server:
         held = Held(server, "service_actions")
         wait = server._changed.wait

@@ -96,6 +96,7 @@ def test_a_short_pipeline_is_free(clock: Clock) -> None:
     assert clock.work(pace, 0.0006) == pytest.approx(0.0012) and pace.busy
     pace.rest()
     assert clock.work(pace, 0.0001) == pytest.approx(0.0002)
+    assert clock.work(Pace(pacer), 0.001) == pytest.approx(2 * 2 * 0.001)  # it counts once that is used
 
 
 def test_what_counts_as_used(clock: Clock) -> None:
@@ -149,6 +150,19 @@ def test_a_crowd_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert turns.work(pace, 0.0001) == pytest.approx(2 * 32 * 0.0001)
     turns.others[0].end()
     assert turns.work(pace, 0.0001) == 0
+
+
+def test_who_has_used_its_time_is_one_of_the_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session counts once it has used 1.5 ms, and until half a second after its last command."""
+    turns = Turns(monkeypatch, 3)
+    first, second, third = turns.others
+    turns.work(first, 0.0015)
+    turns.wall = 0.375
+    turns.work(second, 0.0015)
+    assert turns.pacer._crowd == {first: 0.5, second: 0.875}
+    turns.wall = 0.5
+    turns.work(third, 0.0015)
+    assert turns.pacer._crowd == {second: 0.875, third: 1.0}
 
 
 def test_32_sessions_are_no_crowd(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,24 @@ def test_a_child_keeps_no_client() -> None:
                 os.write(begin, b"\n")
     os.close(done)
     os.close(begin)
+
+
+def test_what_a_child_closes() -> None:
+    """At the fork a child closes its copies of the connections, and of what wakes the loop: it does not wait until
+    nothing refers to them.
+    """
+    copies: list[Any] = []
+
+    def look() -> None:
+        assert [copy.fileno() for copy in copies] == [-1] * 3
+
+    with running(QuickServer(HOST, lambda peer: ClosingHandler(Mail(MESSAGE)))) as server, signed_in(server) as client:
+        (place,) = server._places.all()
+        (door,) = server._doors
+        copies += [place.socket, door._inside, door._outside]
+        with forked(look):
+            pass
+        assert client.ask(b"STAT") == b"+OK 1 34\r\n"
 
 
 def test_a_child_that_serves() -> None:

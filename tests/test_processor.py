@@ -91,6 +91,16 @@ def test_sessions_stay_on_one(system: System) -> None:
     assert system.moves[accepts.ident] == [{5}, {3, 5, 8}]
 
 
+def test_quick_sign_ins_stay(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as sign-ins are quick, no thread is moved but at the beginning of its session."""
+    monkeypatch.setattr("popart.processor.SLOW_SIGN_IN", 60.0)
+    with running(Server(HOST, lambda peer: MemoryHandler(Mail(b"a\r\n")), processor=8)) as server:
+        for _ in range(2):
+            session(server)
+    moves = [places for places in system.moves.values() if {3, 5, 8} not in places]
+    assert sum(moves, []) == [{8}] * 2
+
+
 def test_slow_sign_ins_are_spread(system: System) -> None:
     """After a sign-in of a millisecond or more, the next ones run where the fewest do, until one is quick."""
     mail = Mail(b"a\r\n")

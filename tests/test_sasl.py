@@ -904,6 +904,10 @@ class TestCredentials:
         with pytest.raises(ValueError):
             ScramCredentials(**values)
 
+    def test_many_of_them(self) -> None:
+        """Those of a hundred thousand users fit into memory: they have no dictionary each."""
+        assert not hasattr(CREDENTIALS, "__dict__")
+
     def test_not_shown(self) -> None:
         """Credentials that end in a log show nothing."""
         assert repr(CREDENTIALS.stored_key) not in repr(CREDENTIALS) and "salt" not in repr(CREDENTIALS)

@@ -37,8 +37,10 @@ from popart import system
 from popart.accepting import AcceptingServer
 from popart.addresses import peer_of
 from popart.command_deadlines import Closing, Place
+from popart.options import LimitOptions, SocketOptions
 from popart.server import Server
 from popart.testing import MailServer
+from popart.testing.server import MailServerOptions
 from popart.workers import Workers
 from tests.conftest import (
     PATIENCE,
@@ -1557,3 +1559,9 @@ def test_type_hints_can_be_had() -> None:
     """What a framework asks of a function, `typing.get_type_hints` answers."""
     assert "arguments" in typing.get_type_hints(Server.from_socket)
     assert "server_options" in typing.get_type_hints(MailServer.__init__)
+
+
+@pytest.mark.parametrize("options", [LimitOptions, SocketOptions, MailServerOptions])
+def test_every_option_may_be_left_out(options: Any) -> None:
+    """No key of the dictionaries that stand for keyword arguments is required."""
+    assert options.__optional_keys__ and not options.__required_keys__

@@ -806,7 +806,7 @@ class TestReading:
         ("failure", "status"),
         [
             *((error, INTERNAL) for error in (OSError("secret"), TimeoutError(), KeyboardInterrupt(), SystemExit(1))),
-            *((error, INTERNAL) for error in (StopIteration(), BrokenMessageError("mine"), EOFError())),
+            *((error, INTERNAL) for error in (StopIteration(), BrokenMessageError(), EOFError())),
             *((value, BROKEN) for value in (None, "text", 0, bytearray(b"x"), [b"x"])),
             (ReportableError("it is on tape", code="SYS/TEMP"), b"-ERR [SYS/TEMP] it is on tape\r\n"),
         ],

@@ -174,6 +174,52 @@ def test_the_default_timeout_is_not_the_clients() -> None:
         socket.setdefaulttimeout(None)
 
 
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="the system has no poll()")
+@pytest.mark.parametrize("kind", [system.WaitingSocket, system.PolledSocket])
+def test_who_waits_for_input_uses_no_processor(
+    kind: type[socket.socket], pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read asks the system once, waits until the system says that something has come, and asks once more."""
+    server, client = pair
+    calls: list[str] = []
+    receive, poll, select_ = socket.socket.recv, select.poll, select.select
+
+    def recv(*arguments: Any) -> bytes:
+        calls.append("recv")
+        assert len(calls) < 10, "it does not wait"
+        return receive(*arguments)
+
+    def wait(call: Callable[..., Any], *arguments: Any) -> Any:
+        calls.append("wait")
+        client.sendall(b"QUIT\r\n")
+        return call(*arguments)
+
+    class Poll:
+        def __init__(self) -> None:
+            self._poll = poll()
+            self.register = self._poll.register
+
+        def poll(self) -> Any:
+            return wait(self._poll.poll)
+
+    with kind(server.family, server.type, server.proto, server.detach()) as sock:
+        sock.setblocking(False)
+        monkeypatch.setattr(socket.socket, "recv", recv)
+        monkeypatch.setattr(select, "poll", Poll)
+        monkeypatch.setattr(select, "select", lambda *arguments: wait(select_, *arguments))
+        assert sock.recv(100) == b"QUIT\r\n"
+        assert calls == ["recv", "wait", "recv"]
+
+
+def test_is_listening() -> None:
+    """A socket that is bound does not listen yet."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        assert system.is_listening(sock) is False
+        sock.listen()
+        assert system.is_listening(sock) is (sys.platform != "darwin")
+
+
 def test_a_client_without_an_address(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has gone, and counts as lost."""
     monkeypatch.setattr(socket.socket, "accept", lambda listener: (pair[0], None))

@@ -249,7 +249,7 @@ def _whole_lines(body: bytes) -> bytes:
 
 def _break_off(octets: bytes, reset: bool) -> Generator[bytes, None, None]:
     yield octets
-    raise BrokenMessageError("dropped on demand", reset=reset)
+    raise BrokenMessageError(reset=reset)
 
 
 def late(seconds: float) -> Action:

@@ -8,14 +8,14 @@ import os
 import shutil
 import socket
 import ssl
-import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from popart import options
 from popart.connection import Connection
 from popart.handler import Handler
 from popart.options import LimitOptions, SocketOptions
@@ -27,11 +27,6 @@ from popart.testing.packets import RecordingSender
 from popart.testing.recording import RecordingSession
 from popart.testing.session_record import moments
 from popart.testing.store import MailStore
-
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-elif TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 started: weakref.WeakKeyDictionary[MailServer, int] = weakref.WeakKeyDictionary()
 """The servers that somebody may still look at, and when each was started last."""
@@ -95,7 +90,7 @@ class MailServer(MailStore):
         tls: bool = False,
         client_certificates: bool = False,
         port: int = 0,
-        **server_options: Unpack[MailServerOptions],
+        **server_options: options.Unpack[MailServerOptions],
     ) -> None:
         if client_certificates and not tls:
             raise ValueError("client_certificates=True needs tls=True")
@@ -129,14 +124,14 @@ class MailServer(MailStore):
         if self._servers:
             raise RuntimeError("this server is running already")
         with contextlib.ExitStack() as block:
-            options = dict(self._server_options)
+            given = dict(self._server_options)
             if self._tls:
-                options["ssl_context"] = self._make_tls_context(block)
+                given["ssl_context"] = self._make_tls_context(block)
             if "scram" in self._offers:
                 with needed_by("scram=True"):
                     import scramp  # noqa: F401
             block.callback(self._servers.clear)
-            self._servers += self._listen(block, options)
+            self._servers += self._listen(block, given)
             self.port = self._servers[0].server_address[1]
             for server in self._servers:
                 thread = threading.Thread(target=server.serve_forever)
@@ -182,18 +177,18 @@ class MailServer(MailStore):
     def _make_handler(self, peer: object) -> Handler:
         return StoredMailHandler(self, self._begin_session())
 
-    def _listen(self, block: contextlib.ExitStack, options: dict[str, Any]) -> list[_Server]:
+    def _listen(self, block: contextlib.ExitStack, given: dict[str, Any]) -> list[_Server]:
         """Listen on one port of each address."""
         first, *others = self._addresses
         tries = 1 if self.port else 9
         while True:
             tries -= 1
             with contextlib.ExitStack() as attempt:
-                servers = [attempt.enter_context(_Server((first, self.port), self._make_handler, **options))]
+                servers = [attempt.enter_context(_Server((first, self.port), self._make_handler, **given))]
                 try:
                     for address in others:
                         port = servers[0].server_address[1]
-                        servers.append(attempt.enter_context(_Server((address, port), self._make_handler, **options)))
+                        servers.append(attempt.enter_context(_Server((address, port), self._make_handler, **given)))
                 except OSError as error:
                     if error.errno == errno.EADDRINUSE:
                         if not tries:
@@ -229,10 +224,10 @@ class _Server(Server):
     minimum_timeout = 0.01
     shutdown_grace = 0.1
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        for name in LimitOptions.__annotations__.keys() & options.keys():
-            setattr(self, name, options.pop(name))
-        super().__init__(*arguments, **options)
+    def __init__(self, *arguments: Any, **given: Any) -> None:
+        for name in LimitOptions.__annotations__.keys() & given.keys():
+            setattr(self, name, given.pop(name))
+        super().__init__(*arguments, **given)
         self.RequestHandlerClass = _Connection
 
     def shut_listener(self) -> None:
