@@ -778,6 +778,45 @@ def test_a_factory_that_takes_the_peer_is_called(factory: Any) -> None:
         assert "Give it one parameter" not in str(report)
 
 
+# What is tried.
+
+
+@pytest.mark.parametrize(
+    ("wrong", "called"),
+    [
+        ("secretx", "the password with an x after it"),
+        ("secre", "the password without its last character"),
+        ("SECRET", "the password with its letters in the other case"),
+        ("secret ", "the password with a space after it"),
+        (" secret", "the password with a space before it"),
+        ("' OR ''='", "a piece of SQL"),
+        ("p\xe4ssw\xf6rd", "a password that is not ASCII"),
+        ("x" * 900, "a password of 900 characters"),
+    ],
+)
+def test_wrong_passwords(wrong: str, called: str, store: Store) -> None:
+    """A handler that takes one of these beside the right one is found, and the finding names it."""
+
+    class TakesIt(Right):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            super().authenticate_pass(username, "secret" if password == wrong else password)
+
+    (finding,) = check(TakesIt, store).findings
+    assert finding.startswith(f"A wrong password is taken: {called}, for alice, so anybody can read ")
+
+
+@pytest.mark.parametrize("name", ["'OR''='", "%", "*"])
+def test_names_of_nobody(name: str, store: Store) -> None:
+    """A handler that takes one of these names for a user's is found, and the finding has the name."""
+
+    class TakesIt(Right):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            super().authenticate_pass("alice" if username == name else username, password)
+
+    (finding,) = check(TakesIt, store).findings
+    assert finding.startswith(f"An unknown user is let in: the password of another one, for {name}, so anybody ")
+
+
 # The command.
 
 FACTORIES = """

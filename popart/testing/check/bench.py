@@ -247,7 +247,6 @@ class Bench:
                 method, is_broken, _ = failure.partition(" raised BrokenPipeError")
                 if is_broken and method != "handle_session_error":
                     self.report.add(
-                        "print",
                         f"print in {method} fails once nobody reads the output of the server any more",
                         "the client is answered -ERR [SYS/TEMP], though nothing is wrong with its mail",
                         "Use logging, or print where a failure does no harm",
@@ -299,7 +298,6 @@ class Bench:
                 time.sleep(UNLOCK_SECONDS / 20)
             if answer.startswith("-ERR [IN-USE]"):
                 self.report.add(
-                    "stays locked",
                     f"The maildrop stays locked after {self.last_end}",
                     "the user cannot get at the mail until the server is restarted",
                     "Release in unlock_maildrop all that lock_maildrop took, however the session ended",
@@ -339,10 +337,10 @@ class Bench:
         except StopError as stop:
             if self.report.events == events:
                 self.report.add(
-                    ("step", what),
                     f"While {what}, {stop}",
                     "a client does not get what the protocol promises",
                     "Look at what the handler does then",
+                    kind=what,
                 )
         if self.stopped:
             self.report.note(f"The check ended early, while {what}: the rest has not been checked.")
@@ -361,7 +359,7 @@ class Bench:
         for method in blocked:
             explain_block(self.report, method, self.options.patience)
         if not blocked:
-            self.report.add("slow", f"{stop}", "a client gives up", "Find what is slow, or has no end")
+            self.report.add(f"{stop}", "a client gives up", "Find what is slow, or has no end")
 
 
 def digest(message: bytes) -> bytes:

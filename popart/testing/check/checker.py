@@ -94,7 +94,6 @@ def _check(on_new_connection: Callable[[Any], Handler | None], options: Options,
     bench = Bench(recorder, Output(recorder, marker, options.credentials), options)
     if not _takes_one(on_new_connection):
         bench.report.add(
-            "no peer",
             "on_new_connection cannot be called with one argument, the address of the client",
             "every client is turned away",
             "Give it one parameter, the peer; if it is a class without one, give a function that makes the object",

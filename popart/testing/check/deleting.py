@@ -43,14 +43,12 @@ def _explain_failure(bench: Bench, answer: str, gone: int, marked: int) -> None:
     what = "all" if gone == marked else "some messages"
     if refused and gone:
         bench.report.add(
-            "half",
             f"QUIT was answered -ERR as the back end failed, and {what} are gone",
             "a client that has been told that nothing was deleted finds mail missing",
             "Delete in one transaction, or move one file into place, and raise if it fails",
         )
     elif not refused and gone < marked:
         bench.report.add(
-            "swallowed",
             "QUIT was answered +OK as the back end failed, and messages are still there: the error is swallowed",
             "a client takes the messages for deleted, and gets them a second time",
             "Let delete_messages raise what the back end raises",
@@ -66,25 +64,24 @@ def _compare_others(bench: Bench, before: Snapshot, after: Snapshot, marked: Seq
     damaged, copied = before.differing(after), before.copied(after)
     if lost:
         bench.report.add(
-            "others deleted",
             f"{when}, message {lost[0]}, which was not marked, is gone",
             "mail is lost that nobody has fetched",
             "Delete the messages that had these numbers in the listing, counted from 1",
         )
     if damaged:
         bench.report.add(
-            ("damaged", when),
             f"{when}, message {damaged[0]} stays, and has another content or size than before",
             "mail is lost or damaged that nobody has fetched",
             "Leave the messages that stay as they are, each with its id, also when a deletion fails; a file that holds "
             "several messages is written anew beside the old one, and then moved into its place",
+            kind=when,
         )
     if copied:
         bench.report.add(
-            ("copied", when),
             f"{when}, the maildrop has {count(copied, 'message')} besides: each is a copy of one that was there",
             "a client fetches the same mail again",
             "Add nothing to a maildrop in delete_messages",
+            kind=when,
         )
     return not (lost or damaged or copied)
 
@@ -152,7 +149,6 @@ def _compare(bench: Bench, before: Snapshot, after: Snapshot, marked: Sequence[i
     left = [number for number in marked if before.ids[number - 1] in after.ids]
     if set(stay) != set(after.ids) and _contents(before, stay) == _contents(after, after.ids) != []:
         bench.report.add(
-            "ids move",
             "The ids move to other messages when a message is deleted",
             "clients that leave mail on the server take new mail for what they have, and never fetch it",
             "Store an id with each message, or make it from what never changes; the number is no id",
@@ -162,7 +158,6 @@ def _compare(bench: Bench, before: Snapshot, after: Snapshot, marked: Sequence[i
         return False
     if left:
         bench.report.add(
-            "not deleted",
             f"Message {left[0]} is still there after QUIT was answered +OK",
             "clients that fetch and delete get the same mail again, each time",
             "Delete each message in delete_messages, durably, and raise if that fails",

@@ -106,7 +106,7 @@ _BLOCKED = (
 def explain_raise(report: Report, method: str, error: BaseException) -> None:
     """Report what a method raised."""
     suffers, change = _METHODS.get(method, ("the client is answered -ERR [SYS/TEMP]", "Let it not fail"))
-    report.add(("raise", method, type(error)), f"{method} raised {show(error)}", suffers, change)
+    report.add(f"{method} raised {show(error)}", suffers, change, kind=(method, type(error)))
 
 
 def explain_result(report: Report, text: str) -> None:
@@ -116,20 +116,20 @@ def explain_result(report: Report, text: str) -> None:
             kind = re.sub(r"\d+|'.*'", "", text)
             found = re.fullmatch(r"(message \d+) ended after (\d+) octets, its size was said to be (\d+)", text)
             what = f"LIST says {found[3]} octets of {found[1]}, and its reader gave {found[2]}" if found else text
-            report.add(("result", kind), what, suffers, change)
+            report.add(what, suffers, change, kind=kind)
             return
-    report.add(("result", text), text, "the client is answered -ERR", "Do what the manual asks for, in popart.handler")
+    report.add(text, "the client is answered -ERR", "Do what the manual asks for, in popart.handler", kind=text)
 
 
 def explain_block(report: Report, method: str, seconds: float) -> None:
     """Report a method that does not return."""
-    report.add(("blocked", method), f"{method} has not returned within {seconds:g} seconds", *_BLOCKED)
+    report.add(f"{method} has not returned within {seconds:g} seconds", *_BLOCKED, kind=method)
 
 
 def explain_coroutine(report: Report, method: str) -> None:
     """Report a coroutine where popart does not complain of one."""
     suffers = "its body never runs, and nobody learns why a client lost its session"
-    report.add(("coroutine", method), f"{method} is a coroutine function", suffers, _COROUTINE[1])
+    report.add(f"{method} is a coroutine function", suffers, _COROUTINE[1], kind=method)
 
 
 def show(error: BaseException) -> str:

@@ -38,7 +38,6 @@ def check_lock(bench: Bench) -> None:
             bench.report.note("One user cannot show whether users share a lock, or mail: see --other.")
         if is_steady and holder.read(1) != before:
             bench.report.add(
-                "shared state",
                 "A session reads another message than before, while another session tried to sign in",
                 "one user reads, or deletes, what belongs to another one",
                 "Keep what belongs to a session in the handler, and not in its class or module",
@@ -57,7 +56,6 @@ def _try_second(bench: Bench) -> None:
         if bench.has_lock and not answer.startswith("-ERR [IN-USE]") and bench.report.events == events:
             wrong = "takes its password for wrong" if answer.startswith("-ERR [AUTH]") else "does not know what to do"
             bench.report.add(
-                "in use",
                 f"While a session has the maildrop, a second one {wrong}: it reads {answer}",
                 "many programs ask the user for a new password then, or delete the account",
                 "Look at the name and the password alone at sign-in, and raise ReportableError in lock_maildrop",
@@ -70,7 +68,6 @@ def _explain_no_lock(bench: Bench, holder: Visitor) -> None:
     assert holder.session is not None
     if bench.options.delete or not _does_nothing(holder.session.handler.unlock_maildrop):
         bench.report.add(
-            "no lock",
             what,
             _TWO_CLIENTS,
             "Take a lock in lock_maildrop, and raise ReportableError if another session has it",
@@ -95,10 +92,10 @@ def expect_refusal(bench: Bench, when: str, suffers: str = _TWO_CLIENTS) -> None
     with bench.visitor() as visitor:
         if visitor.sign_in(bench.credentials).startswith("+OK"):
             bench.report.add(
-                ("released", when),
                 f"The lock of a session no longer keeps others out, {when}",
                 suffers,
                 "Release a lock once, in unlock_maildrop, and only if lock_maildrop of this very handler took it",
+                kind=when,
             )
             bench.has_lock = False  # anything else that others can do without a lock is no separate fault
         visitor.part()
@@ -129,10 +126,10 @@ def _try_name(bench: Bench, name: str, how: str) -> None:
             if bench.has_lock or (bench.first.ids and not same):
                 has = "the same maildrop without its lock" if same else "another maildrop"
                 bench.report.add(
-                    ("name", how),
                     f"The user's name {how}, {name!r}, has {has}",
                     "a user who writes the name in another way finds no mail, or breaks into an open session",
                     "Take the name as it is stored, or look up all by the stored name once somebody has signed in",
+                    kind=how,
                 )
         visitor.part()
 
@@ -205,7 +202,6 @@ def check_ends(bench: Bench) -> None:
             after = visitor.listing("LIST")
             if len(after) < len(before):
                 bench.report.add(
-                    "deleted without QUIT",
                     f"A message {'which was marked ' if bench.options.delete else ''}is gone after {name}",
                     "mail is lost that the client may not have stored, or has not meant to delete",
                     "Delete only in delete_messages",

@@ -55,7 +55,6 @@ class Output:
             return False
         if self.marker in text or (method.startswith("authenticate_") and self._shows_secret(text)):
             self._recorder.report.add(
-                "secret printed",
                 f"{method} prints the password",
                 "whoever reads the output, or the logs that keep it, can read the user's mail",
                 "Print no argument of a sign-in",

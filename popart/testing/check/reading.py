@@ -103,7 +103,6 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: str, unique
         message = visitor.data(f"RETR {number}")
         if number <= SAMPLE and _read_again(bench, visitor, number) != message:
             bench.report.add(
-                "second RETR",
                 f"RETR {number} gave another message the second time",
                 "a client that tries again, or that read the beginning by TOP, gets a part of the message or nothing",
                 "Open a reader of its own for each call of get_message_reader, at the beginning of the message",
@@ -114,15 +113,14 @@ def _read_message(bench: Bench, visitor: Visitor, number: int, size: str, unique
         for lines in _numbers_of_lines(message) if number <= SAMPLE else (0, WHOLE):
             if visitor.data(f"TOP {number} {lines}") != top(message, lines):
                 bench.report.add(
-                    ("top", lines if lines in (0, 1, WHOLE) else "some"),
                     f"TOP {number} {lines} differs from RETR {number}",
                     "clients that show headers first, or fetch by TOP, get a message with parts missing or double",
                     "Let get_top_reader give the header, the blank line and the first lines, or more",
+                    kind=lines if lines in (0, 1, WHOLE) else "some",
                 )
     except StopError as stop:
         if bench.report.events == events:
             bench.report.add(
-                "RETR",
                 f"{stop}",
                 "a client cannot fetch a message that is listed, and most clients then fetch none that follow",
                 "List only messages that can be read",
@@ -172,14 +170,12 @@ def check_again(bench: Bench) -> None:
         missing = [unique_id for unique_id in first.ids if unique_id not in where]
         if missing and len(now.ids) < len(first.ids):
             bench.report.add(
-                "vanished",
                 f"{len(first.ids) - len(now.ids)} of {len(first.ids)} messages vanished, although no client said DELE",
                 "mail is lost whenever a client that is cut off has not stored it",
                 "Delete only in delete_messages",
             )
         elif missing:
             bench.report.add(
-                "ids",
                 f"{count(len(missing), 'message')} changed their unique-ids: a second session has other unique-ids",
                 "clients that leave mail on the server fetch all of it again, each time",
                 "Store an id with each message, or make it from what never changes",
@@ -187,7 +183,6 @@ def check_again(bench: Bench) -> None:
         for number, unique_id in enumerate(first.ids, 1):
             if unique_id in where and now.sizes[where[unique_id] - 1] != first.sizes[number - 1]:
                 bench.report.add(
-                    "sizes",
                     f"Message {number} has other sizes in a second session",
                     "a client takes the message for damaged, or for another one",
                     "Measure a message once, when it is stored",
@@ -204,7 +199,6 @@ def _compare_messages(bench: Bench, visitor: Visitor, where: dict[str, int]) -> 
             return
         if digest(visitor.data(f"RETR {where[unique_id]}")) != first.digests[unique_id]:
             bench.report.add(
-                "contents",
                 f"Messages have ids of other messages in a second session, such as {unique_id}",
                 "clients that leave mail on the server take new mail for what they have, and never fetch it",
                 "Keep the id with the message; in a listing and in a reader, a number must mean the same message",
@@ -215,7 +209,6 @@ def _compare_messages(bench: Bench, visitor: Visitor, where: dict[str, int]) -> 
     # Mail may have come meanwhile, and some may be copies of what was there.
     if known <= where.keys() and len(new) >= len(known) and len(copies) == len(new[:SAMPLE]):
         bench.report.add(
-            "copies",
             f"Messages are listed twice, or more often, in a second session: it has {len(where)}, the first "
             f"{len(first.ids)}",
             "a client fetches the same mail again and again",
@@ -250,7 +243,6 @@ def check_pieces(bench: Bench) -> None:
                     recorder.piece = None
             if pieces != whole or failures:
                 bench.report.add(
-                    "pieces",
                     f"Message {number} read in small pieces is not what it is when it is read at once"
                     + "".join(f" ({failure})" for failure in failures[:1]),
                     "a client gets a damaged message as soon as messages are long, or memory is short",

@@ -44,11 +44,10 @@ class Recorder:
             return None
         if isinstance(handler, type) or not callable(getattr(handler, "handle_session_error", None)):
             what = f"on_new_connection returned {type(handler).__name__}, which is no handler"
-            self.report.add("no handler", what, "every client is turned away", "Return a new object of your class")
+            self.report.add(what, "every client is turned away", "Return a new object of your class")
             return handler
         if any(session.handler is handler for session in self.sessions):
             self.report.add(
-                "one handler",
                 "on_new_connection returned the same handler for two connections at a time",
                 "one client reads and deletes what the other one has opened",
                 "Make a new handler for each connection",
@@ -213,7 +212,6 @@ class _WatchedReader:
         chunk = self._session.watch("read", lambda: self._reader.read(wanted))
         if isinstance(chunk, bytes) and len(chunk) > wanted:
             recorder.report.add(
-                "too much",
                 f"A reader returned {len(chunk)} octets, more than it was asked for: {wanted}",
                 "memory grows with each client that reads a large message, until the server is killed",
                 "Return at most n octets from read(n)",

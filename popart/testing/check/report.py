@@ -30,15 +30,16 @@ class Report:
             found = [*self._found.values()]
         return [text if times == 1 else text + more.format(times - 1) for text, times in found]
 
-    def add(self, kind: object, what: str, suffers: str, change: str) -> None:
+    def add(self, what: str, suffers: str, change: str, *, kind: object = None) -> None:
         """Add a fault: what is wrong, *so* what a client suffers, and what to change.
 
-        Only the first of each *kind* is kept, and how many there were.
+        Faults are alike if they differ only in *what*.  Only the first of these is kept, and how many there were.
         """
+        fault = suffers, change, kind
         with self._guard:
             self.events += 1
-            first, times = self._found.get(kind, (f"{what}, so {suffers}. {change}.", 0))
-            self._found[kind] = first, times + 1
+            first, times = self._found.get(fault, (f"{what}, so {suffers}. {change}.", 0))
+            self._found[fault] = first, times + 1
 
     def note(self, text: str) -> None:
         """Add a note, once."""

@@ -45,7 +45,6 @@ def try_second_user(bench: Bench, other: Credentials) -> None:
         answer = visitor.sign_in(second_user(bench, other))
         if not answer.startswith("+OK"):
             bench.report.add(
-                "one lock",
                 f"A user cannot sign in while the maildrop of another user is open: the answer is {answer}",
                 "users wait for each other, and one client that stays connected keeps all the others from their mail",
                 "Take a lock of its own for each user",
@@ -57,7 +56,6 @@ def try_second_user(bench: Bench, other: Credentials) -> None:
     first = bench.first
     if first.ids and seen.ids == first.ids and seen.digests.get(first.ids[0]) == first.digests.get(first.ids[0]):
         bench.report.add(
-            "one maildrop",
             "Two users see the same messages",
             "a user reads, and deletes, what belongs to another one",
             "List the messages of the user who has signed in",
@@ -85,10 +83,10 @@ def _expect_same(bench: Bench, seen: Snapshot, when: str) -> None:
     if lost or changed:
         what = "is gone" if lost else "has another content or size"
         bench.report.add(
-            ("second maildrop", when),
             f"Message {(lost or changed)[0]} of a user {what} {when}",
             "a user reads, or deletes, what belongs to another one",
             "Find messages by the user and their ids, in lists and caches, readers and deletions",
+            kind=when,
         )
 
 
@@ -103,7 +101,6 @@ def _expect_own(bench: Bench, other: Credentials) -> None:
     for number, unique_id in enumerate(second.ids, 1):
         if unique_id not in second.exact and second.digests.get(unique_id) in others:
             bench.report.add(
-                "others' readers",
                 f"Message {number} of {other.user} has the octets of a message of {bench.credentials.user}",
                 "a user reads what belongs to another one",
                 "Find messages by the user and their ids, in lists, caches and readers",

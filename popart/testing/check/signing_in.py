@@ -37,7 +37,6 @@ def check_sign_in(bench: Bench) -> None:
             visitor.quit()
     if any(marker in refusal for refusal in refusals):
         bench.report.add(
-            "repeats",
             f"The refusal repeats the {what}",
             "it can be read on a screen, and in the client's log",
             "Say the same words to everybody",
@@ -46,7 +45,6 @@ def check_sign_in(bench: Bench) -> None:
         refusals[0].startswith("+OK") or stranger.startswith("+OK")
     ):
         bench.report.add(
-            "told apart",
             f"An unknown user is told apart from a wrong {what}, by {stranger}",
             "an attacker finds out which users exist, and guesses only their secrets",
             "Raise ReportableError with the same text for both",
@@ -90,10 +88,10 @@ def _try(bench: Bench, wrong: Credentials, what: str, secret: str) -> str:
 
 def _explain_taken(bench: Bench, what: str, how: str) -> None:
     bench.report.add(
-        what,
         f"{what}: {how}",
         "anybody can read and delete the user's mail",
         "Compare the whole secret with that of this very user, by hmac.compare_digest, and raise ReportableError",
+        kind=what,
     )
 
 
@@ -158,7 +156,6 @@ def _retry(bench: Bench, visitor: Visitor, before: Snapshot) -> None:
     now = visitor.look_into(1) if answer.startswith("+OK") else Snapshot()
     if not answer.startswith("+OK") or not _holds(before, now):
         bench.report.add(
-            "retry",
             "A client that has tried a wrong name first does not get its mail by the right one: " + answer,
             "users who mistype have to restart their program, or see the mail of somebody else",
             "Keep of an attempt only what was right, and forget the rest",
@@ -199,7 +196,6 @@ def _explain_identities(bench: Bench, taken: list[str]) -> None:
         bench.report.note(f"{taken[0]} may act as the other user, by AUTH PLAIN: check that this is intended.")
     elif taken:
         bench.report.add(
-            "authorize",
             f"{taken[0]} may act as {taken[1]}, and {taken[1]} as {taken[0]}, by AUTH PLAIN",
             "each user reads, and deletes, what belongs to another one",
             "Let authorize raise ReportableError, unless this very user may act as that one",
