@@ -77,6 +77,11 @@ def check(handler: type[Right], store: Store, *, fails: bool = False, **options:
     return check_handler(lambda peer: handler(store), user="alice", **options)
 
 
+def special(report: Report) -> list[str]:
+    """Return the notes but those that say that there is no second user, and that nothing is deleted."""
+    return [note for note in report.notes if note not in (NOT_TWO_USERS, NOT_DELETED)]
+
+
 # Wrong handlers.
 
 FILE = Path(__file__).with_name("findings.txt")
@@ -313,7 +318,10 @@ def test_two_users_may_have_the_same_mail(store: Store, handler: type[Right]) ->
     store.drops["bob"] = Drop()
     report = check(handler, store, other=("bob", "hunter2"), delete=True)
     assert report.findings == []
-    assert [note for note in report.notes if note.startswith("bob has no message that alice has not")]
+    assert special(report)[-1] == (
+        "bob has no message that alice has not, so the check may not see that one reads the other's mail. "
+        "Deliver other mail."
+    )
 
 
 def test_one_user_may_act_as_another_one(store: Store) -> None:
@@ -327,7 +335,7 @@ def test_one_user_may_act_as_another_one(store: Store) -> None:
 
     report = check(ActsAsBob, store, other=("bob", "hunter2"))
     assert report.findings == []
-    assert [note for note in report.notes if note.startswith("alice may act as the other user")]
+    assert special(report) == ["alice may act as the other user, by AUTH PLAIN: check that this is intended."]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +390,10 @@ def test_an_answer_that_takes_very_long_is_noted(store: Store, monkeypatch: pyte
     store.drops["alice"].messages = {"long": MESSAGES[2]}
     report = check(ReadsSlowly, store)
     assert report.findings == []
-    assert [note for note in report.notes if "though no call of the handler took too long" in note]
+    assert special(report)[1:] == [
+        "While reading in small pieces, the answer to RETR 1 is not complete within 1 seconds, though no call of the "
+        "handler took too long: the rest of that has not been checked."
+    ]
 
 
 class Able(Tokens, Speaking):
@@ -443,10 +454,12 @@ def test_ways_that_have_not_been_tried_are_noted(store: Store) -> None:
     with may be away."""
     report = check(Remote, store)
     assert report.findings == []
-    notes = "\n".join(report.notes)
-    assert "X-OWN is a mechanism of your own, and has not been tried" in notes
-    assert "XOAUTH2 is offered, and has been tried with a wrong token alone: see --token." in notes
-    assert "(authenticate_token raised ConnectionError: no route to host)" in notes
+    assert special(report) == [
+        "X-OWN is a mechanism of your own, and has not been tried: test it yourself.",
+        "XOAUTH2 is offered, and has been tried with a wrong token alone: see --token.",
+        "A wrong token, by XOAUTH2, was answered -ERR [SYS/TEMP] internal error, please try again later "
+        "(authenticate_token raised ConnectionError: no route to host).",
+    ]
 
 
 CHECK = """
@@ -646,14 +659,23 @@ def test_a_deletion_empties_the_maildrop(store: Store) -> None:
     assert store.drops["bob"].messages == before
 
 
-@pytest.mark.parametrize("count, has", [(0, "0 messages:"), (1, "1 message:")])
+@pytest.mark.parametrize(
+    "count, has",
+    [
+        (0, "0 messages: no message could"),
+        (1, "1 message: that two messages differ in number and unique-id could not"),
+    ],
+)
 def test_too_few_messages_are_noted(store: Store, count: int, has: str) -> None:
     """With no message, or one, the report says what could not be checked."""
     drop = store.drops["alice"]
     drop.messages = dict(list(drop.messages.items())[:count])
     report = check(Right, store, delete=True)
     assert report.findings == []
-    assert [note for note in report.notes if note.startswith(f"The maildrop has {has}")]
+    assert special(report) == [
+        f"The maildrop has {has} be checked. Deliver three or more.",
+        f"The maildrop has {has.partition(':')[0]}: four are needed to see that no other is deleted.",
+    ]
 
 
 def test_ids_that_look_like_numbers_are_noted(store: Store) -> None:
@@ -662,7 +684,10 @@ def test_ids_that_look_like_numbers_are_noted(store: Store) -> None:
     drop.messages = {f"row-{number}": octets for number, octets in enumerate(MESSAGES, 1)}
     report = check(Right, store)
     assert report.findings == []
-    assert [note for note in report.notes if "ends with the message's number" in note]
+    assert special(report) == [
+        "Each unique-id ends with the message's number, such as row-5. If it is made from the number, it moves to "
+        "another message when one is deleted, and clients lose mail. Only a check with deletion can tell."
+    ]
 
 
 def test_sizes_that_are_too_small_are_noted(store: Store) -> None:
@@ -674,14 +699,20 @@ def test_sizes_that_are_too_small_are_noted(store: Store) -> None:
 
     report = check(Small, store)
     assert report.findings == []
-    assert [note for note in report.notes if "LIST says less than it takes to send 5 messages." in note]
+    assert special(report) == [
+        "LIST says less than it takes to send 5 messages. That is harmless for clients, but popart cannot see if such "
+        "a message was cut off: see popart.wire_size."
+    ]
 
 
 def test_no_lock_is_noted(store: Store) -> None:
     """Without *delete* a handler without a lock may be right, as nothing need ever be deleted, if it has no unlock."""
     report = check(next(wrong.handler for wrong in WRONG if wrong.handler.__name__ == "NoLock"), store)
     assert report.findings == []
-    assert [note for note in report.notes if "A second session is let in" in note]
+    assert special(report) == [
+        "A second session is let in while the first has the maildrop. As unlock_maildrop does nothing, this seems to "
+        "be intended. It is right only where nothing is ever deleted or changed: see lock_maildrop in the manual."
+    ]
 
 
 def test_many_messages_are_read_for_a_while(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -689,7 +720,7 @@ def test_many_messages_are_read_for_a_while(store: Store, monkeypatch: pytest.Mo
     monkeypatch.setattr("popart.testing.check.bench.STEP_SECONDS", 0)
     report = check(Right, store)
     assert report.findings == []
-    assert [note for note in report.notes if "Only 0 of 5 messages" in note]
+    assert special(report) == ["Only 0 of 5 messages have been read: it took too long."]
 
 
 def test_a_hook_that_does_nothing_is_noted(store: Store) -> None:
@@ -701,7 +732,10 @@ def test_a_hook_that_does_nothing_is_noted(store: Store) -> None:
 
     report = check(Right, store, delete=True, break_backend=break_nothing)
     assert report.findings == []
-    assert [note for note in report.notes if "made no difference" in note]
+    assert special(report) == [
+        "The hook that should make the back end fail made no difference: all was deleted.",
+        "The maildrop has 2 messages: four are needed to see that no other is deleted.",
+    ]
 
 
 def test_a_sign_in_that_is_refused_is_an_error(store: Store) -> None:

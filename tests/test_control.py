@@ -415,7 +415,10 @@ def test_half_a_body(control: Control) -> None:
         )
         sock.shutdown(socket.SHUT_WR)
         with sock.makefile("rb") as file:
-            assert b"shorter than its Content-Length" in file.read()
+            assert file.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+            assert json.loads(file.read().partition(b"\r\n\r\n")[2]) == {
+                "error": "the body is shorter than its Content-Length"
+            }
     assert control.mail.messages("alice") == []
 
 
@@ -429,7 +432,9 @@ def test_a_body_that_does_not_come(control: Control, monkeypatch: pytest.MonkeyP
     with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
         sock.sendall(WITH_TOKEN + b"Content-Length: 100\r\n\r\nSubject: x\r\n")
         assert file.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
-        assert b"the body does not come, or is shorter than its Content-Length" in file.read()
+        assert json.loads(file.read().partition(b"\r\n\r\n")[2]) == {
+            "error": "the body does not come, or is shorter than its Content-Length"
+        }
     ended, begin = threading.Event(), time.monotonic()
     with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock:
 
@@ -469,6 +474,25 @@ def test_a_body_that_is_much_too_long(control: Control) -> None:
         for _ in range(100):
             sock.sendall(piece)
         assert file.readline().startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_refused_client_that_stays(is_silent: bool, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for while it is not silent for a second, and no longer than a request may take."""
+    monkeypatch.setattr("popart.testing.control.LAST_SECONDS", 0.2 if is_silent else 600.0)
+    monkeypatch.setattr("popart.testing.control.REQUEST_SECONDS", 600.0 if is_silent else 0.5)
+    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
+        sock.sendall(HEAD + b"\r\n")
+        assert file.readline() == b"HTTP/1.1 401 Unauthorized\r\n"
+        file.read()
+
+        def has_ended() -> bool:
+            if not is_silent:
+                with suppress(ConnectionError):
+                    sock.sendall(b"x")
+            return not control.control._open
+
+        wait_until(has_ended)
 
 
 def test_without_tokens_for_mail() -> None:
@@ -1231,16 +1255,6 @@ def test_what_is_refused_before_its_body(control: Control, octets: bytes, senten
         octets += b"Authorization: Bearer a-token\r\n\r\n"
     body = control.raw(octets).partition(b"\r\n\r\n")[2]
     assert json.loads(body) == {"error": sentence}
-
-
-def test_the_body_is_shorter(control: Control) -> None:
-    """The sentence is for a client that has ended its stream."""
-    with socket.create_connection(("127.0.0.1", control.control.port), PATIENCE) as sock, sock.makefile("rb") as file:
-        sock.sendall(WITH_TOKEN + b"Content-Length: 2\r\n\r\nx")
-        sock.shutdown(socket.SHUT_WR)
-        assert json.loads(file.read().partition(b"\r\n\r\n")[2]) == {
-            "error": "the body is shorter than its Content-Length"
-        }
 
 
 def test_all_headers(control: Control) -> None:

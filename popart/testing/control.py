@@ -235,7 +235,6 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
         return body
 
     def _send(self, answer: Answer, *, allow: str = "") -> None:
-        self.close_connection = True
         self.send_response(answer.status)
         headers = {
             "Content-Type": answer.content_type,
@@ -261,7 +260,6 @@ class ControlRequest(http.server.BaseHTTPRequestHandler):
     def _read_rest(self) -> None:
         """Read the rest of a refused request: unread, it would turn the answer into a reset."""
         with contextlib.suppress(OSError):
-            self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)
             while (left := self._deadline - time.monotonic()) > 0:
                 self.connection.settimeout(min(left, LAST_SECONDS))
@@ -273,7 +271,6 @@ class _TimedReader(io.RawIOBase):
     """What comes from a socket until a deadline: a timeout of its own would begin anew with each octet."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
-        super().__init__()
         self._socket = sock
         self._deadline = deadline
 
