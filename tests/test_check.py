@@ -12,7 +12,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +26,7 @@ import popart
 from popart.testing import MailServer
 from popart.testing.check import CheckError, Report, check_handler
 from popart.testing.check.__main__ import main
-from popart.testing.check.client import LateError, hide
+from popart.testing.check.client import Client, LateError, hide
 from popart.testing.check.recorder import Recorder
 from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
@@ -813,6 +814,57 @@ def test_a_factory_that_takes_the_peer_is_called(factory: Any) -> None:
 
 
 # What is tried.
+
+QUESTIONS = Path(__file__).with_name("questions.txt")
+
+
+def readable(command: str) -> str:
+    """Return a command without base64, and with the length of what is random or very long in its place."""
+    if command.startswith("AUTH "):
+        *words, response = command.split(" ")
+        command = " ".join([*words, repr(b64decode(response))])
+    return re.sub("(?<=nobody-)[0-9a-f]+|[0-9a-f]{16,}|x{99,}", lambda found: f"<{len(found[0])}>", command)
+
+
+@pytest.mark.parametrize(
+    ("title", "handler", "options"),
+    [
+        ("Without deletion", Right, {}),
+        ("By a token", Tokens, {"token": "ya29.token"}),
+        ("With all options", Right, {"delete": True, "fails": True, "other": ("bob", "hunter2")}),
+    ],
+)
+def test_what_is_asked(
+    title: str, handler: type[Right], options: dict[str, Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check asks what tests/questions.txt has, one connection after the other.
+
+    After a change to the check, write the file anew, and read its diff:
+    WRITE_QUESTIONS=1 .venv/bin/python -m pytest -q tests/test_check.py -k what_is_asked
+    """
+    connections: dict[Client, list[str]] = {}
+
+    def record(name: str, line: Callable[..., str]) -> None:
+        call = getattr(Client, name)
+
+        def recorded(client: Client, *arguments: Any) -> Any:
+            connections.setdefault(client, []).append(line(*arguments))
+            return call(client, *arguments)
+
+        monkeypatch.setattr(Client, name, recorded)
+
+    record("send", readable)
+    record("close", lambda: "(close)")
+    record("reset", lambda: "(reset)")
+    record("wait_for_end", lambda: "(wait for the end)")
+    report = check(handler, store, **options)
+    assert report.findings == []
+    asked = "\n\n".join("\n".join(lines) for lines in connections.values())
+    sections = dict(re.findall(r"(?ms)^# (.+?)\n(.*?)(?=^# |\Z)", QUESTIONS.read_text("utf-8")))
+    if "WRITE_QUESTIONS" in os.environ:
+        sections[title] = f"\n{asked}\n\n"
+        QUESTIONS.write_text("".join(f"# {title}\n{lines}" for title, lines in sections.items()), "utf-8")
+    assert f"\n{asked}\n\n" == sections[title]
 
 
 @pytest.mark.parametrize(
