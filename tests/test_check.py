@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,7 +38,9 @@ from tests.wrong_handlers import (
     MESSAGES_OF_BOB,
     WRONG,
     Drop,
+    OpeningRefused,
     Reader,
+    ReadersShareAPosition,
     Reading,
     Rewrites,
     Right,
@@ -661,22 +664,49 @@ def test_a_deletion_empties_the_maildrop(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "count, has",
-    [
-        (0, "0 messages: no message could"),
-        (1, "1 message: that two messages differ in number and unique-id could not"),
-    ],
+    ("total", "has"),
+    [(0, "0 messages"), (1, "1 message"), (2, "2 messages"), (3, "3 messages"), (4, None)],
 )
-def test_too_few_messages_are_noted(store: Store, count: int, has: str) -> None:
-    """With no message, or one, the report says what could not be checked."""
+def test_too_few_messages_are_noted(store: Store, total: int, has: str | None) -> None:
+    """With fewer than four messages the report says what could not be checked."""
     drop = store.drops["alice"]
-    drop.messages = dict(list(drop.messages.items())[:count])
+    drop.messages = dict(list(drop.messages.items())[:total])
     report = check(Right, store, delete=True)
     assert report.findings == []
+    missing = {0: "no message could", 1: "that two messages differ in number and unique-id could not"}.get(total)
     assert special(report) == [
-        f"The maildrop has {has} be checked. Deliver three or more.",
-        f"The maildrop has {has.partition(':')[0]}: four are needed to see that no other is deleted.",
+        *[f"The maildrop has {has}: {missing} be checked. Deliver three or more."] * (missing is not None),
+        *[f"The maildrop has {has}: four are needed to see that no other is deleted."] * (has is not None),
     ]
+
+
+def test_the_id_of_one_message_is_not_noted(store: Store) -> None:
+    """One id that ends with a 1 may be any id."""
+    store.drops["alice"].messages = {"row-1": MESSAGES[0]}
+    assert not [note for note in check(Right, store).notes if note.startswith("Each unique-id ends")]
+
+
+def test_what_is_gone_without_deletion(store: Store) -> None:
+    """Where the check deletes nothing, what is gone after a session was not marked."""
+
+    class Forgets(Right):
+        def handle_session_error(self, error: BaseException) -> None:
+            if self.username and isinstance(error, popart.ClientGoneError):
+                self.drop.messages.popitem()
+
+    assert check(Forgets, store).findings[0].startswith("A message is gone after an end without QUIT, so ")
+
+
+def test_readers_of_top_are_watched(store: Store) -> None:
+    """A reader for TOP must not return more than it is asked for, either."""
+
+    class GivesAll(Right):
+        def get_top_reader(self, number: int, lines: int) -> popart.MessageReader:
+            reader = io.BytesIO(self.messages[number - 1][1])
+            return SimpleNamespace(read=lambda n: reader.read(), close=reader.close)  # type: ignore[return-value]
+
+    (finding,) = check(GivesAll, store).findings
+    assert re.match(r"A reader returned \d+ octets, more than it was asked for: \d+, so ", finding)
 
 
 def test_ids_that_look_like_numbers_are_noted(store: Store) -> None:
@@ -818,6 +848,14 @@ def test_a_factory_that_takes_the_peer_is_called(factory: Any) -> None:
 QUESTIONS = Path(__file__).with_name("questions.txt")
 
 
+class Many(Right):
+    """A user with twelve messages."""
+
+    def lock_maildrop(self) -> None:
+        super().lock_maildrop()
+        self.messages = [(f"id-{number}.x", b"Subject: x\r\n\r\n%d\r\n" % number) for number in range(1, 13)]
+
+
 def readable(command: str) -> str:
     """Return a command without base64, and with the length of what is random or very long in its place."""
     if command.startswith("AUTH "):
@@ -832,6 +870,9 @@ def readable(command: str) -> str:
         ("Without deletion", Right, {}),
         ("By a token", Tokens, {"token": "ya29.token"}),
         ("With all options", Right, {"delete": True, "fails": True, "other": ("bob", "hunter2")}),
+        ("Where message 2 is refused", OpeningRefused, {}),
+        ("Where RETR differs the second time", ReadersShareAPosition, {}),
+        ("Of twelve messages", Many, {}),
     ],
 )
 def test_what_is_asked(
@@ -857,8 +898,7 @@ def test_what_is_asked(
     record("close", lambda: "(close)")
     record("reset", lambda: "(reset)")
     record("wait_for_end", lambda: "(wait for the end)")
-    report = check(handler, store, **options)
-    assert report.findings == []
+    check(handler, store, **options)
     asked = "\n\n".join("\n".join(lines) for lines in connections.values())
     sections = dict(re.findall(r"(?ms)^# (.+?)\n(.*?)(?=^# |\Z)", QUESTIONS.read_text("utf-8")))
     if "WRITE_QUESTIONS" in os.environ:

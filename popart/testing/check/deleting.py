@@ -35,7 +35,9 @@ def check_failing_deletion(bench: Bench) -> None:
         after = bench.look_into(_READ_AGAIN)
     gone = [number for number in marked if before.ids[number - 1] not in after.ids]
     _explain_failure(bench, answer, len(gone), len(marked))
-    _compare_others(bench, before, after, marked, f"When QUIT was answered {answer[:4].strip()} as the back end failed")
+    _compare_others(
+        bench, before, after, marked, f"When QUIT was answered {answer.split(' ')[0]} as the back end failed"
+    )
 
 
 def _explain_failure(bench: Bench, answer: str, gone: int, marked: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from popart.testing.check.bench import Bench, Visitor, digest
 from popart.testing.check.client import StopError, choose_way
-from popart.testing.check.report import CheckError, count
+from popart.testing.check.report import CheckError, count, in_brackets
 
 SAMPLE = 10
 """Messages that are checked more closely than the others."""
@@ -153,7 +153,7 @@ def top(message: bytes, lines: int) -> bytes:
             break
     for _ in range(lines):
         line_end = message.find(b"\r\n", end)
-        if line_end < 0:
+        if line_end == -1:
             return message
         end = line_end + 2
     return message[:end]
@@ -244,7 +244,7 @@ def check_pieces(bench: Bench) -> None:
             if pieces != whole or failures:
                 bench.report.add(
                     f"Message {number} read in small pieces is not what it is when it is read at once"
-                    + "".join(f" ({failure})" for failure in failures[:1]),
+                    f"{in_brackets(failures)}",
                     "a client gets a damaged message as soon as messages are long, or memory is short",
                     "Let read(n) return the octets that follow those of the last call, n at most, and let close work "
                     "at any time",

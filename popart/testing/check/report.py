@@ -54,6 +54,11 @@ class Report:
         return "\n".join([*lines, f"{found}, {noted}"])
 
 
+def in_brackets(failures: list[str]) -> str:
+    """Return the first of some failures, to stand behind what is reported."""
+    return f" ({failures[0]})" if failures else ""
+
+
 def count(number: int, what: str, none: str = "0") -> str:
     """Return a number of things in words."""
     return f"{number or none} {what}{'' if number == 1 else 's'}"

@@ -10,6 +10,7 @@ from itertools import permutations
 from popart.sasl import BUILT_IN
 from popart.testing.check.bench import Bench, Snapshot, Visitor
 from popart.testing.check.client import Credentials, StopError
+from popart.testing.check.report import in_brackets
 from popart.testing.check.second_user import second_user
 
 _TOKENS = ("XOAUTH2", "OAUTHBEARER")
@@ -128,8 +129,7 @@ def _try_other_way(bench: Bench, right: Credentials) -> None:
         if answer.startswith("+OK"):
             _explain_taken(bench, kind, f"by {right.way}, for {wrong.user}")
         elif not answer.startswith("-ERR [AUTH]"):
-            why = "".join(f" ({failure})" for failure in failures[:1])
-            bench.report.note(f"A wrong {what}, by {right.way}, was answered {answer}{why}.")
+            bench.report.note(f"A wrong {what}, by {right.way}, was answered {answer}{in_brackets(failures)}.")
 
 
 def check_retry(bench: Bench) -> None:
