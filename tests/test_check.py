@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from popart.testing import MailServer
 from popart.testing.check import CheckError, Report, check_handler
 from popart.testing.check.__main__ import main
 from popart.testing.check.client import Client, LateError, hide
+from popart.testing.check.explanations import explain_raise, explain_result
 from popart.testing.check.recorder import Recorder
 from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
@@ -103,10 +105,15 @@ def as_written(finding: str) -> str:
     return "    " + re.sub(r"(?<=nobody-)[0-9a-f]{8}\b|(?:[0-9a-f]{16})+", "RANDOM", more)
 
 
-def write_findings() -> None:
-    """Write the file anew, in the order of the handlers."""
-    names = [wrong.handler.__name__ for wrong in WRONG if wrong.handler.__name__ in FINDINGS]
-    FILE.write_text("".join("\n".join([name, *FINDINGS[name], ""]) for name in names), "utf-8")
+def compare_findings(name: str, report: Report) -> None:
+    """Compare a report with the file, or write the file anew, in the order of the handlers."""
+    found = [as_written(finding) for finding in report.findings]
+    if os.environ.get("WRITE_FINDINGS"):
+        FINDINGS[name] = found
+        names = [*(wrong.handler.__name__ for wrong in WRONG), "explain_raise", "explain_result"]
+        written = ["\n".join([name, *FINDINGS[name], ""]) for name in names if name in FINDINGS]
+        FILE.write_text("".join(written), "utf-8")
+    assert found == FINDINGS[name]
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.handler.__name__)
@@ -124,12 +131,66 @@ def test_each_wrong_handler_is_found(wrong: Wrong, store: Store, capfd: pytest.C
     capfd.readouterr()  # what the handler has printed
     assert report.findings, wrong.handler.__doc__
     assert [finding for finding in report.findings if not re.fullmatch(r"(?s).+, so .+\. [A-Z].+\.\)?", finding)] == []
-    name = wrong.handler.__name__
-    found = [as_written(finding) for finding in report.findings]
-    if os.environ.get("WRITE_FINDINGS"):
-        FINDINGS[name] = found
-        write_findings()
-    assert found == FINDINGS[name]
+    compare_findings(wrong.handler.__name__, report)
+
+
+def test_what_is_said_of_each_method() -> None:
+    """Whatever method raises, the finding says what a client suffers from that one, and what to change.
+
+    As for `test_each_wrong_handler_is_found`, WRITE_FINDINGS=1 writes the file anew.
+    """
+    report = Report()
+    for method in [
+        *("on_new_connection", "authenticate_pass", "authenticate_apop", "authenticate_token"),
+        *("get_scram_credentials", "lock_maildrop", "list_messages", "get_message_count", "get_message_size"),
+        *("get_message_id", "get_message_reader", "get_top_reader", "read", "delete_messages", "unlock_maildrop"),
+        *("handle_session_error", "close", "another"),
+    ]:
+        explain_raise(report, method, OSError(method))
+    compare_findings("explain_raise", report)
+
+
+def test_what_is_said_of_each_wrong_result() -> None:
+    """Whatever is wrong with a result, the finding says so in popart's words, and then what to change."""
+    report = Report()
+    for text in [
+        "message 1 ended after 5 octets, its size was said to be 7",
+        "get_message_count must return an int, not a coroutine: popart calls plain functions",
+        "list_messages must return an iterable, not async_generator",
+        "the unique-id of message 1 is empty",
+        "the reader of message 1 must return bytes, not str",
+        "read returned 5",
+        "authenticate_token must return None",
+        "get_scram_credentials must return ScramCredentials or None",
+        "delete_messages must return None",
+        "the size of message 1 is -1",
+        "get_message_count must return an int, not str",
+        "list_messages must return pairs",
+        "something else",
+    ]:
+        explain_result(report, text)
+    compare_findings("explain_result", report)
+
+
+def test_a_report() -> None:
+    """What differs in its first words alone is one finding, which says how often it was found; a note is there once."""
+    report = Report()
+    for number in range(3):
+        report.add(f"Message {number} is wrong", "a client waits", "Do it right")
+    report.add("Message 3 is wrong", "a client waits", "Do it right", kind="another")
+    report.add("All is wrong", "nobody can sign in", "Begin anew")
+    for text in ("a note", "another note", "a note"):
+        report.note(text)
+    assert report.events == 5
+    assert str(report).splitlines() == [
+        "finding: Message 0 is wrong, so a client waits. Do it right. (And 2 more of this kind.)",
+        "finding: Message 3 is wrong, so a client waits. Do it right.",
+        "finding: All is wrong, so nobody can sign in. Begin anew.",
+        "note: a note",
+        "note: another note",
+        "3 findings, 2 notes",
+    ]
+    assert str(Report()) == "no findings, no notes"
 
 
 @pytest.mark.parametrize("name", ["LockReleasedByTheRefused", "LockReleasedByTheRefusedEarly"])
@@ -226,6 +287,24 @@ def test_a_word_of_a_message_is_no_secret(store: Store, capfd: pytest.CaptureFix
     report = check(PrintsSubjects, store)
     capfd.readouterr()
     assert report.findings == []
+
+
+def test_where_print_goes(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    """What a handler prints while it is checked goes to stderr, and what other threads print stays where it was."""
+
+    class Prints(Right):
+        def lock_maildrop(self) -> None:
+            super().lock_maildrop()
+            with suppress(OSError):  # when nobody reads it
+                print("by the handler", flush=True)
+            other = threading.Thread(target=print, args=["by another thread"])
+            other.start()
+            other.join()
+
+    assert check(Prints, store).findings == []
+    out, err = capfd.readouterr()
+    assert set(out.splitlines()) == {"by another thread"}
+    assert set(err.splitlines()) == {"by the handler"}
 
 
 def test_a_handler_may_print_where_the_output_is_closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -830,6 +909,37 @@ def test_an_option_that_cannot_be_meant_so_is_an_error(options: dict[str, Any], 
         check_handler(lambda peer: None, **{"user": "alice", "password": "secret", **options})
 
 
+def test_the_longest_patience(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a day, and ten seconds are the default."""
+    monkeypatch.setattr("popart.testing.check.checker.Bench.run", lambda bench, what, check: None)
+    assert check(Right, store, patience=86_400.0).findings == []
+    assert signature(check_handler).parameters["patience"].default == 10.0
+
+
+def test_what_the_steps_are_called(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report says in these words what the check was doing; the steps come in this order."""
+    steps: list[str] = []
+    monkeypatch.setattr("popart.testing.check.checker.Bench.run", lambda bench, what, check: steps.append(what))
+    check(Right, store)
+    assert steps == [
+        "reading all messages",
+        "holding a second session",
+        "reading in small pieces",
+        "signing in again",
+        "trying the lock",
+        "ending sessions",
+        "printing",
+        "asking for abilities",
+        "telling of errors",
+        "deleting as the back end fails",
+        "deleting",
+        "looking at the mail of the second user",
+        "signing in with wrong secrets",
+        "signing in by other ways",
+        "signing in with the secrets of two users",
+    ]
+
+
 @pytest.mark.parametrize("factory", [Store, lambda: None, lambda peer, store: None, lambda *, peer: None, None])
 def test_a_factory_that_does_not_take_the_peer_is_found(factory: Any) -> None:
     """A class or function that cannot be called with the client's address has a finding that says so."""
@@ -866,6 +976,7 @@ def readable(command: str) -> str:
     if command.startswith("AUTH "):
         *words, response = command.split(" ")
         command = " ".join([*words, repr(b64decode(response))])
+    command = re.sub("(?<=,r=).+|^[A-Za-z0-9+/=]{99,}$", "<SCRAM>", command)
     return re.sub("(?<=nobody-)[0-9a-f]+|[0-9a-f]{16,}|x{99,}", lambda found: f"<{len(found[0])}>", command)
 
 
@@ -878,6 +989,7 @@ def readable(command: str) -> str:
         ("Where message 2 is refused", OpeningRefused, {}),
         ("Where RETR differs the second time", ReadersShareAPosition, {}),
         ("Of twelve messages", Many, {}),
+        ("Of abilities", Able, {"token": "ya29.token"}),
     ],
 )
 def test_what_is_asked(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -171,6 +171,14 @@ def test_a_refused_token() -> None:
     with talking(b"+OK\r\n", b"+ e30=\r\n", b"-ERR no\r\n") as (client, heard):
         assert client.sign_in(Credentials("alice", "x", "XOAUTH2")) == "-ERR no"
     assert heard[1] == "AQ==\r\n"
+
+
+def test_scram_that_is_broken_off() -> None:
+    """A client that cannot go on with the server's challenge cancels (RFC 5034 section 4)."""
+    challenge = b64encode(b"r=another,s=AAAA,i=4096")
+    with talking(b"+OK\r\n", b"+ " + challenge + b"\r\n", b"-ERR cancelled\r\n") as (client, heard):
+        assert client.sign_in(Credentials("alice", "secret", "SCRAM-SHA-256")) == "-ERR cancelled"
+    assert heard[1] == "*\r\n"
 
 
 @pytest.mark.parametrize(
