@@ -93,6 +93,13 @@ def test_what_stops_it(answer: bytes, ask: Any, says: str) -> None:
     assert str(error.value) == says
 
 
+def test_each_answer_has_its_own_time() -> None:
+    """However long the client has been connected, it waits for an answer as long as for the first."""
+    with talking(b"+OK\r\n", b"+OK\r\n") as (client, _):
+        client._deadline = 0.0
+        assert client.ask("NOOP") == "+OK"
+
+
 def test_no_greeting() -> None:
     """A connection that ends at once is closed."""
     with pytest.raises(StopError, match="^the connection ended after connecting$"), talking(b"+O"):
