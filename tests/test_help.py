@@ -18,7 +18,11 @@ HELP = Path(__file__).with_name("help.txt").read_text("utf-8")
 def test_what_help_says(
     main: Callable[[Sequence[str]], object], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """``--help`` prints what tests/help.txt has, each option with its words."""
+    """``--help`` prints what tests/help.txt has, each option with its words.
+
+    To write the file anew, run ``python3 -m popart.testing --help`` and then ``python3 -m popart.testing.check --help``
+    with COLUMNS=1000.
+    """
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setenv("NO_COLOR", "1")
     with pytest.raises(SystemExit):
