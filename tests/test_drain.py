@@ -239,6 +239,7 @@ def test_an_empty_queue_is_looked_at_once() -> None:
 def test_it_waits_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """drain does not return before serve_forever, which wakes it, and which afterwards returns at once."""
     monkeypatch.setattr("popart.accepting.SIGNAL_PAUSE", 600.0)
+    monkeypatch.setattr("popart.workers.SPARE_SECONDS", 600.0)
     with make_server(Mail()) as server:
         held = Held(server, "service_actions")
         wait = server._changed.wait
