@@ -41,9 +41,9 @@ LONG = {
 """What may be longer than the rest, and why."""
 
 EXTRAS = {
-    "testing": {"pytest", "scramp", "trustme", "typing_extensions"},
+    "testing": {"pytest", "scramp", "trustme"},
     "sasl": {"scramp"},
-    "server": {"typing_extensions"},
+    "options": {"typing_extensions"},
 }
 """What a module may use where it is installed, or for types alone."""
 
