@@ -31,6 +31,7 @@ from popart.testing.check.__main__ import main
 from popart.testing.check.client import Client, LateError, hide
 from popart.testing.check.explanations import explain_raise, explain_result
 from popart.testing.check.recorder import Recorder
+from popart.testing.check.report import in_brackets
 from popart.testing.wire.messages import ALL
 from tests.conftest import PATIENCE, wait_until
 from tests.test_docs import django_site  # noqa: F401
@@ -192,6 +193,7 @@ def test_a_report() -> None:
         "3 findings, 2 notes",
     ]
     assert str(Report()) == "no findings, no notes"
+    assert [in_brackets([]), in_brackets(["a", "b"])] == ["", " (a)"]
 
 
 @pytest.mark.parametrize("name", ["LockReleasedByTheRefused", "LockReleasedByTheRefusedEarly"])

@@ -7,6 +7,7 @@ import socket
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -59,9 +60,9 @@ def talking(
 
 def test_lines() -> None:
     """Each answer is read as far as it goes, however the lines end and wherever they are cut."""
-    with talking(b"+OK hello\r\n", b"+OK \r \r\n", b"\r\n", b"\n") as (client, heard):
+    with talking(b"+OK hello\r\n", b"+OK \r X\r\n", b"\r\n", b"\n") as (client, heard):
         assert client.greeting == "+OK hello"
-        assert client.ask("STAT") == "+OK \r "
+        assert client.ok("STAT") == "+OK \r X"
         assert (client.ask("NOOP"), client.ask("NOOP")) == ("", "")
     assert heard == ["STAT\r\n", "NOOP\r\n", "NOOP\r\n"]
 
@@ -110,6 +111,7 @@ def test_a_connection_that_has_ended() -> None:
     """Nothing can be sent any more."""
     with talking(b"+OK\r\n") as (client, _):
         client.close()
+        assert client._receive("nothing") == b""
         with pytest.raises(StopError) as error:
             client.send("PASS x")
     assert str(error.value) == "PASS *** could not be sent, as the connection has ended"
@@ -124,6 +126,31 @@ def test_no_answer(blocked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(BlockedError if blocked else LateError) as error:
             client.ask("PASS x")
     assert str(error.value) == "there is no answer after PASS ***"
+
+
+def test_how_often_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client looks whether a call is slow some ten times within its patience."""
+    monkeypatch.setattr("popart.testing.check.client.LONGEST", 0.5)
+    monkeypatch.setattr("popart.testing.check.client.ANSWER_SHARE", 0)
+    looks: list[None] = []
+    with talking(b"+OK\r\n", b"", patience=0.5) as (client, _):
+        client._is_blocked = lambda: bool(looks.append(None))  # type: ignore[func-returns-value]
+        with pytest.raises(LateError, match="^the connection does not end$"):
+            client.wait_for_end()
+    assert 5 <= len(looks) <= 11
+
+
+def test_reset() -> None:
+    """The server reads that the client has broken off, and no end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as other:
+        connecting = other.submit(Client, listener.getsockname()[1], PATIENCE, lambda: False)
+        sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(PATIENCE)
+            sock.sendall(b"+OK\r\n")
+            connecting.result().reset()
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ LONGEST = 60.0
 ANSWER_SHARE = 6
 """The client waits at least this many times its patience."""
 
-ENDLESS = 64 * 1024 * 1024
+ENDLESS = 67_108_864
 """Octets.  A longer answer that is not complete at the end of a wait is taken to have no end."""
 
 _GLANCES = 10
@@ -206,15 +206,15 @@ class Client:
 
         scram = ScramClient(["SCRAM-SHA-256"], user, secret)
         answer = self.ask(f"AUTH SCRAM-SHA-256 {_encode(scram.get_client_first())}")
-        for step in ("first", "final"):
+        for is_first in (True, False):
             if not answer.startswith("+ "):
                 return answer
-            challenge = base64.b64decode(answer[2:]).decode()
+            challenge = base64.b64decode(answer.removeprefix("+ ")).decode()
             try:
-                (scram.set_server_first if step == "first" else scram.set_server_final)(challenge)
+                (scram.set_server_first if is_first else scram.set_server_final)(challenge)
             except ScramException:
                 return self.ask("*")
-            answer = self.ask(_encode(scram.get_client_final()) if step == "first" else "")
+            answer = self.ask(_encode(scram.get_client_final()) if is_first else "")
         return answer
 
 
