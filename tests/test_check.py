@@ -196,6 +196,40 @@ def test_a_report() -> None:
     assert [in_brackets([]), in_brackets(["a", "b"])] == ["", " (a)"]
 
 
+@pytest.mark.parametrize(
+    ("number", "end"),
+    [
+        (1, "QUIT"),
+        (12, "RSET and QUIT"),
+        (14, "an end without QUIT"),
+        (16, "a reset in the middle of a message"),
+        (18, "a timeout"),
+        (20, "the end of the server"),
+        (21, "QUIT"),
+        (24, "an end without QUIT"),
+        (26, "QUIT"),
+        (27, "a QUIT whose deletion failed"),
+        (28, "QUIT"),
+        (38, "a refused sign-in"),
+    ],
+)
+def test_how_a_session_ended_that_left_its_lock(
+    number: int, end: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finding says how the session ended, whichever it was: the *number*-th that let go of the lock."""
+    monkeypatch.setattr("popart.testing.check.bench.UNLOCK_SECONDS", 0.05)
+
+    class KeepsOne(Right):
+        def unlock_maildrop(self) -> None:
+            if self.username == "alice":
+                self.store.seen["unlocked"] = self.store.seen.get("unlocked", 0) + 1
+            if self.username != "alice" or self.store.seen["unlocked"] != number:
+                super().unlock_maildrop()
+
+    (finding,) = check(KeepsOne, store, delete=True, fails=True, other=("bob", "hunter2")).findings
+    assert finding.startswith(f"The maildrop stays locked after {end}, so the user cannot get at the mail ")
+
+
 @pytest.mark.parametrize("name", ["LockReleasedByTheRefused", "LockReleasedByTheRefusedEarly"])
 def test_a_lock_that_is_lost_is_found_once(store: Store, name: str) -> None:
     """What follows from a lock that does not hold is no finding of its own."""
