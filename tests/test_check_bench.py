@@ -1,0 +1,80 @@
+"""How the check waits for a handler, and what it says of a client that is turned away."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+import popart
+from popart.testing.check import check_handler
+from popart.testing.check.bench import Bench, Options
+from popart.testing.check.client import BlockedError, Credentials, LateError
+from popart.testing.check.output import Output
+from popart.testing.check.recorder import Recorder
+from tests.conftest import PATIENCE
+from tests.wrong_handlers import Right, Store
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A bench with a patience of 0.1 seconds, and of 0.3 for all calls together."""
+    monkeypatch.setattr("popart.testing.check.client.LONGEST", 0.3)
+    monkeypatch.setattr("popart.testing.check.client.ANSWER_SHARE", 0)
+    alice = Credentials("alice", "secret")
+    options = Options(
+        credentials=alice,
+        any_secret=False,
+        is_token=False,
+        apop=False,
+        other=None,
+        delete=False,
+        break_backend=None,
+        patience=0.1,
+    )
+    recorder = Recorder(lambda peer: None)
+    return Bench(recorder, Output(recorder, "marker", alice), options)
+
+
+def test_waiting_in_vain(bench: Bench) -> None:
+    """It looks ten times within its patience, and gives up when all calls together have taken too long."""
+    never = threading.Event()
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return never.wait(seconds)
+
+    with pytest.raises(LateError, match="^it does not come$"):
+        bench.wait(wait, "it does not come")
+    assert waits == pytest.approx([0.01] * len(waits)) and 5 <= len(waits) <= 31
+
+
+def test_waiting_for_what_comes(bench: Bench) -> None:
+    """It does not give up before."""
+    answers = [False, False, True]
+    bench.wait(lambda seconds: answers.pop(0), "it does not come")
+    assert answers == []
+
+
+def test_waiting_for_a_handler_that_blocks(bench: Bench) -> None:
+    """A call that takes longer than the patience ends the wait."""
+    never = threading.Event()
+    with bench.recorder.calling("read", []), pytest.raises(BlockedError, match="^it does not come$"):
+        bench.wait(never.wait, "it does not come")
+
+
+def test_a_client_that_is_turned_away_later() -> None:
+    """Who is turned away after others have been let in is a finding."""
+    store = Store()
+    handlers: list[Any] = [Right(store), Right(store), None]
+
+    def make(peer: object) -> popart.Handler | None:
+        return handlers.pop(0) if handlers else Right(store)
+
+    (finding,) = check_handler(make, user="alice", password="secret", patience=PATIENCE).findings
+    assert finding == (
+        "While reading all messages, the greeting is -ERR connection refused, so a client does not get what the "
+        "protocol promises. Look at what the handler does then."
+    )
