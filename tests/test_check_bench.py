@@ -65,8 +65,10 @@ def test_waiting_for_a_handler_that_blocks(bench: Bench) -> None:
         bench.wait(never.wait, "it does not come")
 
 
-def test_a_client_that_is_turned_away_later() -> None:
+def test_a_client_that_is_turned_away_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is turned away after others have been let in is a finding."""
+    monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
+    monkeypatch.setattr("popart.testing.check.locking.SILENCE", 0.1)
     store = Store()
     handlers: list[Any] = [Right(store), Right(store), None]
 
