@@ -830,15 +830,16 @@ def test_readers_of_top_are_watched(store: Store) -> None:
     assert re.match(r"A reader returned \d+ octets, more than it was asked for: \d+, so ", finding)
 
 
-def test_ids_that_look_like_numbers_are_noted(store: Store) -> None:
+@pytest.mark.parametrize("total", [2, 5])
+def test_ids_that_look_like_numbers_are_noted(total: int, store: Store) -> None:
     """Without *delete* ids that may be made from the numbers are no fault, but are noted."""
     drop = store.drops["alice"]
-    drop.messages = {f"row-{number}": octets for number, octets in enumerate(MESSAGES, 1)}
+    drop.messages = {f"row-{number}": octets for number, octets in enumerate(MESSAGES[:total], 1)}
     report = check(Right, store)
     assert report.findings == []
     assert special(report) == [
-        "Each unique-id ends with the message's number, such as row-5. If it is made from the number, it moves to "
-        "another message when one is deleted, and clients lose mail. Only a check with deletion can tell."
+        f"Each unique-id ends with the message's number, such as row-{total}. If it is made from the number, it "
+        "moves to another message when one is deleted, and clients lose mail. Only a check with deletion can tell."
     ]
 
 
@@ -1007,6 +1008,18 @@ def test_a_factory_that_takes_the_peer_is_called(factory: Any) -> None:
 QUESTIONS = Path(__file__).with_name("questions.txt")
 
 
+class Breaks(Right):
+    """Messages 2 and 4 end in the middle, which ends the session."""
+
+    def list_messages(self) -> list[tuple[int, str]]:
+        return [
+            (99_999 if number in (2, 4) else 10, unique_id) for number, (unique_id, _) in enumerate(self.messages, 1)
+        ]
+
+    def get_message_reader(self, number: int) -> popart.MessageReader:
+        return io.BytesIO(b"x" * 70_000) if number in (2, 4) else super().get_message_reader(number)
+
+
 class Many(Right):
     """A user with twelve messages."""
 
@@ -1031,6 +1044,7 @@ def readable(command: str) -> str:
         ("By a token", Tokens, {"token": "ya29.token"}),
         ("With all options", Right, {"delete": True, "fails": True, "other": ("bob", "hunter2")}),
         ("Where message 2 is refused", OpeningRefused, {}),
+        ("Where messages end sessions", Breaks, {}),
         ("Where RETR differs the second time", ReadersShareAPosition, {}),
         ("Of twelve messages", Many, {}),
         ("Of abilities", Able, {"token": "ya29.token"}),

@@ -14,7 +14,7 @@ from popart.testing.check.client import BlockedError, Credentials, LateError
 from popart.testing.check.output import Output
 from popart.testing.check.recorder import Recorder
 from tests.conftest import PATIENCE
-from tests.wrong_handlers import Right, Store
+from tests.wrong_handlers import Counting, Right, Store
 
 
 @pytest.fixture
@@ -65,10 +65,14 @@ def test_waiting_for_a_handler_that_blocks(bench: Bench) -> None:
         bench.wait(never.wait, "it does not come")
 
 
-def test_a_client_that_is_turned_away_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is turned away after others have been let in is a finding."""
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
     monkeypatch.setattr("popart.testing.check.locking.SILENCE", 0.1)
+
+
+def test_a_client_that_is_turned_away_later(no_waiting: None) -> None:
+    """Who is turned away after others have been let in is a finding."""
     store = Store()
     handlers: list[Any] = [Right(store), Right(store), None]
 
@@ -79,4 +83,38 @@ def test_a_client_that_is_turned_away_later(monkeypatch: pytest.MonkeyPatch) -> 
     assert finding == (
         "While reading all messages, the greeting is -ERR connection refused, so a client does not get what the "
         "protocol promises. Look at what the handler does then."
+    )
+
+
+def findings(handler: type[Right]) -> list[str]:
+    store = Store()
+    return check_handler(lambda peer: handler(store), user="alice", password="secret", patience=PATIENCE).findings
+
+
+def test_uidl_that_is_refused(no_waiting: None) -> None:
+    """What no exception explains is told as the client sees it."""
+
+    class WithoutIds(Counting):
+        def get_message_id(self, number: int) -> str:
+            raise popart.ReportableError("no ids")
+
+    assert findings(WithoutIds)[0] == (
+        "While reading all messages, UIDL was answered -ERR no ids, so a client does not get what the protocol "
+        "promises. Look at what the handler does then."
+    )
+
+
+def test_a_sign_in_that_is_refused_later(no_waiting: None) -> None:
+    """So is a sign-in that is refused although the name and the secret are right."""
+
+    class RefusesTheSecond(Right):
+        def lock_maildrop(self) -> None:
+            self.store.seen["sessions"] = self.store.seen.get("sessions", 0) + 1
+            if self.store.seen["sessions"] == 2:
+                raise popart.ReportableError("not again", code="SYS/PERM")
+            super().lock_maildrop()
+
+    assert findings(RefusesTheSecond)[0] == (
+        "While reading all messages, the sign-in was answered -ERR [SYS/PERM] not again, so a client does not get what "
+        "the protocol promises. Look at what the handler does then."
     )
