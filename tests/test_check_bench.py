@@ -118,3 +118,15 @@ def test_a_sign_in_that_is_refused_later(no_waiting: None) -> None:
         "While reading all messages, the sign-in was answered -ERR [SYS/PERM] not again, so a client does not get what "
         "the protocol promises. Look at what the handler does then."
     )
+
+
+def test_messages_that_vanish(no_waiting: None) -> None:
+    """The finding counts those that have gone."""
+
+    class Loses(Right):
+        def get_message_reader(self, number: int) -> popart.MessageReader:
+            if number in (1, 2):
+                self.drop.messages.pop(self.messages[number - 1][0], None)
+            return super().get_message_reader(number)
+
+    assert findings(Loses)[0].startswith("2 of 5 messages vanished, although no client said DELE, so ")
