@@ -130,3 +130,18 @@ def test_messages_that_vanish(no_waiting: None) -> None:
             return super().get_message_reader(number)
 
     assert findings(Loses)[0].startswith("2 of 5 messages vanished, although no client said DELE, so ")
+
+
+def test_a_lock_that_is_refused_by_another_code(no_waiting: None) -> None:
+    """The finding has the answer, and what a client makes of it (RFC 2449 section 8.1.1)."""
+
+    class SaysTemporary(Right):
+        def lock_maildrop(self) -> None:
+            if self.drop.locked:
+                raise popart.ReportableError("the maildrop is busy", code="SYS/TEMP")
+            super().lock_maildrop()
+
+    assert findings(SaysTemporary)[0].startswith(
+        "While a session has the maildrop, a second one does not know what to do: it reads -ERR [SYS/TEMP] the "
+        "maildrop is busy, so many programs ask "
+    )
