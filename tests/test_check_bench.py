@@ -145,3 +145,18 @@ def test_a_lock_that_is_refused_by_another_code(no_waiting: None) -> None:
         "While a session has the maildrop, a second one does not know what to do: it reads -ERR [SYS/TEMP] the "
         "maildrop is busy, so many programs ask "
     )
+
+
+def test_a_name_in_any_case_without_a_lock(no_waiting: None) -> None:
+    """Where nothing is ever deleted, and a name in another case has the same mail, nothing is wrong."""
+
+    class InAnyCase(Right):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            super().authenticate_pass(username.lower(), password)
+
+        def lock_maildrop(self) -> None:
+            self.messages = list(self.drop.messages.items())
+
+        def unlock_maildrop(self) -> None: ...
+
+    assert findings(InAnyCase) == []
