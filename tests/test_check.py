@@ -334,14 +334,18 @@ def test_where_print_goes(store: Store, capfd: pytest.CaptureFixture[str]) -> No
             super().lock_maildrop()
             with suppress(OSError):  # when nobody reads it
                 print("by the handler", flush=True)
+            with suppress(OSError, UnicodeError):
+                print("\udcff", end="", flush=True)
             other = threading.Thread(target=print, args=["by another thread"])
             other.start()
             other.join()
 
+    streams = sys.stdout, sys.stderr
     assert check(Prints, store).findings == []
+    assert (sys.stdout, sys.stderr) == streams
     out, err = capfd.readouterr()
     assert set(out.splitlines()) == {"by another thread"}
-    assert set(err.splitlines()) == {"by the handler"}
+    assert "by the handler\n" in err and "by another thread" not in err
 
 
 def test_a_handler_may_print_where_the_output_is_closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,6 +589,13 @@ def test_ways_that_have_not_been_tried_are_noted(store: Store) -> None:
         "A wrong token, by XOAUTH2, was answered -ERR [SYS/TEMP] internal error, please try again later "
         "(authenticate_token raised ConnectionError: no route to host).",
     ]
+
+
+def test_passwords_beside_tokens_are_noted(store: Store) -> None:
+    """So are passwords, where the check signs in by a token."""
+    report = check(Tokens, store, token="ya29.token")
+    assert report.findings == []
+    assert special(report) == ["USER is offered, and has been tried with a wrong password alone: see --password."]
 
 
 CHECK = """
@@ -1020,6 +1031,23 @@ class Breaks(Right):
         return io.BytesIO(b"x" * 70_000) if number in (2, 4) else super().get_message_reader(number)
 
 
+class Four(Right):
+    """A user with four messages."""
+
+    most = 4
+
+    def lock_maildrop(self) -> None:
+        while len(self.drop.messages) > self.most:
+            self.drop.messages.popitem()
+        super().lock_maildrop()
+
+
+class Three(Four):
+    """A user with three."""
+
+    most = 3
+
+
 class Many(Right):
     """A user with twelve messages."""
 
@@ -1048,6 +1076,8 @@ def readable(command: str) -> str:
         ("Where RETR differs the second time", ReadersShareAPosition, {}),
         ("Of twelve messages", Many, {}),
         ("Of abilities", Able, {"token": "ya29.token"}),
+        ("Of four messages, with deletion", Four, {"delete": True}),
+        ("Of three messages, with deletion", Three, {"delete": True}),
     ],
 )
 def test_what_is_asked(

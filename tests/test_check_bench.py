@@ -160,3 +160,18 @@ def test_a_name_in_any_case_without_a_lock(no_waiting: None) -> None:
         def unlock_maildrop(self) -> None: ...
 
     assert findings(InAnyCase) == []
+
+
+def test_a_refusal_by_another_code(no_waiting: None) -> None:
+    """A wrong name that is answered as if the server had failed is a finding: a client would try again."""
+
+    class FailsForStrangers(Right):
+        def authenticate_pass(self, username: str, password: str) -> None:
+            if username.startswith("nobody-"):
+                raise popart.ReportableError("no such user", code="SYS/PERM")
+            super().authenticate_pass(username, password)
+
+    assert findings(FailsForStrangers) == [
+        "While signing in with wrong secrets, a wrong sign-in was answered -ERR [SYS/PERM] no such user, so a client "
+        "does not get what the protocol promises. Look at what the handler does then."
+    ]
