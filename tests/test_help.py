@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from popart.testing import __main__ as testing
 from popart.testing.check import __main__ as check
+from popart.testing.wire.conftest import FEATURES, pytest_addoption
 
 HELP = Path(__file__).with_name("help.txt").read_text("utf-8")
+
+
+def sections() -> list[str]:
+    return re.split(r"(?m)^(?=usage: |bare-lf: )", HELP)
 
 
 @pytest.mark.parametrize("main", [testing.main, check.main], ids=["testing", "check"])
@@ -27,5 +34,52 @@ def test_what_help_says(
     monkeypatch.setenv("NO_COLOR", "1")
     with pytest.raises(SystemExit):
         main(["--help"])
-    said = capfd.readouterr().out
-    assert said in re.split(r"(?m)^(?=usage: )", HELP)
+    assert capfd.readouterr().out in sections()
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> ArgumentParser:
+    """The options that the wire suite adds to pytest's."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("NO_COLOR", "1")
+    parser = ArgumentParser(prog="wire", add_help=False)
+    pytest_addoption(SimpleNamespace(getgroup=lambda *_: SimpleNamespace(addoption=parser.add_argument)))  # type: ignore[arg-type]
+    return parser
+
+
+def test_what_help_says_of_the_wire_suite(options: ArgumentParser) -> None:
+    """Each option that names the server, and each feature that it may lack, is there with its words."""
+    assert options.format_help() in sections()
+    assert "\n".join(f"{name}: {what}" for name, what in FEATURES.items()) in HELP
+
+
+def test_options_of_the_wire_suite(options: ArgumentParser) -> None:
+    """An address may be IPv6's, and the features are separated by commas."""
+    assert vars(options.parse_args([])) == {
+        "pop3_server": None,
+        "pop3_user": "alice",
+        "pop3_password": "secret",
+        "pop3_tls": False,
+        "pop3_delete": False,
+        "pop3_lacks": (),
+    }
+    found = options.parse_args(["--pop3-server", "[::1]:110", "--pop3-lacks", "top,uidl", "--pop3-tls"])
+    assert (found.pop3_server, found.pop3_lacks, found.pop3_tls) == (("::1", 110), ["top", "uidl"], True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--pop3-server", "localhost"], "argument --pop3-server: not HOST:PORT: localhost"),
+        (["--pop3-server", ":110"], "argument --pop3-server: not HOST:PORT: :110"),
+        (["--pop3-server", "localhost:pop3"], "argument --pop3-server: not HOST:PORT: localhost:pop3"),
+        (["--pop3-lacks", "top,uid,a"], "argument --pop3-lacks: no such feature: a, uid"),
+    ],
+)
+def test_wrong_options_of_the_wire_suite(
+    options: ArgumentParser, arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be used is named."""
+    with pytest.raises(SystemExit):
+        options.parse_args(arguments)
+    assert capfd.readouterr().err.splitlines()[-1] == f"wire: error: {says}"
