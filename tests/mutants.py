@@ -72,7 +72,7 @@ MOST_MEMORY = 16 << 30
 """Octets of address space: a fault in a loop may ask for all there is."""
 
 MOST_FINDERS = 50
-"""How many of the last faults that were found tell which tests are tried first."""
+"""How many of the last tests that found a fault are tried first."""
 
 BATCHES = [(0, 10), (10, 100), (100, None)]
 """Which tests run together: most faults need the first few, and to collect all tests takes seconds."""
@@ -372,7 +372,8 @@ class Map:
 
     def hopeful_first(self, tests: list[str], finders: list[str]) -> list[str]:
         """Return *tests*, beginning with those of the last *finders*."""
-        last = [test for test in reversed(finders[-MOST_FINDERS:]) if test in set(tests)]
+        there = set(tests)
+        last = [test for test in reversed(finders[-MOST_FINDERS:]) if test in there]
         return list(dict.fromkeys([*last, *tests]))
 
     def affordable(self, tests: list[str], seconds: float) -> list[str]:
@@ -438,7 +439,7 @@ class Recorder:
 class Chooser:
     """Runs *tests* in their order, and ends the process when one hangs.  A pytest plugin.
 
-    The file *running* has the name of the last one.
+    It writes the name of each test to the file *running* when the test begins.
     """
 
     def __init__(self, tests: list[str], known: Map, running: Path) -> None:
@@ -554,15 +555,17 @@ def try_out(task: tuple[Mutant, float]) -> Outcome:
     known = the_map()
     finders = Worker.original.with_name(f"{mutant.module}.finders")
     found = finders.read_text("utf-8").splitlines() if finders.exists() else []
-    tests = known.hopeful_first(known.tests_of(mutant), found)
-    chosen = known.affordable(tests, seconds)
+    tests = known.tests_of(mutant)
+    chosen = known.hopeful_first(known.affordable(tests, seconds), found)
     source.write_bytes(mutant.source)
     # What was compiled of the original in this second, if its size is the same, must not count.
     os.utime(source, (0, 0))
+    running = Worker.tree.with_suffix(".running")
+    running.unlink(missing_ok=True)
     try:
         batches = [chosen[first:end] for first, end in BATCHES]
-        caught = any(not passes(batch, known) for batch in batches if batch)
-        if caught and (running := Worker.tree.with_suffix(".running")).exists():
+        caught = any(not passes(batch, known, running) for batch in batches if batch)
+        if caught and running.exists():
             with finders.open("a", encoding="utf-8") as file:
                 file.write(f"{running.read_text('utf-8')}\n")
     finally:
@@ -575,9 +578,9 @@ def the_map() -> Map:
     return Map(Worker.original.with_name("map.json"), Worker.original)
 
 
-def passes(tests: list[str], known: Map) -> bool:
+def passes(tests: list[str], known: Map, running: Path) -> bool:
     functions = dict.fromkeys(test.partition("[")[0] for test in tests)
-    status = run_pytest(["-x", *functions], lambda: Chooser(tests, known, Worker.tree.with_suffix(".running")))
+    status = run_pytest(["-x", *functions], lambda: Chooser(tests, known, running))
     return status in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
 
 

@@ -1057,7 +1057,8 @@ class Many(Right):
 
 
 def readable(command: str) -> str:
-    """Return a command without base64, and with the length of what is random or very long in its place."""
+    """Return a command without base64, with the length of what is random or very long in its place, and ``<SCRAM>`` for
+    what differs in each exchange of SCRAM."""
     if command.startswith("AUTH "):
         *words, response = command.split(" ")
         command = " ".join([*words, repr(b64decode(response))])

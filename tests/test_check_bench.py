@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from popart.testing.check.bench import Bench, Options
 from popart.testing.check.client import BlockedError, Credentials, LateError
 from popart.testing.check.output import Output
 from popart.testing.check.recorder import Recorder
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, wait_until
 from tests.wrong_handlers import Counting, Right, Store
 
 
@@ -48,11 +49,11 @@ def test_waiting_in_vain(bench: Bench) -> None:
 
     with pytest.raises(LateError, match="^it does not come$"):
         bench.wait(wait, "it does not come")
-    assert waits == pytest.approx([0.01] * len(waits)) and 5 <= len(waits) <= 31
+    assert waits == pytest.approx([0.01] * len(waits)) and 1 <= len(waits) <= 31
 
 
 def test_waiting_for_what_comes(bench: Bench) -> None:
-    """It does not give up before."""
+    """It returns as soon as what it waits for comes."""
     answers = [False, False, True]
     bench.wait(lambda seconds: answers.pop(0), "it does not come")
     assert answers == []
@@ -66,9 +67,13 @@ def test_waiting_for_a_handler_that_blocks(bench: Bench) -> None:
 
 
 @pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Neither hold back refusals nor wait for long until a client is logged out; no thread is left in the end."""
     monkeypatch.setattr("popart.sign_in.FIRST_LOGIN_DELAY", 0)
     monkeypatch.setattr("popart.testing.check.locking.SILENCE", 0.1)
+    threads = set(threading.enumerate())
+    yield
+    wait_until(lambda: set(threading.enumerate()) <= threads)
 
 
 def test_a_client_that_is_turned_away_later(no_waiting: None) -> None:

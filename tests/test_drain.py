@@ -237,7 +237,7 @@ def test_an_empty_queue_is_looked_at_once() -> None:
 
 
 def test_it_waits_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """drain does not return before serve_forever, which wakes it, and which afterwards returns at once."""
+    """drain does not return before serve_forever, which wakes it.  Afterwards serve_forever returns at once."""
     monkeypatch.setattr("popart.accepting.SIGNAL_PAUSE", 600.0)
     monkeypatch.setattr("popart.workers.SPARE_SECONDS", 600.0)
     with make_server(Mail()) as server:
@@ -257,7 +257,7 @@ def test_it_waits_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
                     assert client.rest().endswith(b"+OK goodbye\r\n")
                 wait_until(lambda: not len(server._places))
                 monkeypatch.setattr(server._changed, "wait", let_go_and_wait)
-                assert server.drain() and held.go_on.is_set() and not server._loops
+                assert server.drain(PATIENCE) and held.go_on.is_set() and not server._loops
                 serving.result(PATIENCE)
                 other.submit(server.serve_forever).result(PATIENCE)
             finally:

@@ -174,15 +174,16 @@ def test_the_default_timeout_is_not_the_clients() -> None:
         socket.setdefaulttimeout(None)
 
 
-@pytest.mark.skipif(not hasattr(select, "poll"), reason="the system has no poll()")
 @pytest.mark.parametrize("kind", [system.WaitingSocket, system.PolledSocket])
 def test_who_waits_for_input_uses_no_processor(
     kind: type[socket.socket], pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read asks the system once, waits until the system says that something has come, and asks once more."""
+    if kind is system.WaitingSocket and not hasattr(select, "poll"):
+        pytest.skip("the system has no poll()")
     server, client = pair
     calls: list[str] = []
-    receive, poll, select_ = socket.socket.recv, select.poll, select.select
+    receive, poll, select_ = socket.socket.recv, getattr(select, "poll", None), select.select
 
     def recv(*arguments: Any) -> bytes:
         calls.append("recv")
@@ -196,6 +197,7 @@ def test_who_waits_for_input_uses_no_processor(
 
     class Poll:
         def __init__(self) -> None:
+            assert poll is not None
             self._poll = poll()
             self.register = self._poll.register
 
@@ -205,19 +207,19 @@ def test_who_waits_for_input_uses_no_processor(
     with kind(server.family, server.type, server.proto, server.detach()) as sock:
         sock.setblocking(False)
         monkeypatch.setattr(socket.socket, "recv", recv)
-        monkeypatch.setattr(select, "poll", Poll)
+        monkeypatch.setattr(select, "poll", Poll, raising=False)
         monkeypatch.setattr(select, "select", lambda *arguments: wait(select_, *arguments))
         assert sock.recv(100) == b"QUIT\r\n"
         assert calls == ["recv", "wait", "recv"]
 
 
 def test_is_listening() -> None:
-    """A socket that is bound does not listen yet."""
+    """A socket that is bound does not listen yet.  macOS need not tell that one listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert system.is_listening(sock) is False
         sock.listen()
-        assert system.is_listening(sock) is (sys.platform != "darwin")
+        assert system.is_listening(sock) or sys.platform == "darwin"
 
 
 def test_a_client_without_an_address(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

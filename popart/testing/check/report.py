@@ -55,7 +55,7 @@ class Report:
 
 
 def in_brackets(failures: list[str]) -> str:
-    """Return the first of some failures, to stand behind what is reported."""
+    """Return the first failure in brackets, to follow what is reported; ``""`` if there is none."""
     return f" ({failures[0]})" if failures else ""
 
 
